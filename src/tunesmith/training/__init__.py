@@ -1,0 +1,1 @@
+"""The loop, its schedule, its batches and its checkpoints."""

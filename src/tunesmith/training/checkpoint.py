@@ -1,0 +1,87 @@
+"""Checkpoints: everything a run needs to go on, committed whole, verified when read, never pickled."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tunesmith.base import Artifact, ArtifactError
+from tunesmith.base.artifact import commit
+from tunesmith.base.files import read_json, write_json
+
+KEEP = 2
+"""How many of the newest stay: were the newest damaged, there is one to fall back to."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A position in a run: steps done, and what the caller noted beside them."""
+
+    path: Path
+    step: int
+    """Optimizer steps that were applied."""
+    notes: dict[str, Any]
+
+
+def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, notes: dict[str, Any]) -> None:
+    """Commit a checkpoint below `folder` and drop those older than the newest `KEEP`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    work = folder / f"step-{step:08d}.partial"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    save_file({name: parameter.detach().contiguous() for name, parameter in parameters.items()}, work / "weights.safetensors")
+    save_file(_optimizer_tensors(parameters, optimizer), work / "optimizer.safetensors")
+    write_json(work / "state.json", {"step": step, "notes": notes})
+    commit(work, folder / f"step-{step:08d}", {"stage": "checkpoint", "metrics": {}})
+    for old in _newest_first(folder)[KEEP:]:
+        shutil.rmtree(old)
+
+
+def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint whose every byte is as committed; each damaged one is named to `warn`."""
+    for path in _newest_first(folder):
+        try:
+            artifact = Artifact.open(path)
+        except ArtifactError as error:
+            warn(f"checkpoint passed over: {error}")
+            continue
+        state = read_json(artifact / "state.json")
+        return Checkpoint(path, state["step"], state["notes"])
+    return None
+
+
+def restore(checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Put weights, and the optimizer's state if one is given, back as they were."""
+    tensors = load_file(checkpoint.path / "weights.safetensors")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    if optimizer is None:
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    places = {name: number for number, name in enumerate(_names(parameters, optimizer))}
+    for key, tensor in load_file(checkpoint.path / "optimizer.safetensors").items():
+        name, slot = key.rsplit("|", 1)
+        state.setdefault(places[name], {})[slot] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _names(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[str]:
+    """Parameter names in the order the optimizer numbers them."""
+    by_identity = {id(parameter): name for name, parameter in parameters.items()}
+    return [by_identity[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = _names(parameters, optimizer)
+    state = optimizer.state_dict()["state"]
+    return {f"{names[place]}|{slot}": value.contiguous() for place, slots in state.items() for slot, value in slots.items()}
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("step-*") if not path.name.endswith(".partial")), reverse=True)

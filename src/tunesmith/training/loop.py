@@ -1,0 +1,89 @@
+"""The training loop. There is one."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.base import ModelError
+from tunesmith.data.batch import Batch
+from tunesmith.methods.objectives import Objective
+from tunesmith.models.load import Loaded
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did."""
+
+    number: int
+    """Counted from 0."""
+    loss: float
+    """Mean over what the objective counts."""
+    stats: dict[str, float]
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+    tokens: int
+    """Tokens of the rows as given."""
+
+
+def train(
+    loaded: Loaded,
+    objective: Objective,
+    steps: Iterable[list[Batch]],
+    optimizer: torch.optim.Optimizer,
+    factor: Callable[[int], float],
+    *,
+    seed: int,
+    first: int = 0,
+    clip: float = 1.0,
+) -> Iterator[Step]:
+    """Fit a model to an objective and yield after every optimizer step.
+
+    What happens between steps (logging, evaluating, saving, stopping early) is plain code in the caller's `for`. Random draws of a
+    step depend on (seed, step) alone, so a run that goes on from step n is the run that was never stopped.
+
+    Raises:
+        ModelError: the loss or a gradient is not finite; the weights are those of the step before.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    loaded.model.train()
+    for number, batches in enumerate(steps, start=first):
+        count = sum(objective.count(batch) for batch in batches)
+        sums: Counter[str] = Counter()
+        norm = torch.zeros(())
+
+        def closure(batches: list[Batch] = batches, count: int = count, sums: Counter[str] = sums) -> Tensor:
+            nonlocal norm
+            optimizer.zero_grad()
+            sums.clear()
+            for batch in batches:
+                total, stats = objective(loaded, batch)
+                if torch.is_grad_enabled():  # a zeroth-order optimizer calls without
+                    (total / count).backward()  # type: ignore[no-untyped-call]
+                sums.update({"loss": float(total.detach()), **{name: float(value) for name, value in stats.items()}})
+            if torch.is_grad_enabled():
+                norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
+            _refuse_non_finite(sums["loss"], norm, batches, loaded)
+            return torch.tensor(sums["loss"] / count)
+
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor(number)
+        torch.manual_seed(seed * 1_000_003 + number)
+        optimizer.step(closure)
+        stats = {name: value / count for name, value in sums.items()}
+        rate = optimizer.param_groups[0]["lr"]
+        yield Step(number, stats.pop("loss"), stats, float(norm), rate, sum(batch.tokens for batch in batches))
+
+
+def _refuse_non_finite(loss: float, norm: Tensor, batches: list[Batch], loaded: Loaded) -> None:
+    """Raise before the step is applied, naming the rows."""
+    if torch.isfinite(torch.tensor(loss)) and torch.isfinite(norm):
+        return
+    rows = [origin for batch in batches for origin in batch.origins]
+    what = "loss" if not torch.isfinite(torch.tensor(loss)) else "gradient"
+    shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+    raise ModelError(f"the {what} is not finite, the step was not applied; its rows: {shown}; lower the learning rate or look at these rows")
