@@ -1,5 +1,6 @@
 """An artifact: a folder whose manifest names its stage, spec, parents and the hash of every file in it."""
 
+import json
 import os
 import platform
 import shutil
@@ -47,15 +48,20 @@ class Artifact:
         """
         try:
             manifest = read_json(path / MANIFEST)
-            entries = manifest["files"].items()
-        except (OSError, ValueError, KeyError, AttributeError):
-            raise ArtifactError(f"{path}: no readable {MANIFEST}; delete the folder and run again to make it anew") from None
-        for name, entry in entries:
+            seal = manifest.pop("seal", None)  # None in those written before there were seals
+            whole = "files" in manifest and seal in (None, digest(manifest))
+        except (OSError, ValueError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise ArtifactError(f"{path}: no readable {MANIFEST}; delete the folder and run again to make it anew")
+        for name, entry in manifest["files"].items():
             file = path / name
             if not file.is_file():
                 raise ArtifactError(f"{file}: is missing; delete {path} and run again to make it anew")
             if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
-                raise ArtifactError(f"{file}: differs from what was committed; delete {path} and run again to make it anew")
+                raise ArtifactError(
+                    f"{file}: differs from what was committed; delete {path} and run again to make it anew"
+                )
         return cls(path, manifest)
 
 
@@ -66,18 +72,24 @@ def commit(work: Path, final: Path, facts: dict[str, Any]) -> Artifact:
     the power fails at, `final` is either absent or whole.
     """
     files = {}
-    for file in sorted(path for path in work.rglob("*") if path.is_file() and path.name != MANIFEST):
+    for file in sorted(path for path in work.rglob("*") if path.is_file() and not _unfinished(path, work)):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
         files[file.relative_to(work).as_posix()] = {"sha256": sha256(file), "bytes": file.stat().st_size}
     for folder in [path for path in work.rglob("*") if path.is_dir()]:
         sync_folder(folder)
-    write_json(work / MANIFEST, {**facts, "created": round(time.time(), 3), "files": files})
+    manifest = json.loads(json.dumps({**facts, "created": round(time.time(), 3), "files": files}))
+    write_json(work / MANIFEST, {**manifest, "seal": digest(manifest)})
     if final.exists():
         shutil.rmtree(final)
     work.rename(final)
     sync_folder(final.parent)
-    return Artifact(final, read_json(final / MANIFEST))
+    return Artifact(final, manifest)
+
+
+def _unfinished(file: Path, work: Path) -> bool:
+    """Whether a file is what a killed commit or a killed atomic write left."""
+    return file == work / MANIFEST or (file.name.startswith(".") and file.suffix == ".tmp")
 
 
 @cache
@@ -98,4 +110,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -10,12 +10,16 @@ from typing import Any
 class Events:
     """Writes events; every tracker (TensorBoard, MLflow, the report) is a reader of the same file."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, **tags: Any) -> None:
+        self.path, self.tags = path, tags
+
+    def tagged(self, **tags: Any) -> "Events":
+        """The same file, seen as the events with these fields; what is written through it gets them."""
+        return Events(self.path, **self.tags, **tags)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event with the time in seconds since 1970; a crash loses at most the line being written."""
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **self.tags, **fields}, ensure_ascii=False)
         with self.path.open("a+b") as file:
             torn = file.tell() > 0 and file.seek(-1, 2) is not None and file.read(1) != b"\n"
             file.write((b"\n" if torn else b"") + line.encode() + b"\n")
@@ -30,5 +34,21 @@ class Events:
                     found = json.loads(line)
                 except json.JSONDecodeError:
                     continue
-                if event is None or found["event"] == event:
+                wanted = self.tags if event is None else {"event": event, **self.tags}
+                if all(found.get(name) == value for name, value in wanted.items()):
                     yield found
+
+    def since(self, offset: int) -> Iterator[dict[str, Any]]:
+        """Whole lines from a byte offset on; each event carries the `offset` to go on from."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                try:
+                    yield {**json.loads(line), "offset": offset}
+                except ValueError:  # not JSON, or cut within a character
+                    continue

@@ -2,8 +2,10 @@
 
 import importlib
 import pkgutil
+from functools import reduce
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Self, Union
+from operator import or_
+from typing import Annotated, Any, Self
 
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
@@ -44,7 +46,7 @@ class Family(Spec):
             return handler(source)
         if len(members) == 1:
             return handler.generate_schema(members[0])
-        return handler.generate_schema(Annotated[Union[tuple(members)], Field(discriminator="kind")])
+        return handler.generate_schema(Annotated[reduce(or_, members), Field(discriminator="kind")])
 
 
 def load_members(package: str, path: list[str]) -> None:

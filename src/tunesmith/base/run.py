@@ -35,7 +35,7 @@ class Stage:
 
 @dataclass
 class Output:
-    """Where a stage writes: files below `path`, figures into `metrics`, progress into `events`.
+    """Where a stage writes: files below `path`, figures into `metrics`, progress into `events` (which carry the artifact's name).
 
     `path` survives a kill: a stage that finds its own earlier work there may go on from it.
     """
@@ -54,6 +54,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.events = Events(path / "events.jsonl")
+        self._verified: dict[Path, Artifact] = {}
 
     @property
     def states(self) -> dict[str, dict[str, Any]]:
@@ -70,7 +71,9 @@ class Run:
         """
         state = self.states.get(stage, {})
         if state.get("state") != "done":
-            raise ArtifactError(f"{self.path}: stage {stage!r} is {state.get('state', 'not started')}; run `tunesmith run` first")
+            raise ArtifactError(
+                f"{self.path}: stage {stage!r} is {state.get('state', 'not started')}; run `tunesmith run` first"
+            )
         return Artifact.open(self.path / state["artifact"])
 
     @contextmanager
@@ -84,20 +87,26 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = (self.path / ".lock").open("a+", encoding="utf-8")
         except OSError as error:
-            raise ArtifactError(f"{self.path}: cannot write here ({error.strerror}); choose another folder with --run") from None
+            raise ArtifactError(
+                f"{self.path}: cannot write here ({error.strerror}); choose another folder with --run"
+            ) from None
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 handle.seek(0)
                 owner = handle.read().strip() or "another process"
-                raise ArtifactError(f"{self.path}: {owner} is working here; wait for it or choose another --run") from None
+                raise ArtifactError(
+                    f"{self.path}: {owner} is working here; wait for it or choose another --run"
+                ) from None
             handle.truncate(0)
             handle.write(f"process {os.getpid()} on {socket.gethostname()}")
             handle.flush()
             yield
 
-    def once(self, stage: Stage, spec: Spec, *parents: Artifact, inputs: tuple[Path, ...] = (), **context: Any) -> Artifact:
+    def once(
+        self, stage: Stage, spec: Spec, *parents: Artifact, inputs: tuple[Path, ...] = (), **context: Any
+    ) -> Artifact:
         """Return the artifact of `stage` for exactly these inputs, computing it only if it is not there and valid.
 
         Args:
@@ -113,13 +122,21 @@ class Run:
             "spec": spec.model_dump(mode="json"),
             "context": context,
             "inputs": [{"name": path.name, "sha256": sha256(path)} for path in inputs],
-            "parents": [{"stage": parent.manifest["stage"], "folder": parent.path.name, "id": parent.id} for parent in parents],
+            "parents": [
+                {"stage": parent.manifest["stage"], "folder": parent.path.name, "id": parent.id} for parent in parents
+            ],
         }
         key = digest({**facts, "parents": [parent.id for parent in parents]})[:KEY_LENGTH]
         final = self.path / f"{stage.name}-{key}"
+        if final in self._verified:
+            return self._verified[final]
         found = self._valid(final)
         if found:
-            if self.states.get(stage.name, {}).get("artifact") != final.name or self.states[stage.name]["state"] != "done":
+            self._verified[final] = found
+            if (
+                self.states.get(stage.name, {}).get("artifact") != final.name
+                or self.states[stage.name]["state"] != "done"
+            ):
                 self._note(stage.name, state="done", artifact=final.name, seconds=found.manifest["seconds"])
             self.events.write("cached", stage=stage.name, artifact=final.name)
             return found
@@ -147,7 +164,7 @@ class Run:
         work.mkdir(parents=True, exist_ok=True)
         self._note(stage.name, state="running", artifact=final.name)
         self.events.write("started", stage=stage.name, artifact=final.name)
-        out = Output(work, self.events)
+        out = Output(work, self.events.tagged(artifact=final.name))
         start = time.monotonic()
         try:
             stage.function(spec, *parents, out=out, **context)
@@ -160,7 +177,10 @@ class Run:
             self.events.write(state, stage=stage.name, reason=str(error) or type(error).__name__)
             raise
         self._note(stage.name, state="done", artifact=final.name, seconds=seconds)
-        self.events.write("done", stage=stage.name, artifact=final.name, seconds=seconds, metrics=json.loads(json.dumps(out.metrics)))
+        self.events.write(
+            "done", stage=stage.name, artifact=final.name, seconds=seconds, metrics=json.loads(json.dumps(out.metrics))
+        )
+        self._verified[final] = made
         return made
 
     def _note(self, stage: str, **state: Any) -> None:

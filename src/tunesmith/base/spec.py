@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,7 +28,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give the path of a recipe, for example recipes/quickstart.yaml") from None
+        raise ConfigError(
+            f"{path}: no such file; give the path of a recipe, for example recipes/quickstart.yaml"
+        ) from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a recipe ({error}); give the path of a YAML file") from None
     try:
@@ -36,7 +38,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}; check indentation and quotes") from None
+        raise ConfigError(
+            f"{where}: not valid YAML: {getattr(error, 'problem', error)}; check indentation and quotes"
+        ) from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of stages to settings, this is a {type(found).__name__}")
     return found
@@ -60,7 +64,7 @@ def override(tree: dict[str, Any], assignment: str) -> None:
         if not isinstance(below, dict):
             raise ConfigError(f"{assignment!r}: {name!r} is a value, it has no fields below it")
         tree = below
-    if last == "kind" and tree.get("kind") != value:
+    if last == "kind" and tree.get("kind", value) != value:
         tree.clear()
     tree[last] = value
 
@@ -77,16 +81,16 @@ def validate(spec: type[S], tree: dict[str, Any], origin: str) -> S:
         problems = error.errors()
         first = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(f"{origin}: {_explain(spec, first)}{more}") from None
+        raise ConfigError(f"{origin}: {_explain(spec, tree, first)}{more}") from None
 
 
-def _explain(spec: type[Spec], problem: Any) -> str:
+def _explain(spec: type[Spec], tree: dict[str, Any], problem: Any) -> str:
     """One line for one pydantic problem."""
-    path = [str(part) for part in problem["loc"]]
-    dotted = ".".join(path)
+    place = problem["loc"]
+    dotted = ".".join(_written(tree, place))
     if problem["type"] == "extra_forbidden":
-        names = field_names(spec, path[:-1])
-        near = difflib.get_close_matches(path[-1], names, n=1)
+        names = field_names(spec, place[:-1])
+        near = difflib.get_close_matches(place[-1], names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"fields here: {', '.join(names)}"
         return f"{dotted}: no such field; {hint}"
     if problem["type"] == "union_tag_invalid":
@@ -97,22 +101,42 @@ def _explain(spec: type[Spec], problem: Any) -> str:
     if problem["type"] == "union_tag_not_found":
         return f"{dotted}: 'kind' is missing; write {dotted}: {{kind: ...}}, see `tunesmith explain {dotted.split('.')[-1]}`"
     if problem["type"] == "missing":
-        return f"{dotted}: is required and missing"
-    given = problem["input"] if isinstance(problem["input"], str | int | float | bool | None) else type(problem["input"]).__name__
+        return f"{'.'.join([*_written(tree, place), place[-1]])}: is required and missing"
+    given = (
+        problem["input"]
+        if isinstance(problem["input"], str | int | float | bool | None)
+        else type(problem["input"]).__name__
+    )
     message = problem["msg"].removeprefix("Value error, ")
     return f"{dotted or 'recipe'}: {message[:1].lower() + message[1:]}; got {given!r}"
 
 
-def field_names(spec: type[Spec], path: list[str]) -> list[str]:
-    """Names that exist at `path` below `spec`; a union's tag appears in the path as its own part."""
-    kind: Any = spec
-    for part in path:
-        if isinstance(kind, type) and issubclass(kind, Spec) and part in kind.model_fields:
-            kind = kind.model_fields[part].annotation
-        elif isinstance(kind, type) and issubclass(kind, Spec):
-            kind = next((member for member in _below(kind) if part == member.model_fields["kind"].default), kind)
-    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, Spec) else []
+def _written(tree: Any, place: tuple[str | int, ...]) -> list[str]:
+    """The parts of pydantic's path that the user wrote; it also holds the tags of unions."""
+    parts = []
+    below: Any = tree
+    for part in place:
+        if part in below if isinstance(below, dict) else isinstance(below, list) and isinstance(part, int):
+            parts.append(str(part))
+            below = below[part]
+    return parts
 
 
-def _below(kind: type[Spec]) -> list[type[Spec]]:
-    return [found for child in kind.__subclasses__() for found in (child, *_below(child))]
+def field_names(spec: type[Spec], place: tuple[str | int, ...]) -> list[str]:
+    """Names that exist at pydantic's path `place` below `spec`; a union's tag is a part of its own there."""
+    here = [spec]
+    for part in place:
+        fields = [kind.model_fields[part] for kind in here if part in kind.model_fields]
+        tagged = [kind for kind in here if "kind" in kind.model_fields and kind.model_fields["kind"].default == part]
+        if fields:
+            here = [found for field in fields for found in _specs(field.annotation)]
+        elif tagged:
+            here = tagged
+    return list(dict.fromkeys(name for kind in here for name in kind.model_fields))
+
+
+def _specs(annotation: Any) -> list[type[Spec]]:
+    """Every spec that a field of this annotation may hold, members of families included."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return [annotation, *(found for child in annotation.__subclasses__() for found in _specs(child))]
+    return [found for part in get_args(annotation) for found in _specs(part)]

@@ -1,6 +1,7 @@
 """Batch: the rows of a step as a forest, one flat sequence in which every distinct prefix stands once."""
 
-from collections.abc import Iterable, Sequence as Many
+from collections.abc import Iterable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +65,8 @@ def grow(sequences: Many[np.ndarray]) -> Forest:
             depths.append(np.arange(shared, len(sequence)))
         segments.append(Segment(count, count + own, path))
         count += own
-    as_tensor = lambda parts: torch.from_numpy(np.concatenate(parts).astype(np.int64))  # noqa: E731
-    return Forest(as_tensor(tokens), as_tensor(depths), tuple(segments))
+    tokens_N, depth_N = (torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in (tokens, depths))
+    return Forest(tokens_N, depth_N, tuple(segments))
 
 
 def common_prefix(left: np.ndarray, right: np.ndarray) -> int:
@@ -129,7 +130,9 @@ class Batch:
             target_M=torch.cat(targets),
             sequence_M=torch.cat(owners),
             row_S=torch.tensor([number for number, row in enumerate(rows) for _ in row.sequences]),
-            columns={name: torch.tensor([row.columns[name] for row in rows], dtype=torch.float32) for name in sorted(names)},
+            columns={
+                name: torch.tensor([row.columns[name] for row in rows], dtype=torch.float32) for name in sorted(names)
+            },
             origins=tuple(row.origin for row in rows),
             tokens=sum(len(sequence) for sequence in sequences),
         )

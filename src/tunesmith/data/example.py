@@ -48,7 +48,14 @@ class Example:
         """The reference answer as text: the first answer's last assistant message, or the plain text."""
         if self.text is not None:
             return self.text
-        return next((str(message.get("content") or "") for message in reversed(self.answers[0]) if message["role"] == "assistant"), "")
+        return next(
+            (
+                str(message.get("content") or "")
+                for message in reversed(self.answers[0])
+                if message["role"] == "assistant"
+            ),
+            "",
+        )
 
     def strings(self) -> Iterator[str]:
         """Every text a person wrote in it, in order."""

@@ -1,5 +1,6 @@
 """The one function that turns messages into tokens, for training, evaluation and serving alike."""
 
+import json
 import re
 from collections.abc import Iterable
 from functools import cached_property
@@ -22,7 +23,7 @@ class Renderer:
     What is served is what was trained: a conversation is tokenised in pieces that end where the assistant begins to speak, so a
     prompt has the same tokens whether an answer follows it (training) or is about to (serving).
 
-    A tokenizer without a template gets the messages' contents joined by newlines.
+    A tokenizer without a template gets the messages' contents as lines, each answer closed by the end token.
     """
 
     def __init__(self, tokenizer: Any, supervise: Literal["answers", "all"] = "answers") -> None:
@@ -36,7 +37,7 @@ class Renderer:
             DataError: the template cannot render it, ignores its tools, or nothing in it is to be learnt.
         """
         if example.text is not None:
-            sequences = (self._plain(example.text),)
+            sequences: tuple[Sequence, ...] = (self._plain(example.text),)
         else:
             if example.tools:
                 self._check_tools(example)
@@ -62,7 +63,9 @@ class Renderer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of tokens, special ones left out."""
-        found: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        found: str = self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return found
 
     @cached_property
@@ -94,12 +97,16 @@ class Renderer:
         """Whether this tokenizer begins every text with its beginning-of-sequence token."""
         return bool(self.tokenizer("a").input_ids[:1] == [self.tokenizer.bos_token_id])
 
-    def _sequence(self, prompt: tuple[Message, ...], answer: tuple[Message, ...], tools: tuple[dict[str, Any], ...]) -> Sequence:
+    def _sequence(
+        self, prompt: tuple[Message, ...], answer: tuple[Message, ...], tools: tuple[dict[str, Any], ...]
+    ) -> Sequence:
         ids, learn = self._conversation((*prompt, *answer), tools, open_ended=False, first=len(prompt))
         mask = np.array(learn, dtype=bool)
         if self.supervise == "all":
             mask[:] = True
-        last = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else len(ids)  # what follows the last learnt token teaches nothing
+        last = (
+            int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else len(ids)
+        )  # what follows the last learnt token teaches nothing
         mask[0] = False
         return Sequence(np.array(ids[:last], dtype=np.int32), mask[:last])
 
@@ -107,8 +114,9 @@ class Renderer:
         self, messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...], open_ended: bool, first: int = 0
     ) -> tuple[Ids, list[bool]]:
         """Tokens and learn mask; messages before `first` are never learnt."""
-        guard = self._guard(messages)
+        guard = self._guard((messages, tools))
         messages = tuple(self._guarded(message, guard) for message in messages)
+        tools = tuple(self._guarded(tool, guard) for tool in tools)
         ids: Ids = []
         learn: list[bool] = []
         done = ""
@@ -137,7 +145,7 @@ class Renderer:
         if not messages:
             return ""
         if not self.tokenizer.chat_template:
-            return "".join(f"{message['content']}\n" for message in messages)
+            return self._without_template(messages)
         try:
             found: str = self.tokenizer.apply_chat_template(
                 list(messages), tools=list(tools) or None, add_generation_prompt=open_ended, tokenize=False
@@ -145,6 +153,12 @@ class Renderer:
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             raise DataError(f"the model's chat template cannot render it: {error}") from None
         return found
+
+    def _without_template(self, messages: tuple[Message, ...]) -> str:
+        """A line for each message; answers are closed by the end token, or nothing would teach the model to stop."""
+        start = self.tokenizer.bos_token if self._adds_bos else ""
+        ends = {"assistant": self.tokenizer.eos_token}
+        return start + "".join(f"{message['content']}{ends.get(message['role'], '')}\n" for message in messages)
 
     def _ids(self, text: str, guard: str) -> Ids:
         """Tokens of rendered text; special tokens are recognised where the template wrote them, nowhere else."""
@@ -168,25 +182,27 @@ class Renderer:
         longest_first = sorted(self._special, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
-    def _guard(self, messages: tuple[Message, ...]) -> str:
-        """A character that no message holds; it breaks up what looks like a special token in a person's text."""
-        text = repr(messages)
+    def _guard(self, written: Any) -> str:
+        """A character that is nowhere in `written`; it breaks up what looks like a special token in a person's text."""
+        text = json.dumps(written, ensure_ascii=False, default=str)
         return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
 
     def _guarded(self, value: Any, guard: str) -> Any:
         """`value` with the guard inside everything in its strings that a special token could be read from."""
         if isinstance(value, str):
-            return self._special_pattern.sub(lambda match: match[0][0] + guard + match[0][1:], value) if self._special else value
+            return (
+                self._special_pattern.sub(lambda match: match[0][0] + guard + match[0][1:], value)
+                if self._special
+                else value
+            )
         if isinstance(value, dict):
-            return {name: self._guarded(part, guard) for name, part in value.items()}
+            return {self._guarded(name, guard): self._guarded(part, guard) for name, part in value.items()}
         if isinstance(value, list | tuple):
             return [self._guarded(part, guard) for part in value]
         return value
 
     def _check_tools(self, example: Example) -> None:
         """Refuse tools that the template would drop in silence."""
-        rendered = self._render((*example.prompt, *example.answers[0]), example.tools, False)
-        for tool in example.tools:
-            name = str(tool.get("function", tool).get("name"))
-            if name not in rendered:
-                raise DataError(f"the model's chat template ignores tools: {name!r} does not appear in the rendered text")
+        messages = (*example.prompt, *example.answers[0])
+        if self._render(messages, example.tools, False) == self._render(messages, (), False):
+            raise DataError("the model's chat template ignores tools; leave them out, or describe them in the system message")

@@ -1,0 +1,30 @@
+"""JSON lines: one object per line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from .json_text import RefusedError, parse
+from .record import Record, Source, checked
+from .text_file import lines
+
+
+class Jsonl(Source):
+    """One JSON object per line."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
+
+    def records(self, path: Path) -> Iterator[Record]:
+        """One record per line; blank lines are no rows."""
+        for number, text, defect, note in lines(path):
+            origin = f"{path}:{number}"
+            if defect or text is None:
+                yield Record(origin, None, defect, note)
+                continue
+            try:
+                value = parse(text)
+            except RefusedError as reason:
+                yield Record(origin, None, str(reason), note)
+                continue
+            yield checked(origin, value, note)

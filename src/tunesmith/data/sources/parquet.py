@@ -1,0 +1,53 @@
+"""Parquet and Arrow tables, read by pyarrow a batch of rows at a time."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from tunesmith.base import DataError, MachineError
+
+from .record import Record, Source, checked, plain
+
+
+class Parquet(Source):
+    """A Parquet file, or an Arrow file of either form (stream or file)."""
+
+    kind: Literal["parquet"] = "parquet"
+    suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".arrow", ".feather")
+
+    def records(self, path: Path) -> Iterator[Record]:
+        """One record per row, by its number from 1; null fields are left out."""
+        number = 0
+        for batch in _batches(path):
+            for row in batch:
+                number += 1
+                fields = {name: plain(value) for name, value in row.items() if value is not None}
+                yield checked(f"{path}:{number}", fields)
+
+
+def _batches(path: Path) -> Iterator[list[dict[str, Any]]]:
+    arrow = _pyarrow("pyarrow")
+    try:
+        if path.suffix == ".parquet":
+            for batch in _pyarrow("pyarrow.parquet").ParquetFile(path).iter_batches(batch_size=1000):
+                yield batch.to_pylist()
+            return
+        with arrow.memory_map(str(path)) as file:
+            stream = file.read(6) != b"ARROW1"
+            file.seek(0)
+            reader = arrow.ipc.open_stream(file) if stream else arrow.ipc.open_file(file)
+            for batch in reader if stream else map(reader.get_batch, range(reader.num_record_batches)):
+                yield batch.to_pylist()
+    except (arrow.ArrowException, OSError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"{path}: cannot be read as {path.suffix[1:]} ({why}); is it whole, and of that format?"
+        ) from None
+
+
+def _pyarrow(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError:
+        raise MachineError("reading Parquet and Arrow files needs pyarrow; pip install 'tunesmith[data]'") from None

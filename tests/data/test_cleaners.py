@@ -1,0 +1,152 @@
+"""Planted copies are found and named; rows that only share the task's wording are left alone."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from tunesmith.base import load_members
+from tunesmith.data import cleaners
+from tunesmith.data.cleaners import Cleaner
+from tunesmith.data.cleaners.exact_duplicates import ExactDuplicates
+from tunesmith.data.cleaners.leakage import Leakage
+from tunesmith.data.cleaners.near_duplicates import NearDuplicates
+from tunesmith.data.example import Example
+
+INSTRUCTION = "Read the description of a package and answer with the one word that names its role in the system."
+VOCABULARY = [
+    f"{head}{tail}"
+    for head in ("lo", "ma", "ri", "ne", "su", "ka", "ti", "po")
+    for tail in ("ran", "mel", "dor", "fis", "gan", "lut")
+]
+
+
+def example(prompt: str, answer: str = "tool", origin: str = "f:1", **columns: float) -> Example:
+    asked = {"role": "user", "content": prompt}
+    return Example(origin, (asked,), (({"role": "assistant", "content": answer},),), columns=columns)
+
+
+def sentence(source: random.Random, words: int = 40) -> list[str]:
+    return [source.choice(VOCABULARY) + source.choice("aeiou") for _ in range(words)]
+
+
+def ask(words: Sequence[str], name: str, answer: str = "tool") -> Example:
+    return example(f"{INSTRUCTION}\n\n{' '.join(words)}", answer, name)
+
+
+def small_edit(words: Sequence[str], source: random.Random) -> list[str]:
+    """One word changed, dropped or put in."""
+    edited = list(words)
+    place = source.randrange(len(words))
+    edited[place : place + 1] = source.choice([["changed"], [], [words[place], "added"]])
+    return edited
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_copies_of_test_rows_are_named_and_nothing_else(seed: int) -> None:
+    source = random.Random(seed)
+    test = [sentence(source) for _ in range(100)]
+    train = [ask(sentence(source), f"train:{number}", source.choice(["tool", "game"])) for number in range(400)]
+    exact = [ask(words, f"exact:{number}") for number, words in enumerate(test[:20])]
+    exact[0] = example(exact[0].prompt[0]["content"].upper().replace(" ", "\n") + "!", "another", "exact:0")
+    near = [ask(small_edit(words, source), f"near:{number}") for number, words in enumerate(test[20:40])]
+    rows = [*train, *exact, *near]
+    source.shuffle(rows)
+    splits = {
+        "train": rows,
+        "validation": [],
+        "test": [ask(words, f"test:{number}") for number, words in enumerate(test)],
+    }
+    found = Leakage().find(splits)
+    named = {rows[drop.index].origin: drop.reason for drop in found.drops}
+    assert {drop.split for drop in found.drops} == {"train"}
+    assert sum(name.startswith("exact") for name in named) == 20
+    assert sum(name.startswith("near") for name in named) >= 18
+    assert not [name for name in named if name.startswith("train")]
+    assert named["exact:7"] == "stands in test too: copy of test:7"
+    assert found.facts["exact"] == 20
+    assert found.facts["near"] == len(named) - 20
+
+
+def test_a_row_in_two_splits_stays_in_test_first_and_validation_second() -> None:
+    source = random.Random(0)
+    words = [sentence(source) for _ in range(3)]
+    splits = {
+        "train": [ask(words[0], "a"), ask(words[1], "b"), ask(words[2], "c")],
+        "validation": [ask(words[0], "d"), ask(words[1], "e")],
+        "test": [ask(words[1], "f")],
+    }
+    drops = {(drop.split, drop.index) for drop in Leakage().find(splits).drops}
+    assert drops == {("validation", 1), ("train", 0), ("train", 1)}
+
+
+@pytest.mark.parametrize("size", [3, 8, 30, 200])
+def test_a_shared_instruction_and_short_rows_are_no_leak(size: int) -> None:
+    instruction = INSTRUCTION * 5
+    sums = [
+        example(f"{instruction} What is {number} + {number + 1}?", str(2 * number + 1)) for number in range(2 * size)
+    ]
+    assert Leakage().find({"train": sums[:size], "test": sums[size:]}).drops == ()
+    poems = [example("Write a poem.", " ".join(sentence(random.Random(number)))) for number in range(40)]
+    assert Leakage().find({"train": poems[:20], "test": poems[20:]}).drops == ()
+
+
+def test_exact_duplicates_keep_the_first_and_leave_test_alone() -> None:
+    rows = [example("a  b", "x", "1"), example("a\nb", "x", "2"), example("a b", "X", "3"), example("c", "x", "4")]
+    found = ExactDuplicates().find({"train": rows, "test": [rows[3], rows[3]]})
+    assert [(drop.split, drop.index, drop.reason) for drop in found.drops] == [("train", 1, "exact duplicate: of 1")]
+    assert found.facts["copies_in_test"] == 1
+    assert found.facts["conflicts"] == 1
+    assert found.facts["conflicting_rows"] == [["1", "3"]]
+
+
+def test_contradictions_of_labels_and_preferences_are_counted() -> None:
+    labelled = [example("a", "x", "1", label=1.0), example("a", "x", "2", label=0.0), example("a", "y", "3", label=1.0)]
+    assert ExactDuplicates().find({"train": labelled}).facts["conflicting_rows"] == [["1", "2"]]
+    good, bad = ({"role": "assistant", "content": text} for text in ("yes", "no"))
+    asked = ({"role": "user", "content": "a"},)
+    pairs = [Example("1", asked, ((good,), (bad,))), Example("2", asked, ((bad,), (good,)))]
+    found = ExactDuplicates().find({"train": pairs})
+    assert found.drops == ()
+    assert found.facts["conflicting_rows"] == [["1", "2"]]
+
+
+def test_calls_are_part_of_what_a_row_says() -> None:
+    def calling(number: int) -> Example:
+        call = {"type": "function", "function": {"name": "f", "arguments": {"x": number}}}
+        return Example(
+            str(number),
+            ({"role": "user", "content": "go"},),
+            (({"role": "assistant", "content": "", "tool_calls": [call]},),),
+        )
+
+    assert ExactDuplicates().find({"train": [calling(1), calling(2)]}).drops == ()
+
+
+def test_near_duplicates_are_dropped_from_their_threshold_on() -> None:
+    source = random.Random(1)
+    rows = [ask(sentence(source, 60), str(number)) for number in range(50)]
+    copy = rows[10].prompt[0]["content"].rsplit(" ", 1)[0] + " changed"
+    found = NearDuplicates().find({"train": [*rows, example(copy, "tool", "copy")]})
+    assert [drop.index for drop in found.drops] == [50]
+    assert found.drops[0].reason.endswith("of 10")
+    assert NearDuplicates(threshold=1.0).find({"train": [*rows, example(copy, "tool", "copy")]}).drops == ()
+
+
+def test_words_of_scripts_without_spaces_are_compared_letter_by_letter() -> None:
+    source = random.Random(2)
+    text = "".join(chr(source.randrange(0x4E00, 0x9000)) for _ in range(60))
+    others = ["".join(chr(source.randrange(0x4E00, 0x9000)) for _ in range(60)) for _ in range(10)]
+    found = Leakage().find(
+        {"train": [*map(example, others), example(text[:30] + "的" + text[31:])], "test": [example(text)]}
+    )
+    assert [drop.index for drop in found.drops] == [10]
+
+
+def test_every_cleaner_can_be_found_by_name() -> None:
+    load_members(cleaners.__name__, list(cleaners.__path__))
+    assert {"exact_duplicates", "near_duplicates", "leakage"} <= {
+        str(member.model_fields["kind"].default) for member in Cleaner.members()
+    }
+    for member in Cleaner.members():
+        assert member.model_validate({}).find({"train": [], "validation": [], "test": []}).drops == ()

@@ -1,0 +1,238 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.base import DataError
+from tunesmith.data.example import Example
+from tunesmith.data.render import Renderer
+
+CHATML_WITH_TOOLS = (
+    "{% if tools %}<|im_start|>system\nTools:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}"
+    "{% for call in message.tool_calls or [] %}\n<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA_2 = (
+    "{% set offset = 0 %}{% set system = '' %}"
+    "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}{% set offset = 1 %}{% endif %}"
+    "{% for message in messages[offset:] %}{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "{% if message.role == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + message.content | trim + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message.content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+TEMPLATES = {"own": None, "chatml": CHATML_WITH_TOOLS, "llama-2": LLAMA_2}
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<filename>"]
+
+ordinary = st.text(st.characters(exclude_categories=["Cs"], max_codepoint=0x3FFFF), max_size=30)  # the vocabulary lacks the bytes of higher planes
+hostile = st.lists(st.sampled_from([*SPECIALS, "<|im_", "end|>", "<|", "x", " ", "\n", "\ue000", "\ue001"]), max_size=8).map("".join)
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def renderer(request, smollm_tokenizer):
+    tokenizer = copy.deepcopy(smollm_tokenizer)
+    if TEMPLATES[request.param] is not None:
+        tokenizer.chat_template = TEMPLATES[request.param]
+    return Renderer(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def plain(smollm_tokenizer):
+    """A tokenizer that has no template."""
+    tokenizer = copy.deepcopy(smollm_tokenizer)
+    tokenizer.chat_template = None
+    return Renderer(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def chatml(smollm_tokenizer):
+    tokenizer = copy.deepcopy(smollm_tokenizer)
+    tokenizer.chat_template = CHATML_WITH_TOOLS
+    return Renderer(tokenizer)
+
+
+def special_count(renderer, ids):
+    return sum(token in renderer._special.values() for token in ids)
+
+
+def learnt(renderer, row, number=0):
+    sequence = row.sequences[number]
+    return renderer.tokenizer.decode(sequence.tokens[sequence.learn])
+
+
+@settings(max_examples=40, deadline=None)
+@given(ordinary, ordinary)
+def test_a_prompt_has_the_tokens_of_apply_chat_template(renderer, system, question):
+    if any(special in system + question for special in renderer._special):
+        return
+    messages = [{"role": "system", "content": system}, user(question)]
+    expected = renderer.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert renderer.prompt(messages) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(hostile, hostile)
+def test_what_a_person_wrote_never_becomes_special(renderer, question, answer):
+    """Specials stand where the template put them and nowhere else, and the text comes back to the letter."""
+    trims = renderer.tokenizer.chat_template == LLAMA_2
+    question, answer = (f"a{text}a" for text in (question, answer))  # since Llama 2's template trims
+    messages = [user(question), assistant(answer), user(question)]
+    harmless = [user("b"), assistant("c"), user("b")]
+    ids = renderer.prompt(messages)
+    assert special_count(renderer, ids) == special_count(renderer, renderer.prompt(harmless))
+    text = renderer.tokenizer.decode(ids)
+    assert text.count(question) >= 2
+    assert answer in text
+    row = renderer.row(Example("f:1", (user(question),), ((assistant(answer),),)))
+    assert special_count(renderer, row.sequences[0].tokens[row.sequences[0].learn]) == 1
+    assert learnt(renderer, row).startswith(f" {answer} " if trims else answer)
+
+
+def test_neither_tools_nor_calls_can_smuggle_a_special_token(chatml):
+    def ids(word):
+        tool = {"type": "function", "function": {"name": "weather", "description": word, "parameters": {word: word}}}
+        call = {"function": {"name": "weather", "arguments": {word: word}}}
+        return chatml.prompt([user("?"), {"role": "assistant", "content": None, "tool_calls": [call]}, user("?")], [tool])
+
+    assert special_count(chatml, ids("<|im_end|>")) == special_count(chatml, ids("end"))
+    assert "<|im_end|>\": \"<|im_end|>" in chatml.tokenizer.decode(ids("<|im_end|>"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(ordinary, ordinary, ordinary)
+def test_training_begins_with_what_serving_will_see(renderer, question, answer, more):
+    prompt = (user(question),)
+    row = renderer.row(Example("f:1", prompt, ((assistant("x" + answer), user(more), assistant(answer + "x")),)))
+    tokens = row.sequences[0].tokens.tolist()
+    for messages in (prompt, (*prompt, assistant("x" + answer), user(more))):
+        served = renderer.prompt(messages)
+        assert tokens[: len(served)] == served
+    first = len(renderer.prompt(prompt))
+    assert not row.sequences[0].learn[:first].any()
+    assert row.sequences[0].learn[first]
+    assert row.sequences[0].learn[-1]
+    assert tokens[-1] in renderer.ends
+
+
+def test_every_turn_of_the_assistant_in_the_answer_is_learnt_with_its_end_and_nothing_else(renderer):
+    prompt = (user("one?"), assistant("first"), user("two?"))
+    answer = (assistant("second"), user("three?"), assistant("third"))
+    row = renderer.row(Example("f:1", prompt, (answer,)))
+    end = renderer.tokenizer.decode([row.sequences[0].tokens[-1]])
+    text = learnt(renderer, row).replace(" ", "")
+    assert text == f"second{end}third{end}"
+    assert row.origin == "f:1"
+
+
+def test_supervise_all_learns_all_but_the_first_token(smollm_tokenizer):
+    example = Example("f:1", (user("one?"),), ((assistant("first"),),))
+    sequence = Renderer(smollm_tokenizer, "all").row(example).sequences[0]
+    assert not sequence.learn[0]
+    assert sequence.learn[1:].all()
+    answers = Renderer(smollm_tokenizer).row(example).sequences[0]
+    assert sequence.tokens[: len(answers)].tolist() == answers.tokens.tolist()
+
+
+def test_several_answers_share_their_prompt(renderer):
+    example = Example("f:1", (user("q"),), ((assistant("good"),), (assistant("bad"),)), columns={"label": 1.0})
+    row = renderer.row(example)
+    length = len(renderer.prompt(example.prompt))
+    assert np.array_equal(row.sequences[0].tokens[:length], row.sequences[1].tokens[:length])
+    assert "good" in learnt(renderer, row, 0)
+    assert "bad" in learnt(renderer, row, 1)
+    assert row.columns == {"label": 1.0}
+
+
+class TestTools:
+    def test_are_rendered_where_the_template_does(self, chatml):
+        row = chatml.row(Example("f:1", (user("weather?"),), ((assistant("rain"),),), tools=(WEATHER,)))
+        text = chatml.tokenizer.decode(row.sequences[0].tokens)
+        assert json.dumps(WEATHER) in text
+        assert learnt(chatml, row) == "rain<|im_end|>"
+
+    def test_a_call_is_learnt(self, chatml):
+        call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        row = chatml.row(Example("f:1", (user("?"),), ((message,),), tools=(WEATHER,)))
+        assert '"name": "weather"' in learnt(chatml, row)
+
+    def test_are_refused_where_the_template_drops_them(self, smollm_tokenizer):
+        """Also where a message happens to hold the tool's name."""
+        with pytest.raises(DataError, match="template ignores tools"):
+            Renderer(smollm_tokenizer).row(
+                Example("f:1", (user("the weather?"),), ((assistant("rain"),),), tools=(WEATHER,))
+            )
+
+
+class TestWithoutTemplate:
+    def test_messages_are_lines_and_an_answer_ends(self, plain):
+        row = plain.row(Example("f:1", (user("1+1?"),), ((assistant("2"),),)))
+        assert plain.tokenizer.decode(row.sequences[0].tokens) == "1+1?\n2<|im_end|>"
+        assert learnt(plain, row) == "2<|im_end|>"
+        assert plain.tokenizer.decode(plain.prompt([user("a"), assistant("b"), user("c")])) == "a\nb<|im_end|>\nc\n"
+
+    def test_text_begins_as_the_tokenizer_begins_texts(self, smollm_tokenizer):
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer = copy.deepcopy(smollm_tokenizer)
+        tokenizer.chat_template = None
+        start = ("<|im_start|>", 1)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[start])
+        renderer = Renderer(tokenizer)
+        assert renderer.tokenizer.decode(renderer.prompt([user("a")])) == "<|im_start|>a\n"
+        assert renderer.row(Example("f:1", text="some text")).sequences[0].tokens[0] == 1
+
+
+class TestPlainText:
+    @settings(max_examples=30, deadline=None)
+    @given(st.one_of(ordinary, hostile))
+    def test_all_of_it_is_learnt_and_it_ends(self, renderer, text):
+        row = renderer.row(Example("f:1", text="a" + text))
+        sequence = row.sequences[0]
+        assert renderer.tokenizer.decode(sequence.tokens[:-1]) == "a" + text
+        assert sequence.tokens[-1] == renderer.tokenizer.eos_token_id
+        assert sequence.learn.tolist() == [False] + [True] * (len(sequence) - 1)
+        assert special_count(renderer, sequence.tokens) == 1
+
+    def test_decoding_keeps_every_space(self, smollm_tokenizer):
+        tokenizer = copy.deepcopy(smollm_tokenizer)
+        tokenizer.clean_up_tokenization_spaces = True
+        renderer = Renderer(tokenizer)
+        assert renderer.decode(renderer.encode("a , b . do n't")) == "a , b . do n't"
+
+    def test_encoding_leaves_the_tokenizer_as_it_was(self, renderer):
+        assert len(renderer.encode("<|im_end|>")) > 1
+        assert renderer.tokenizer("<|im_end|>").input_ids == [2]
+
+
+def test_a_row_without_anything_to_learn_is_refused(renderer):
+    for example in (Example("f:1", text=""), Example("f:1", (user("a"),), ((),))):
+        with pytest.raises(DataError, match="nothing to learn"):
+            renderer.row(example)
+
+
+def test_the_templates_own_refusal_is_passed_on(smollm_tokenizer):
+    tokenizer = copy.deepcopy(smollm_tokenizer)
+    tokenizer.chat_template = LLAMA_2
+    with pytest.raises(DataError, match="cannot render it: Conversation roles must alternate"):
+        Renderer(tokenizer).row(Example("f:1", (user("a"), user("b")), ((assistant("c"),),)))
+
+
+def test_a_template_that_rewrites_the_past_is_refused(smollm_tokenizer):
+    tokenizer = copy.deepcopy(smollm_tokenizer)
+    tokenizer.chat_template = "{{ messages | length }}" + CHATML_WITH_TOOLS
+    with pytest.raises(DataError, match="continuation of its beginning"):
+        Renderer(tokenizer).row(Example("f:1", (user("a"),), ((assistant("b"),),)))
