@@ -1,0 +1,10 @@
+"""Graders, baselines and the statistics that turn answers on held-out rows into figures one can trust."""
+
+from tunesmith.base import load_members
+
+from .base import HEADLINE, AnswerGrader, Grader, Likelihood, Score
+from .statistics import Difference, Figure, Interval
+
+load_members(__name__, __path__)
+
+__all__ = ["HEADLINE", "AnswerGrader", "Difference", "Figure", "Grader", "Interval", "Likelihood", "Score"]

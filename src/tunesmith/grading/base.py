@@ -1,0 +1,87 @@
+"""What a grader is: it turns answers to held-out examples into figures that can be resampled by row."""
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from tunesmith.base import DataError, Family
+from tunesmith.data.example import Example
+
+from .statistics import Figure, share
+
+HEADLINE = "headline"
+"""Name of a grader's first figure among its `figures`; the others are its parts."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One answer's grade: `hits` of `total` things are right, and so for each named part."""
+
+    hits: float
+    total: float
+    parts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    text: str = ""
+    """What was wrong, for a person to read; empty if nothing was."""
+
+    @property
+    def share(self) -> float:
+        """Hits over total, from 0 to 1; 1 where nothing was asked."""
+        return self.hits / self.total if self.total else 1.0
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a model finds one example's supervised tokens."""
+
+    loss: float
+    """Sum of the negative log-likelihoods in nats."""
+    tokens: int
+    """Number of tokens it sums over."""
+
+
+class Grader(Family):
+    """How outputs are judged. A member is one file: fields, and `score` (or `figures`, where a row has no score)."""
+
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+    unit: ClassVar[str] = "% of rows"
+    reads: ClassVar[Literal["answers", "likelihoods"]] = "answers"
+    """What `figures` is given: one answer (str) or one Likelihood per example."""
+
+    @abstractmethod
+    def figures(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, Figure]:
+        """One system's figures over all examples: the `headline`, then parts by name.
+
+        Raises:
+            DataError: an example cannot be graded this way.
+            MachineError: a package is missing.
+        """
+
+    @property
+    def signature(self) -> str:
+        """Everything that must be equal for two results to be comparable."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+
+class AnswerGrader(Grader):
+    """A grader that can judge one answer by itself; its figures are shares."""
+
+    @abstractmethod
+    def score(self, answer: str, example: Example) -> Score:
+        """Grade one answer against the example's gold answer."""
+
+    def figures(self, examples: Sequence[Example], outputs: Sequence[str]) -> dict[str, Figure]:
+        """Ratios of sums: every thing counts once, however many a row has."""
+        scores = [self.score(answer, example) for answer, example in zip(outputs, examples, strict=True)]
+        if not any(score.total for score in scores):
+            count = len(examples)
+            raise DataError(
+                f"{examples[0].origin}: {self.kind!r} finds nothing to grade in {count} rows; use another grader"
+            )
+        counted = {HEADLINE: [(score.hits, score.total) for score in scores]}
+        for name in dict.fromkeys(name for score in scores for name in score.parts):
+            counted[name] = [score.parts.get(name, (0.0, 0.0)) for score in scores]
+        return {name: Figure(np.array(pairs, dtype=np.float64), share, top=100.0) for name, pairs in counted.items()}

@@ -1,0 +1,75 @@
+"""The gate: whether a tuned model may replace what is there, said in plain sentences with the figures."""
+
+from typing import Any
+
+from pydantic import Field
+
+from tunesmith.base import ConfigError, Spec
+
+from .scoreboard import SUBJECT
+
+
+class Gate(Spec):
+    """Promote only what is shown to be better at the task and shown not to be worse elsewhere."""
+
+    task: str | None = None
+    """Grader that decides on the task; empty means the scoreboard's headline."""
+    beat: tuple[str, ...] = ("base",)
+    """Systems it must beat on the task: the 95 % interval of the paired difference must lie above zero."""
+    margin: float | None = Field(default=5.0, gt=0)
+    """By how many percent perplexity on the general rows may rise, at the upper end of its 95 % interval; empty turns
+    this check off."""
+    rows: int = Field(default=30, ge=1)
+    """Fewest rows that a decision may rest on."""
+
+    def __call__(self, task: dict[str, Any], general: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Decide from the scoreboard of the task's held-out rows and that of general rows (grader `perplexity`).
+
+        Returns:
+            `{"promote": bool, "reasons": [sentence, ...]}`; the figure that is missing speaks against promotion.
+
+        Raises:
+            ConfigError: the grader named by `task` is not on the scoreboard.
+        """
+        checks = [self._beats(task, other) for other in self.beat]
+        if self.margin is not None:
+            checks.append(self._keeps(general, self.margin))
+        return {"promote": all(passed for passed, _ in checks), "reasons": [reason for _, reason in checks]}
+
+    def _beats(self, board: dict[str, Any], other: str) -> tuple[bool, str]:
+        kind = self.task or next(name for name, block in board["graders"].items() if block["headline"])
+        if kind not in board["graders"]:
+            raise ConfigError(f"gate.task: {kind!r} is not on the scoreboard; there are {', '.join(board['graders'])}")
+        block, subject = board["graders"][kind], board["subject"]
+        found = block["differences"].get(f"{subject} - {other}")
+        if found is None:
+            return False, f"{subject} was not compared with {other} by {kind}; give its answers or mend gate.beat."
+        if found["n"] < self.rows:
+            return False, f"{kind} rests on {found['n']} rows; a decision needs {self.rows}."
+        better = found["low"] > 0 if block["better"] == "higher" else found["high"] < 0
+        mine, theirs = block["systems"][subject]["value"], block["systems"][other]["value"]
+        figures = f"{mine:.1f} against {theirs:.1f} {block['unit']}, difference {found['value']:+.1f}"
+        seen = f"{kind} {figures} ({_range(found)})"
+        if better:
+            return True, f"{subject} beats {other}: {seen}."
+        least = found["detectable"]
+        power = "" if least is None else f"; a difference of {least:.1f} could have been seen"
+        return False, f"{subject} is not shown to beat {other}: {seen}{power}."
+
+    def _keeps(self, board: dict[str, Any] | None, margin: float) -> tuple[bool, str]:
+        subject = board["subject"] if board else SUBJECT
+        block = board["graders"].get("perplexity", {}) if board else {}
+        found = block.get("differences", {}).get(f"{subject} - base")
+        if found is None:
+            return False, "General ability was not compared with base; give general rows, or set gate.margin to null."
+        if found["n"] < self.rows:
+            return False, f"General perplexity rests on {found['n']} rows; a decision needs {self.rows}."
+        rise = found["relative"]
+        seen = f"perplexity on general rows changes by {rise['value']:+.1f} % ({_range(rise)})"
+        if rise["high"] < margin:
+            return True, f"{subject} keeps its general ability: {seen}, within the margin of {margin:g} %."
+        return False, f"{subject} is not shown to keep its general ability: {seen}, the margin is {margin:g} %."
+
+
+def _range(found: dict[str, Any]) -> str:
+    return f"95 % interval {found['low']:+.1f} to {found['high']:+.1f}, {found['n']} rows"

@@ -1,0 +1,154 @@
+"""The scoreboard: every grader's figure for every system, by part and by slice, with paired differences."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.base import ConfigError, DataError
+from tunesmith.data.example import Example
+
+from .base import HEADLINE, Grader, Likelihood
+from .statistics import CONFIDENCE, POWER, RESAMPLES, SEED, Figure, difference, interval
+
+SUBJECT = "tuned"
+SMALLEST_SLICE = 10
+MOST_SLICES = 20
+
+
+def scoreboard(
+    examples: Sequence[Example],
+    answers: Mapping[str, Sequence[str]],
+    graders: Sequence[Grader],
+    *,
+    likelihoods: Mapping[str, Sequence[Likelihood]] | None = None,
+    slices: tuple[str, ...] = (),
+    seed: int = SEED,
+    subject: str = SUBJECT,
+    against: tuple[str, ...] | None = None,
+) -> dict[str, Any]:
+    """Compare systems on the same held-out rows.
+
+    Args:
+        examples: the held-out rows.
+        answers: one answer per row of each system.
+        graders: the first one's figure is the headline.
+        likelihoods: one Likelihood per row of each system that has them, for the graders that read them.
+        slices: names of `meta` fields; each value with at least ten rows is graded alone (the twenty largest per name).
+        seed: of the bootstrap and the permutation test.
+        subject: the system whose differences from the others are wanted.
+        against: the others; by default every other system.
+
+    Returns:
+        A JSON value: `rows`, `systems`, `subject`, `seed`, `resamples`, `confidence`, `power`, and per grader `unit`,
+        `better`, `signature`, `headline`, `systems`, `parts`, `slices` and `differences`. Intervals are 95 % over rows,
+        differences are paired, and no correction is made for their number.
+
+    Raises:
+        ConfigError: a grader is named twice, or the subject or an opponent was not graded at all.
+        DataError: there are no rows, a system has too few outputs, or a grader cannot grade a row.
+    """
+    likelihoods = likelihoods or {}
+    systems = list(dict.fromkeys([*answers, *likelihoods]))
+    _check(examples, {**answers}, graders, [subject, *(against or ())], systems)
+    _check(examples, {**likelihoods}, graders, [], systems)
+    opponents = against if against is not None else tuple(name for name in systems if name != subject)
+    groups = _groups(examples, slices)
+    blocks = {}
+    for place, grader in enumerate(graders):
+        outputs: Mapping[str, Sequence[Any]] = answers if grader.reads == "answers" else likelihoods
+        figures = {name: grader.figures(examples, given) for name, given in outputs.items()}
+        if not figures:
+            raise ConfigError(
+                f"graders.{place}: {grader.kind!r} reads {grader.reads}, and no system has any; leave it out"
+            )
+        blocks[grader.kind] = {
+            "unit": grader.unit,
+            "better": grader.better,
+            "signature": grader.signature,
+            "headline": place == 0,
+            **_block(figures, groups, subject, opponents, grader.better == "lower", seed),
+        }
+    return {
+        "rows": len(examples),
+        "systems": systems,
+        "subject": subject,
+        "seed": seed,
+        "resamples": RESAMPLES,
+        "confidence": CONFIDENCE,
+        "power": POWER,
+        "graders": blocks,
+    }
+
+
+def _block(
+    figures: Mapping[str, Mapping[str, Figure]],
+    groups: Mapping[str, NDArray[np.int64]],
+    subject: str,
+    opponents: Sequence[str],
+    relative: bool,
+    seed: int,
+) -> dict[str, Any]:
+    """What one grader says: per system, per part, per slice, and the subject's differences from its opponents."""
+    headlines = {system: found[HEADLINE] for system, found in figures.items()}
+    parts = [name for name in next(iter(figures.values())) if name != HEADLINE]
+    return {
+        "systems": _intervals(headlines, seed),
+        "parts": {name: _entry({system: found[name] for system, found in figures.items()}, seed) for name in parts},
+        "slices": {
+            name: _entry({system: figure.take(rows) for system, figure in headlines.items()}, seed)
+            for name, rows in groups.items()
+        },
+        "differences": {
+            f"{subject} - {other}": difference(
+                headlines[subject], headlines[other], relative=relative, seed=seed
+            ).to_json()
+            for other in opponents
+            if subject in headlines and other in headlines
+        },
+    }
+
+
+def _entry(figures: Mapping[str, Figure], seed: int) -> dict[str, Any]:
+    return {"n": max(figure.rows for figure in figures.values()), "systems": _intervals(figures, seed)}
+
+
+def _intervals(figures: Mapping[str, Figure], seed: int) -> dict[str, Any]:
+    return {system: interval(figure, seed=seed).to_json() for system, figure in figures.items()}
+
+
+def _groups(examples: Sequence[Example], names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """Rows of each slice `name=value` that is large enough."""
+    groups = {}
+    for name in names:
+        values = [str(example.meta[name]) if name in example.meta else None for example in examples]
+        largest = Counter(value for value in values if value is not None).most_common(MOST_SLICES)
+        for value in (value for value, count in largest if count >= SMALLEST_SLICE):
+            groups[f"{name}={value}"] = np.flatnonzero([found == value for found in values])
+    return groups
+
+
+def _check(
+    examples: Sequence[Example],
+    outputs: Mapping[str, Sequence[Any]],
+    graders: Sequence[Grader],
+    wanted: Sequence[str],
+    systems: Sequence[str],
+) -> None:
+    if not examples:
+        raise DataError("scoreboard: there are no held-out rows; give the test split at least one row")
+    for system, given in outputs.items():
+        if len(given) != len(examples):
+            raise DataError(
+                f"scoreboard: {system!r} has {len(given)} outputs for {len(examples)} rows; give one per row"
+            )
+    twice = [kind for kind, count in Counter(grader.kind for grader in graders).items() if count > 1]
+    if twice or not graders:
+        raise ConfigError(
+            f"graders: {twice[0]!r} is named twice; name it once" if twice else "graders: is empty; name at least one"
+        )
+    missing = [name for name in wanted if name not in systems]
+    if missing:
+        raise ConfigError(f"scoreboard: system {missing[0]!r} has no answers; there are {', '.join(systems)}")

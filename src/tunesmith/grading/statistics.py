@@ -1,0 +1,175 @@
+"""Intervals, paired differences and their power, for any figure that is a function of sums over rows.
+
+A share is a ratio of two sums, perplexity the exponential of one, BLEU and macro F1 functions of a few more. So one
+bootstrap serves them all: a resample of rows is a vector of counts, and its figure is `value(counts @ statistics)`.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Value = Callable[[Array], Array]
+
+SEED = 0
+RESAMPLES = 4000
+CONFIDENCE = 0.95
+POWER = 0.80
+_CELLS = 4_000_000  # of one block of the resampling matrix: 32 MB
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Sufficient statistics of one system on some rows, and the figure they add up to."""
+
+    statistics: Array
+    """What each of N rows adds to each of K sums; a row of zeros has nothing to say."""
+    value: Value
+    """From sums [..., K] to figures [...]."""
+    top: float | None = None
+    """The best possible figure where 0 is the worst; None if there is no such limit (perplexity)."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that say something."""
+        return int(self.statistics.any(axis=1).sum())
+
+    @property
+    def point(self) -> float:
+        """The figure over all rows."""
+        return float(self.value(self.statistics.sum(axis=0)))
+
+    def take(self, rows: NDArray[np.int64]) -> "Figure":
+        """The same figure over some of the rows."""
+        return Figure(self.statistics[rows], self.value, self.top)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95 % interval; `n` is the number of rows it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as a JSON value."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """First minus second system on the same rows."""
+
+    p: float
+    """Two-sided p-value of the paired permutation test that the two are exchangeable on every row."""
+    detectable: float | None
+    """Smallest true difference that this test would have found four times in five; None where no row differed."""
+    relative: Interval | None
+    """First over second minus one, in percent; None where zero is an ordinary value of the second."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as a JSON value."""
+        return {name: entry for name, entry in asdict(self).items() if name != "relative" or entry is not None}
+
+
+def share(sums: Array) -> Array:
+    """Percentage of the second sum that the first is: a ratio estimator; NaN where nothing was counted."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(100.0 * sums[..., 0] / sums[..., 1])
+
+
+def replicates(figure: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) -> Array:
+    """The figure on each of `resamples` bootstrap samples of its rows, [R].
+
+    Samples depend on the seed and the number of rows only, so systems on the same rows are resampled alike (paired).
+    """
+    generator = np.random.default_rng(seed)
+    count = len(figure.statistics)
+    values = []
+    for size in _blocks(resamples, count):
+        drawn_RN = generator.integers(0, count, size=(size, count)) + count * np.arange(size)[:, None]
+        counts_RN = np.bincount(drawn_RN.ravel(), minlength=size * count).reshape(size, count)
+        values.append(figure.value(counts_RN.astype(np.float64) @ figure.statistics))
+    return np.concatenate(values)
+
+
+def interval(figure: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) -> Interval:
+    """95 % interval by the bias-corrected percentile bootstrap over rows (Efron 1981).
+
+    Where all rows agree the bootstrap sees no spread; then the exact binomial limit on rows not seen takes its place.
+    """
+    point = figure.point
+    ends = _ends(point, replicates(figure, seed=seed, resamples=resamples))
+    if figure.top is not None and ends[0] == ends[1]:
+        ends = _unseen(point, 0.0, figure.top, figure.rows)
+    return Interval(point, *ends, figure.rows)
+
+
+def difference(
+    first: Figure, second: Figure, *, relative: bool = False, seed: int = SEED, resamples: int = RESAMPLES
+) -> Difference:
+    """First minus second on the same rows, resampled together; `relative` adds the percentage of change."""
+    values = replicates(first, seed=seed, resamples=resamples)
+    others = replicates(second, seed=seed, resamples=resamples)
+    point, rows = first.point - second.point, max(first.rows, second.rows)
+    ends = _ends(point, values - others)
+    deviation = float(np.nanstd(values - others, ddof=1))
+    if first.top is not None and ends[0] == ends[1]:
+        ends = _unseen(point, -first.top, first.top, rows)
+    change = None
+    if relative:
+        ratio = 100.0 * (first.point / second.point - 1.0)
+        change = Interval(ratio, *_ends(ratio, 100.0 * (values / others - 1.0)), rows)
+    p = permutation(first, second, seed=seed, resamples=resamples)
+    return Difference(point, *ends, rows, p, detectable(deviation) if deviation > 0 else None, change)
+
+
+def permutation(first: Figure, second: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) -> float:
+    """Two-sided p-value of swapping the two outputs at random on each row; for right or wrong it is McNemar's test."""
+    generator = np.random.default_rng(seed)
+    observed = abs(first.point - second.point)
+    gap_NK = second.statistics - first.statistics
+    as_extreme = 0
+    for size in _blocks(resamples, len(gap_NK)):
+        swapped_RN = generator.integers(0, 2, size=(size, len(gap_NK)), dtype=np.int8).astype(np.float64)
+        moved_RK = swapped_RN @ gap_NK
+        firsts = first.value(first.statistics.sum(axis=0) + moved_RK)
+        seconds = second.value(second.statistics.sum(axis=0) - moved_RK)
+        as_extreme += int((np.abs(firsts - seconds) >= observed - 1e-9).sum())
+    return (1 + as_extreme) / (1 + resamples)
+
+
+def detectable(standard_error: float, *, power: float = POWER, confidence: float = CONFIDENCE) -> float:
+    """Smallest true difference that a two-sided test finds with this power, given the difference's standard error."""
+    return (_NORMAL.inv_cdf(0.5 + confidence / 2) + _NORMAL.inv_cdf(power)) * standard_error
+
+
+def _blocks(resamples: int, count: int) -> Iterator[int]:
+    """Sizes that add up to `resamples`, each small enough to hold in memory against `count` rows."""
+    size = max(1, _CELLS // count)
+    for start in range(0, resamples, size):
+        yield min(size, resamples - start)
+
+
+def _ends(point: float, values: Array) -> tuple[float, float]:
+    """Bias-corrected percentiles: where the point lies among its replicates shifts which of them are the ends."""
+    values = values[~np.isnan(values)]
+    below = float(np.mean(values < point) + 0.5 * np.mean(values == point))
+    shift = _NORMAL.inv_cdf(min(max(below, 1 / len(values)), 1 - 1 / len(values)))
+    reach = _NORMAL.inv_cdf(0.5 + CONFIDENCE / 2)
+    low, high = np.quantile(values, [_NORMAL.cdf(2 * shift - reach), _NORMAL.cdf(2 * shift + reach)])
+    return min(float(low), point), max(float(high), point)
+
+
+def _unseen(point: float, bottom: float, top: float, rows: int) -> tuple[float, float]:
+    """Ends if all rows agree: at most `1 - 0.025 ** (1 / rows)` of all rows may disagree (Clopper, Pearson 1934)."""
+    unseen = 1.0 - math.pow((1 - CONFIDENCE) / 2, 1 / rows)
+    return point - unseen * (point - bottom), point + unseen * (top - point)

@@ -1,0 +1,99 @@
+"""Baselines learn from training rows only, answer with the fields asked, and say when they do not apply."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from tunesmith.data.example import Example
+from tunesmith.grading import HEADLINE
+from tunesmith.grading.baselines import majority, svm
+from tunesmith.grading.exact import Exact
+from tunesmith.grading.json_fields import JsonFields
+
+DEBTAGS = Path(__file__).parents[2] / "examples" / "debtags"
+
+
+def example(prompt: str, gold: object) -> Example:
+    text = gold if isinstance(gold, str) else json.dumps(gold)
+    return Example("rows.jsonl:1", ({"role": "user", "content": prompt},), (({"role": "assistant", "content": text},),))
+
+
+TRAIN = [
+    example(
+        f"{fruit} number {index}",
+        {"colour": colour, "count": index % 2, **({"sour": True} if fruit == "lemon" else {})},
+    )
+    for index in range(8)
+    for fruit, colour in (("cherry", "red"), ("lemon", "yellow"), ("strawberry", "red"))
+]
+TEST = [
+    example("a lemon", {"colour": "yellow", "sour": True}),
+    example("a cherry", {"colour": "red", "taste": "sweet"}),
+]
+
+
+def test_majority_answers_exactly_the_fields_asked() -> None:
+    found = majority(TRAIN, TEST)
+    assert found.answers is not None
+    assert [json.loads(answer) for answer in found.answers] == [
+        {"colour": "red", "sour": True},
+        {"colour": "red", "taste": None},
+    ]
+    assert "24 training rows" in found.reason
+
+
+def test_svm_reads_the_prompt_and_says_how_it_was_chosen() -> None:
+    found = svm(TRAIN, TEST)
+    assert found.answers is not None
+    assert [json.loads(answer) for answer in found.answers] == [
+        {"colour": "yellow", "sour": True},
+        {"colour": "red", "taste": None},
+    ]
+    assert "cross-validation on 24 training rows" in found.reason
+
+
+def test_a_short_label_is_one_class() -> None:
+    train = [
+        example(f"{word} film {index}", label)
+        for index in range(6)
+        for word, label in (("good", "yes"), ("bad", "no"), ("fine", "yes"))
+    ]
+    test = [example("a bad one", "no"), example("a good one", "yes")]
+    assert majority(train, test).answers == ["yes", "yes"]
+    answers = svm(train, test).answers
+    assert answers is not None
+    assert Exact().figures(test, answers)[HEADLINE].point == 100.0
+
+
+@pytest.mark.parametrize("baseline", [majority, svm])
+def test_free_text_and_nested_objects_have_no_baseline(baseline) -> None:  # type: ignore[no-untyped-def]
+    for gold in ("a story of {}", '{{"nested": {{"number": {}}}}}'):
+        train = [example("tell", gold.format(index)) for index in range(10)]
+        found = baseline(train, train)
+        assert found.answers is None
+        assert "10 distinct in 10 rows" in found.reason
+    assert baseline([], TEST).answers is None
+
+
+def test_prompts_without_a_word_do_no_harm() -> None:
+    train = [example("1 + 1", {"answer": index % 2}) for index in range(12)]
+    assert svm(train, train[:2]).answers is not None
+
+
+def test_the_baselines_on_the_bundled_example_are_no_straw_men() -> None:
+    splits = {}
+    for name in ("train", "test"):
+        with gzip.open(DEBTAGS / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            rows = [json.loads(line)["messages"] for line in lines]
+        splits[name] = [
+            Example(f"{name}:{number}", (row[0],), ((row[1],),)) for number, row in enumerate(rows[:200], 1)
+        ]
+    shares = []
+    for baseline in (majority, svm):
+        answers = baseline(splits["train"], splits["test"]).answers
+        assert answers is not None
+        shares.append(JsonFields().figures(splits["test"], answers)[HEADLINE].point)
+    assert 45 < shares[0] < 60
+    assert shares[1] > 70

@@ -1,0 +1,187 @@
+"""Every grader keeps the family's contract, and says what it should on answers worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU, CHRF
+from sklearn.metrics import f1_score
+
+from tunesmith.base import DataError, MachineError
+from tunesmith.data.example import Example
+from tunesmith.grading import HEADLINE, AnswerGrader, Grader, Likelihood
+from tunesmith.grading.bleu import Bleu
+from tunesmith.grading.chrf import Chrf
+from tunesmith.grading.exact import Exact
+from tunesmith.grading.extras import extra
+from tunesmith.grading.json_fields import JsonFields, macro_f1
+from tunesmith.grading.json_valid import JsonValid
+from tunesmith.grading.perplexity import Perplexity
+from tunesmith.grading.reading import canonical, read_object
+from tunesmith.grading.statistics import interval
+
+
+def example(gold: str, prompt: str = "Which?", **meta: object) -> Example:
+    answer = {"role": "assistant", "content": gold}
+    return Example("test.jsonl:1", ({"role": "user", "content": prompt},), ((answer,),), meta=meta)
+
+
+GOLDS = [json.dumps({"role": role, "size": size}) for role in ("program", "library") for size in (1, 2, 3)]
+EXAMPLES = [example(gold) for gold in GOLDS]
+MEMBERS = Grader.members()
+
+
+def test_the_family_has_its_members() -> None:
+    kinds = {member.model_fields["kind"].default for member in MEMBERS}
+    assert {"exact", "json_fields", "json_valid", "bleu", "chrf", "perplexity"} <= kinds
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_constructs_by_default_and_survives_yaml(member: type[Grader]) -> None:
+    grader = member()  # type: ignore[call-arg]
+    assert member.model_validate(yaml.safe_load(yaml.safe_dump(grader.model_dump(mode="json")))) == grader
+    assert grader.kind in grader.signature
+    assert all(field.description for name, field in member.model_fields.items() if name != "kind")
+
+
+@pytest.mark.parametrize("member", [member for member in MEMBERS if issubclass(member, AnswerGrader)])
+def test_perfect_answers_get_the_best_and_empty_ones_the_worst(member: type[AnswerGrader]) -> None:
+    grader = member()  # type: ignore[call-arg]
+    best, worst = grader.figures(EXAMPLES, GOLDS), grader.figures(EXAMPLES, [""] * len(GOLDS))
+    assert best.keys() == worst.keys()
+    for name in best:
+        assert best[name].point == pytest.approx(100.0)
+        assert worst[name].point == 0.0
+    assert grader.score(GOLDS[0], EXAMPLES[0]).share == pytest.approx(1.0)
+    assert grader.score("", EXAMPLES[0]).share == 0.0
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_intervals_contain_the_value_and_have_width(member: type[Grader]) -> None:
+    grader = member()  # type: ignore[call-arg]
+    outputs: list[object] = [*GOLDS[:3], "", *GOLDS[1:3]]
+    if grader.reads == "likelihoods":
+        outputs = [Likelihood(3.0 * tokens, tokens + 1) for tokens in range(6)]
+    for figure in grader.figures(EXAMPLES, outputs).values():
+        found = interval(figure, resamples=500)
+        assert found.low <= found.value <= found.high
+        assert found.low < found.high
+
+
+def test_exact_states_what_it_forgives() -> None:
+    row = example("New  York\n")
+    assert Exact().score(" New York ", row).hits == 1
+    assert Exact().score("new york", row).hits == 0
+    assert Exact(ignore_case=True).score("new york", row).hits == 1
+    assert Exact(ignore_blanks=False).score("New York", row).hits == 0
+    assert Exact().score("cafe\u0301", example("caf\u00e9")).hits == 1
+    assert Exact().score("Boston", row).text == "expected 'New  York\\n'"
+
+
+@pytest.mark.parametrize(
+    ("text", "lenient", "strict"),
+    [
+        ('{"a": 1}', {"a": 1}, {"a": 1}),
+        ('  {"a": 1}\n', {"a": 1}, {"a": 1}),
+        ('```json\n{"a": 1}\n```', {"a": 1}, None),
+        ('Use {braces}: {"a": {"b": 2}} and {"c": 3}', {"a": {"b": 2}}, None),
+        ('{"a": 1', None, None),
+        ("[1]", None, None),
+        ("", None, None),
+        ('{"a": ' * 4_000, None, None),
+        ('{"a": ' + "1" * 10_000 + "}", None, None),
+    ],
+)
+def test_reading_json(text: str, lenient: object, strict: object) -> None:
+    assert read_object(text, "lenient") == lenient
+    assert read_object(text, "strict") == strict
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)), st.text()
+)
+def test_any_object_is_found_behind_any_text_without_a_brace(value: dict[str, object], before: str) -> None:
+    wrapped = before.replace("{", "") + json.dumps(value) + before.replace("{", "")
+    assert read_object(wrapped) == value
+
+
+def test_json_values_that_count_as_the_same() -> None:
+    assert canonical(" Command  Line") == canonical("command line")
+    assert canonical("CLI", ignore_case=False) != canonical("cli", ignore_case=False)
+    assert canonical(1) == canonical(1.0)
+    assert canonical(1) != canonical(True)
+    assert canonical({"a": 1, "b": [2]}) == canonical({"b": [2.0], "a": 1})
+
+
+def test_json_fields_counts_every_field_once() -> None:
+    rows = [example('{"a": "x", "b": "y"}'), example('{"a": "z"}')]
+    figures = JsonFields().figures(rows, ['{"a": "X", "b": "no", "c": "extra"}', '```\n{"a": "z"}\n```'])
+    assert figures[HEADLINE].point == pytest.approx(200 / 3)
+    assert figures["a"].point == 100.0
+    assert (figures["b"].point, figures["b"].rows) == (0.0, 1)
+    assert figures["valid JSON"].point == 100.0
+    strict = JsonFields(reading="strict").figures(rows, ['{"a": "x", "b": "y"}', '```\n{"a": "z"}\n```'])
+    assert strict[HEADLINE].point == pytest.approx(200 / 3)
+    assert strict["valid JSON"].point == 50.0
+    assert JsonFields().score('{"a": "x"}', rows[0]).text == 'b: missing, expected "y"'
+
+
+def test_macro_f1_is_scikit_learns() -> None:
+    generator = np.random.default_rng(1)
+    truths = [str(value) for value in generator.choice(["a", "b", "c"], 60, p=[0.8, 0.15, 0.05])]
+    guesses = [str(value) for value in generator.choice(["a", "b", "c", "other"], 60)]
+    rows = [example(json.dumps({"class": truth})) for truth in truths]
+    figures = JsonFields().figures(rows, [json.dumps({"class": guess}) for guess in guesses])
+    expected = f1_score(truths, guesses, labels=["a", "b", "c"], average="macro")
+    assert figures["class macro F1"].point == pytest.approx(100 * expected)
+
+
+def test_a_class_that_drops_out_of_a_sample_does_not_count_as_wrong() -> None:
+    both, one = [3.0, 2.0, 3.0, 2.0, 3.0, 2.0], [3.0, 0.0, 3.0, 0.0, 3.0, 0.0]
+    assert macro_f1(np.array([both, one])).tolist() == [100.0, 100.0]
+
+
+def test_free_text_fields_have_no_macro_f1() -> None:
+    rows = [example(json.dumps({"title": f"number {index}"})) for index in range(5)]
+    assert "title macro F1" not in JsonFields().figures(rows, ["{}"] * 5)
+
+
+def test_json_fields_refuses_a_gold_that_is_no_object() -> None:
+    with pytest.raises(DataError, match=r"test\.jsonl:1: 'json_fields' needs a JSON object"):
+        JsonFields().figures([example("yes")], ["{}"])
+    with pytest.raises(DataError, match="nothing to grade"):
+        JsonFields().figures([example("{}")], ["{}"])
+
+
+def test_json_valid_is_strict_unless_told() -> None:
+    fenced = '```json\n{"a": 1}\n```'
+    assert JsonValid().score(fenced, EXAMPLES[0]).hits == 0
+    assert JsonValid(reading="lenient").score(fenced, EXAMPLES[0]).hits == 1
+
+
+def test_bleu_and_chrf_are_sacrebleus_corpus_scores() -> None:
+    golds = ["the cat sat on the mat today", "a dog ran through the green park", "nothing at all is the same"]
+    answers = ["the cat sat on a mat today", "the dog ran in the park", "nothing is the same at all"]
+    rows = [example(gold) for gold in golds]
+    for grader, metric in ((Bleu(), BLEU()), (Chrf(), CHRF()), (Chrf(word_order=2), CHRF(word_order=2))):
+        figure = grader.figures(rows, answers)[HEADLINE]
+        assert figure.point == pytest.approx(metric.corpus_score(answers, [golds]).score)
+        twice = figure.value(np.stack([figure.statistics.sum(axis=0), figure.statistics[:2].sum(axis=0)]))
+        assert twice[1] == pytest.approx(metric.corpus_score(answers[:2], [golds[:2]]).score)
+        assert f"{metric.get_signature().format()}" in grader.signature
+
+
+def test_perplexity_is_over_tokens_not_over_rows() -> None:
+    figure = Perplexity().figures(EXAMPLES[:2], [Likelihood(3.0, 1), Likelihood(3.0, 5)])[HEADLINE]
+    assert figure.point == pytest.approx(np.exp(1.0))
+    with pytest.raises(DataError, match="no supervised token"):
+        Perplexity().figures(EXAMPLES[:1], [Likelihood(0.0, 0)])
+
+
+def test_a_missing_package_is_named_with_the_command_that_brings_it() -> None:
+    with pytest.raises(MachineError, match=r"'no_such_package' is not installed; run: pip install 'tunesmith\[eval\]'"):
+        extra("no_such_package.part")

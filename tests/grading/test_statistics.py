@@ -1,0 +1,151 @@
+"""Intervals cover as often as they say, differences agree with closed forms and with scipy."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tunesmith.grading.perplexity import perplexity
+from tunesmith.grading.statistics import (
+    Figure,
+    detectable,
+    difference,
+    interval,
+    permutation,
+    replicates,
+    share,
+)
+
+CHEAP = 600
+
+
+def binary(hits: np.ndarray) -> Figure:
+    return Figure(np.stack([hits, np.ones_like(hits)], axis=1).astype(float), share, top=100.0)
+
+
+def test_interval_agrees_with_scipy_on_a_ratio() -> None:
+    generator = np.random.default_rng(3)
+    total = generator.integers(1, 6, 150).astype(float)
+    hits = generator.binomial(total.astype(int), 0.7).astype(float)
+    ours = interval(Figure(np.stack([hits, total], axis=1), share, top=100.0))
+    theirs = stats.bootstrap(
+        (hits, total), lambda a, b, axis: 100 * a.sum(axis) / b.sum(axis), paired=True, vectorized=True,
+        n_resamples=4000, method="BCa", rng=np.random.default_rng(4),
+    ).confidence_interval  # fmt: skip
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.8)
+    assert ours.value == pytest.approx(100 * hits.sum() / total.sum())
+    assert ours.n == 150
+
+
+@pytest.mark.parametrize(("rows", "chance"), [(60, 0.6), (200, 0.85)])
+def test_intervals_of_a_ratio_cover(rows: int, chance: float) -> None:
+    generator = np.random.default_rng(rows)
+    covered, trials = 0, 400
+    for trial in range(trials):
+        total = generator.integers(1, 6, rows)
+        hits = generator.binomial(total, chance)
+        found = interval(
+            Figure(np.stack([hits, total], axis=1).astype(float), share, 100.0), seed=trial, resamples=CHEAP
+        )
+        covered += found.low <= 100 * chance <= found.high
+    assert 0.92 <= covered / trials <= 0.98
+
+
+def test_intervals_of_perplexity_cover() -> None:
+    generator = np.random.default_rng(5)
+    covered, trials, mean = 0, 400, 1.5
+    for trial in range(trials):
+        tokens = generator.integers(5, 30, 100)
+        loss = generator.gamma(tokens * mean / 0.8, 0.8)
+        found = interval(Figure(np.stack([loss, tokens], axis=1), perplexity), seed=trial, resamples=CHEAP)
+        covered += found.low <= np.exp(mean) <= found.high
+    assert 0.92 <= covered / trials <= 0.98
+
+
+def test_intervals_of_a_paired_difference_cover_and_its_power_is_what_it_says() -> None:
+    generator = np.random.default_rng(6)
+    rows, trials, chances = 150, 300, [0.55, 0.15, 0.05, 0.25]  # both right, only the first, only the second, neither
+    true = 100 * (chances[1] - chances[2])
+    limits: list[float] = []
+    covered, found_it = 0, 0
+    for trial in range(trials):
+        kind = generator.choice(4, rows, p=chances)
+        found = difference(binary(kind <= 1), binary(kind % 2 == 0), seed=trial, resamples=CHEAP)
+        covered += found.low <= true <= found.high
+        limits.append(found.detectable or 0.0)
+        found_it += found.low > 0
+    assert 0.92 <= covered / trials <= 0.98
+    error = 100 * np.sqrt((chances[1] + chances[2] - (chances[1] - chances[2]) ** 2) / rows)
+    assert np.mean(limits) == pytest.approx(detectable(error), rel=0.03)
+    power = stats.norm.sf(1.959964 - true / error)
+    assert found_it / trials == pytest.approx(power, abs=0.08)
+
+
+def test_detectable_is_the_closed_form() -> None:
+    assert detectable(1.0) == pytest.approx(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
+    generator = np.random.default_rng(7)
+    first, second = generator.random(400) < 0.7, generator.random(400) < 0.6
+    gaps = 100.0 * (first.astype(float) - second)
+    found = difference(binary(first), binary(second))
+    assert found.detectable == pytest.approx(detectable(gaps.std(ddof=1) / np.sqrt(400)), rel=0.03)
+
+
+def test_pairing_narrows_the_interval() -> None:
+    generator = np.random.default_rng(8)
+    second = generator.random(300) < 0.6
+    first = second | (generator.random(300) < 0.1)
+    found = difference(binary(first), binary(second))
+    alone = interval(binary(first))
+    assert found.low > 0
+    assert found.high - found.low < alone.high - alone.low
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(18, 5), (10, 10), (9, 3), (4, 0)])
+def test_the_permutation_test_is_mcnemars_for_right_or_wrong(only_first: int, only_second: int) -> None:
+    first = np.array([True] * (30 + only_first) + [False] * (20 + only_second))
+    second = np.array([True] * 30 + [False] * (only_first + 20) + [True] * only_second)
+    exact = stats.binomtest(only_first, only_first + only_second).pvalue
+    assert permutation(binary(first), binary(second)) == pytest.approx(exact, abs=0.02)
+
+
+def test_the_permutation_test_agrees_with_scipy_on_ratios() -> None:
+    generator = np.random.default_rng(9)
+    total = generator.integers(1, 6, 80)
+    first, second = generator.binomial(total, 0.68), generator.binomial(total, 0.6)
+    expected = stats.permutation_test(
+        (first, second), lambda a, b, axis: a.sum(axis) - b.sum(axis), permutation_type="samples", vectorized=True,
+        n_resamples=4000, rng=np.random.default_rng(10),
+    ).pvalue  # fmt: skip
+    figures = [Figure(np.stack([hits, total], axis=1).astype(float), share, 100.0) for hits in (first, second)]
+    assert permutation(*figures) == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("rows", [1, 10, 300])
+def test_agreement_of_all_rows_is_not_certainty(rows: int) -> None:
+    all_right, all_wrong = interval(binary(np.ones(rows))), interval(binary(np.zeros(rows)))
+    exact = stats.binomtest(rows, rows).proportion_ci(method="exact")
+    assert (all_right.low, all_right.high) == pytest.approx((100 * exact.low, 100.0))
+    assert (all_wrong.low, all_wrong.high) == pytest.approx((0.0, 100 - 100 * exact.low))
+    same = difference(binary(np.ones(rows)), binary(np.ones(rows)))
+    assert same.low < 0 < same.high
+    assert (same.p, same.detectable) == (1.0, None)
+
+
+def test_the_relative_rise_of_perplexity_is_paired() -> None:
+    generator = np.random.default_rng(11)
+    tokens = generator.integers(10, 50, 120)
+    base = generator.gamma(tokens * 2.0)
+    tuned = base + 0.03 * tokens
+    figures = [Figure(np.stack([loss, tokens], axis=1), perplexity) for loss in (tuned, base)]
+    rise = difference(*figures, relative=True).relative
+    assert rise is not None
+    assert (rise.value, rise.low, rise.high) == pytest.approx((100 * np.expm1(0.03),) * 3)
+
+
+def test_a_seed_decides_everything_and_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(12)
+    figure = binary(generator.random(50) < 0.5)
+    whole = replicates(figure, seed=3, resamples=100)
+    assert (whole == replicates(figure, seed=3, resamples=100)).all()
+    assert (whole != replicates(figure, seed=4, resamples=100)).any()
+    monkeypatch.setattr("tunesmith.grading.statistics._CELLS", 50 * 7)
+    assert (whole == replicates(figure, seed=3, resamples=100)).all()
