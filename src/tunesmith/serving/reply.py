@@ -1,0 +1,148 @@
+"""Answers in OpenAI's words: completion objects, stream chunks and both schemas of log-probabilities."""
+
+import time
+import uuid
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from tunesmith.data.render import Renderer
+from tunesmith.models.generate import Piece
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Choice:
+    """One answer as it grows."""
+
+    pieces: list[Piece] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """What has been said so far."""
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def finish(self) -> str | None:
+        """Why it ended: `stop`, `length`, or None while it goes on."""
+        return self.pieces[-1].finish if self.pieces else None
+
+
+@dataclass
+class Reply:
+    """One request's answer in the form of its endpoint."""
+
+    route: Literal["chat", "completions"]
+    model: str
+    renderer: Renderer
+    prompt_tokens: int
+    choices: list[Choice]
+    logprobs: bool
+    with_usage: bool = False
+
+    @cached_property
+    def id(self) -> str:
+        """Unique name of this answer."""
+        return f"{'chatcmpl' if self.route == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
+
+    @cached_property
+    def created(self) -> int:
+        """Seconds since 1970."""
+        return int(time.time())
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Token counts; an answer's end token counts, for it was computed."""
+        said = sum(len(choice.pieces) for choice in self.choices)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": said,
+            "total_tokens": self.prompt_tokens + said,
+        }
+
+    @property
+    def whole(self) -> Json:
+        """The answer in one object."""
+        choices = [self._whole(number, choice) for number, choice in enumerate(self.choices)]
+        return {**self._head("chat.completion"), "choices": choices, "usage": self.usage}
+
+    def opening(self) -> list[Json]:
+        """Chunks before the first piece: in a chat, who speaks."""
+        if self.route == "completions":
+            return []
+        return [
+            self._chunk(number, {"role": "assistant", "content": ""}, None, None) for number in range(len(self.choices))
+        ]
+
+    def chunk(self, piece: Piece) -> list[Json]:
+        """Take a piece in and say it; nothing if it shows nothing."""
+        choice = self.choices[piece.index]
+        start = len(choice.text) if self.logprobs else 0
+        choice.pieces.append(piece)
+        logprobs = self._logprobs([piece], start) if self.logprobs else None
+        said = []
+        if piece.text or logprobs:
+            said.append(self._chunk(piece.index, {"content": piece.text}, None, logprobs))
+        if piece.finish:
+            said.append(self._chunk(piece.index, {}, piece.finish, None))
+        return said
+
+    def closing(self) -> list[Json]:
+        """Chunks after the last piece: the token counts, if they were asked for."""
+        return [{**self._head("chat.completion.chunk"), "choices": [], "usage": self.usage}] if self.with_usage else []
+
+    def _head(self, kind: str) -> Json:
+        return {
+            "id": self.id,
+            "object": kind if self.route == "chat" else "text_completion",
+            "created": self.created,
+            "model": self.model,
+        }
+
+    def _whole(self, number: int, choice: Choice) -> Json:
+        logprobs = self._logprobs(choice.pieces, 0) if self.logprobs else None
+        said: Json = {"text": choice.text}
+        if self.route == "chat":
+            said = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+        return {"index": number, **said, "logprobs": logprobs, "finish_reason": choice.finish}
+
+    def _chunk(self, number: int, delta: Json, finish: str | None, logprobs: Json | None) -> Json:
+        said: Json = {"delta": delta} if self.route == "chat" else {"text": delta.get("content", "")}
+        choice = {"index": number, **said, "logprobs": logprobs, "finish_reason": finish}
+        usage = {"usage": None} if self.with_usage else {}
+        return {**self._head("chat.completion.chunk"), "choices": [choice], **usage}
+
+    def _logprobs(self, pieces: list[Piece], start: int) -> Json | None:
+        """Log-probabilities of the pieces' tokens in the endpoint's schema; an end token is not part of the answer."""
+        told = [piece for piece in pieces if piece.token not in self.renderer.ends]
+        if not told and len(pieces) == 1:
+            return None
+        if self.route == "chat":
+            content = [
+                {
+                    **self._token(piece.token, piece.logprob),
+                    "top_logprobs": [self._token(token, value) for token, value in piece.top],
+                }
+                for piece in told
+            ]
+            return {"content": content, "refusal": None}
+        offsets = []
+        for piece in pieces:
+            offsets.append(start)
+            start += len(piece.text)
+        return {
+            "tokens": [self._name(piece.token) for piece in told],
+            "token_logprobs": [piece.logprob for piece in told],
+            "top_logprobs": [{self._name(token): value for token, value in piece.top} for piece in told],
+            "text_offset": offsets[: len(told)],
+        }
+
+    def _token(self, token: int, logprob: float) -> Json:
+        name = self._name(token)
+        return {"token": name, "logprob": logprob, "bytes": None if "\ufffd" in name else list(name.encode())}
+
+    def _name(self, token: int) -> str:
+        """A token as text; a part of a character has none of its own and shows as U+FFFD."""
+        found: str = self.renderer.tokenizer.decode([token])
+        return found

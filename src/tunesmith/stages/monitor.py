@@ -1,0 +1,219 @@
+"""Monitor: compares the requests that the server logged with what the model was trained and evaluated on."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from tunesmith.base import Artifact, Output, Spec, Stage
+from tunesmith.base.files import write_atomic, write_json
+from tunesmith.data.example import Example
+from tunesmith.data.prepared import load_examples
+from tunesmith.serving.log import CLIENT_LEFT, Record, Redactor, is_json, read_keeping, read_log
+
+from .drift import Check, judge, lengths, share, unjudged, vocabulary
+
+JSON_TASK = 0.95
+"""Share of training answers that are JSON from which on the task is to answer in JSON."""
+
+
+class Monitor(Spec):
+    """When served traffic counts as different from what the model was made for."""
+
+    model: str | None = "tuned"
+    """Requests to the model of this name are judged; null takes every request."""
+    newest: int = Field(10_000, ge=1)
+    """At most so many requests, the newest ones."""
+    minimum: int = Field(100, ge=20)
+    """Requests needed before anything is judged."""
+    alpha: float = Field(0.01, gt=0, lt=1)
+    """Share of false alerts among alerts that is accepted (Benjamini and Hochberg)."""
+    prompt_length: float = Field(0.2, gt=0, le=1)
+    """Gap between the distributions of prompt lengths that matters (Kolmogorov and Smirnov's distance)."""
+    vocabulary: float = Field(0.7, gt=0.5, le=1)
+    """How well a classifier may tell requests from training prompts (area under the ROC curve) before that matters."""
+    answer_length: float = Field(0.3, gt=0, le=1)
+    """Gap between the distributions of answer lengths that matters."""
+    json_drop: float = Field(0.05, ge=0, le=1)
+    """How far the share of valid JSON may fall below the evaluation's; judged where training answers are JSON."""
+    error_rate: float = Field(0.02, ge=0, le=1)
+    """Share of requests that may fail."""
+    p95_seconds: float | None = Field(None, gt=0)
+    """Seconds within which 95 of 100 answers must be complete; null only reports latency."""
+    seed: int = 0
+    """Of the classifier's folds and samples."""
+
+
+def monitor(spec: Monitor, prepared: Artifact, evaluated: Artifact | None = None, *, out: Output, log: str) -> None:
+    """Write `report.json` and `report.md`; the metric `alerts` holds a sentence for everything that needs a person.
+
+    Raises:
+        ArtifactError: `log` is missing or is not a request log.
+    """
+    records = list(read_log(Path(log), model=spec.model, newest=spec.newest))
+    asked = [record for record in records if record.status != CLIENT_LEFT]
+    answered = [record for record in asked if record.status == 200]
+    examples = load_examples(prepared.path, "train")
+    expected = _expected(examples, evaluated)
+    redact = Redactor(read_keeping(Path(log)))
+    checks = [
+        _prompt_length(spec, examples, answered),
+        _vocabulary(spec, examples, answered, redact),
+        _answer_length(spec, expected, answered),
+        _json(spec, examples, expected, answered),
+        _errors(spec, asked),
+        _latency(spec, answered),
+    ]
+    judged = judge(checks, spec.alpha)
+    report = _report(judged, records, answered)
+    write_json(out / "report.json", report)
+    write_atomic(out / "report.md", _readable(report, judged))
+    out.metrics.update({name: report[name] for name in ("requests", "answered", "judged", "alerts")})
+
+
+def _expected(examples: Sequence[Example], evaluated: Artifact | None) -> list[str]:
+    """Answers as they should look: those of the tuned model in the evaluation, else those it was trained on."""
+    if evaluated is not None:
+        with (evaluated / "answers.jsonl").open(encoding="utf-8") as file:
+            return [json.loads(line)["answers"]["tuned"] for line in file]
+    return [example.gold for example in examples]
+
+
+def _prompt(example: Example) -> str:
+    """An example's prompt in the form that the server logs."""
+    return "\n".join(str(message.get("content") or "") for message in example.prompt)
+
+
+def _too_few(spec: Monitor, name: str, records: Sequence[Record]) -> Check | None:
+    if len(records) >= spec.minimum:
+        return None
+    return unjudged(name, len(records), f"{len(records)} requests, {spec.minimum} are needed")
+
+
+def _prompt_length(spec: Monitor, examples: Sequence[Example], answered: Sequence[Record]) -> Check:
+    name = "prompt length"
+    reference = [len(_prompt(example)) for example in examples if example.prompt]
+    if not reference:
+        return unjudged(name, len(answered), "the training rows have no prompts")
+    few = _too_few(spec, name, answered)
+    return few or lengths(name, reference, [record.prompt_characters for record in answered], spec.prompt_length)
+
+
+def _vocabulary(spec: Monitor, examples: Sequence[Example], answered: Sequence[Record], redact: Redactor) -> Check:
+    name = "vocabulary"
+    texts = [record.prompt for record in answered if record.prompt is not None]
+    reference = [redact(_prompt(example)) for example in examples if example.prompt]
+    if not reference:
+        return unjudged(name, len(texts), "the training rows have no prompts")
+    if answered and not texts:
+        return unjudged(name, 0, "the log keeps no text (serve.log.text is false)")
+    return _too_few(spec, name, answered) or vocabulary(name, reference, texts, spec.vocabulary, spec.seed)
+
+
+def _answer_length(spec: Monitor, expected: Sequence[str], answered: Sequence[Record]) -> Check:
+    name = "answer length"
+    seen = [record.answer_characters for record in answered]
+    return _too_few(spec, name, answered) or lengths(name, [len(text) for text in expected], seen, spec.answer_length)
+
+
+def _json(spec: Monitor, examples: Sequence[Example], expected: Sequence[str], answered: Sequence[Record]) -> Check:
+    name = "valid JSON"
+    if np.mean([is_json(example.gold) for example in examples]) < JSON_TASK:
+        return unjudged(name, len(answered), "the training answers are not JSON")
+    few = _too_few(spec, name, answered)
+    if few:
+        return few
+    before = float(np.mean([is_json(text) for text in expected]))
+    broken = sum(not record.is_json for record in answered)
+    valid = 1 - broken / len(answered)
+    says = f"{valid:.1%} of answers are valid JSON, expected {before:.1%} (at most {spec.json_drop:.1%} less)"
+    return share(name, broken, len(answered), 1 - before + spec.json_drop, says)
+
+
+def _errors(spec: Monitor, asked: Sequence[Record]) -> Check:
+    name = "errors"
+    few = _too_few(spec, name, asked)
+    if few:
+        return few
+    failed = Counter(record.status for record in asked if record.status != 200)
+    count = failed.total()
+    kinds = ", ".join(f"status {status}: {number}" for status, number in failed.most_common())
+    says = f"{count / len(asked):.1%} of requests failed, allowed are {spec.error_rate:.1%}" + (
+        f" ({kinds})" if kinds else ""
+    )
+    return share(name, count, len(asked), spec.error_rate, says)
+
+
+def _latency(spec: Monitor, answered: Sequence[Record]) -> Check:
+    name = "latency"
+    if spec.p95_seconds is None:
+        return unjudged(name, len(answered), "no limit was set (p95_seconds)")
+    few = _too_few(spec, name, answered)
+    if few:
+        return few
+    slow = sum(record.seconds > spec.p95_seconds for record in answered)
+    says = f"{slow / len(answered):.1%} of answers took longer than {spec.p95_seconds:g} seconds, allowed are 5 %"
+    return share(name, slow, len(answered), 0.05, says)
+
+
+def _report(checks: Sequence[Check], records: Sequence[Record], answered: Sequence[Record]) -> dict[str, Any]:
+    first = [record.first_seconds for record in answered if record.first_seconds is not None]
+    return {
+        "requests": len(records),
+        "answered": len(answered),
+        "client_left": sum(record.status == CLIENT_LEFT for record in records),
+        "from": records[0].time if records else None,
+        "to": records[-1].time if records else None,
+        "judged": any(check.p is not None for check in checks),
+        "alerts": [f"{check.name}: {check.says}" for check in checks if check.alert],
+        "seconds": _percentiles([record.seconds for record in answered]),
+        "first_token_seconds": _percentiles(first),
+        "prompt_tokens": sum(record.prompt_tokens for record in answered),
+        "answer_tokens": sum(record.answer_tokens for record in answered),
+        "checks": [check.to_json() for check in checks],
+    }
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float] | None:
+    return {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95))} if values else None
+
+
+def _readable(report: dict[str, Any], checks: Sequence[Check]) -> str:
+    """The report for a person, in Markdown."""
+    lines = ["# What the served model is asked", ""]
+    lines.append(
+        f"{report['requests']} requests, {report['answered']} answered, {report['client_left']} not waited for."
+    )
+    if report["from"] is not None:
+        lines.append(f"From {_moment(report['from'])} to {_moment(report['to'])}.")
+    for name, title in (("seconds", "Whole answer"), ("first_token_seconds", "First token")):
+        if report[name]:
+            lines.append(
+                f"{title}: half within {report[name]['p50']:.2f} s, 95 of 100 within {report[name]['p95']:.2f} s."
+            )
+    lines += ["", "## Alerts", ""]
+    lines += [f"- {alert}" for alert in report["alerts"]] or [
+        "None." if report["judged"] else "None: nothing could be judged yet."
+    ]
+    lines += ["", "## Checks", "", "| check | result | requests | effect | matters from | adjusted p | finding |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    lines += [_line(check) for check in checks]
+    return "\n".join(lines) + "\n"
+
+
+def _line(check: Check) -> str:
+    result = "not judged" if check.p is None else "ALERT" if check.alert else "fine"
+    figures = ["" if value is None else f"{value:.3g}" for value in (check.effect, check.limit, check.adjusted)]
+    return f"| {check.name} | {result} | {check.n} | {' | '.join(figures)} | {check.says.replace('|', chr(92) + '|')} |"
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+STAGE = Stage("monitor", 1, monitor)
