@@ -1,0 +1,219 @@
+"""What a training would take, in bytes and seconds, before anything is spent: from the configuration and the rows' lengths alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tunesmith.data.batch import Batch
+from tunesmith.data.example import Row
+from tunesmith.methods.adapters import Adapter, trainable
+from tunesmith.methods.objectives import Objective
+from tunesmith.methods.optimizers import Optimizer
+from tunesmith.models.load import Loaded
+from tunesmith.models.load import parameters as count
+from tunesmith.training.batches import Dataset
+
+from .dry_run import Footprint, rehearse, skeleton, storages
+from .machine import Speed
+
+OVERHEAD = 700 << 20
+"""Bytes of Python, torch and transformers before a model is loaded, and of buffers that loading and matrix products leave."""
+SLACK = 0.25
+"""Memory that the allocator holds beyond what tensors of the passes need, because freed pieces do not fit what is asked for next."""
+SLOWDOWN = 1.6
+"""How much longer the loop takes than its operations at the probed speeds, on an idle machine: its products are smaller."""
+OPTIMIZER_TRAFFIC = 9
+"""How often AdamW and clipping touch the bytes of what learns: the weight, its gradient and two moments, read and written."""
+SAMPLED_STEPS = 16
+"""Steps whose rows are packed to learn how much prefixes share."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory and time of a training."""
+
+    weights: int
+    """Bytes of weights that do not learn."""
+    learnt: int
+    """Bytes of weights that learn and of their gradients."""
+    state: int
+    """Bytes that the optimizer remembers."""
+    activations: int
+    """Bytes kept from the forward pass for the backward pass, and temporary ones, when most are alive."""
+    logits: int
+    """Bytes of tensors as wide as the vocabulary."""
+    overhead: int
+    """Bytes of the process itself and of memory that the allocator cannot reuse."""
+    parameters: int
+    """Count of parameters of the model, what an adapter adds not included."""
+    learning: int
+    """Count of parameters that learn."""
+    rows: int
+    steps: int
+    tokens: int
+    """Tokens of all rows over all epochs, as given."""
+    distinct_tokens: int
+    """Tokens that are computed: a prefix common to rows of a micro-batch counts once."""
+    seconds: float
+    available: int
+    """Bytes that are free."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory in use at one time."""
+        return self.weights + self.learnt + self.state + self.activations + self.logits + self.overhead
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can run here."""
+        return self.peak_bytes <= self.available
+
+    @property
+    def reason(self) -> str:
+        """Why it does or does not fit, in a few words."""
+        return f"needs about {gigabytes(self.peak_bytes)}, {gigabytes(self.available)} free"
+
+
+def gigabytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 1e9:.1f} GB"
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What an optimizer does in one step, seen on a problem of two parameters."""
+
+    with_gradient: int
+    without: int
+
+    @classmethod
+    def of(cls, optimizer: Optimizer) -> "Passes":
+        """Count the closure calls of a real step."""
+        parameters = {"layer.weight": nn.Parameter(torch.ones(2, 2)), "norm.weight": nn.Parameter(torch.ones(2))}
+        calls: list[bool] = []
+
+        def closure() -> Tensor:
+            calls.append(torch.is_grad_enabled())
+            loss = sum((parameter.square().sum() for parameter in parameters.values()), torch.zeros(()))
+            if calls[-1]:
+                loss.backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+
+        random = torch.get_rng_state()
+        optimizer.build(parameters).step(closure)  # type: ignore[arg-type]
+        torch.set_rng_state(random)
+        return cls(sum(calls), len(calls) - sum(calls))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The rows and how they are cut into steps, looked at on a few steps."""
+
+    data: Dataset
+
+    @cached_property
+    def sampled(self) -> list[Batch]:
+        """Micro-batches of steps spread over the first epoch, and of the step with most tokens."""
+        steps = self.data.steps_per_epoch
+        lengths = np.array([sum(map(len, row.sequences)) for row in self.data.rows])[self.data.order(0)]
+        heaviest = int(np.add.reduceat(lengths, np.arange(0, len(lengths), self.data.batch)).argmax())
+        chosen = {*np.linspace(0, steps - 1, min(steps, SAMPLED_STEPS)).astype(int).tolist(), heaviest}
+        return [batch for step in sorted(chosen) for batch in self.data.step(step)]
+
+    @property
+    def largest(self) -> Batch:
+        """The sampled micro-batch with most distinct tokens: it sets the peak of memory."""
+        return max(self.sampled, key=distinct)
+
+    @property
+    def shared(self) -> float:
+        """Distinct tokens for each token given."""
+        return sum(map(distinct, self.sampled)) / sum(batch.tokens for batch in self.sampled)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all steps, as given."""
+        once = sum(len(sequence) for row in self.data.rows for sequence in row.sequences)
+        return round(once * self.data.steps / self.data.steps_per_epoch)
+
+    @property
+    def micro_batches(self) -> int:
+        """Of all steps."""
+        return self.data.steps * -(-min(self.data.batch, len(self.data.rows)) // self.data.micro_batch)
+
+
+def distinct(batch: Batch) -> int:
+    """Tokens of a micro-batch that are computed."""
+    return batch.forest.tokens_N.numel()
+
+
+def estimate(
+    config: Any, adapter: Adapter, optimizer: Optimizer, objective: Objective, *, precision: str, rows: Sequence[Row], batch: int,
+    micro_batch: int, epochs: float, speed: Speed, available: int, seed: int = 0,
+) -> Estimate:  # fmt: skip
+    """Estimate a training by rehearsing its largest micro-batch without numbers.
+
+    Args:
+        config: transformers' configuration of the model.
+        precision: `fp32` or `bf16`.
+        rows: the training rows.
+        speed: of this machine, see `measure_speed`.
+        available: free bytes, see `available_memory`.
+
+    Raises:
+        ModelError: the model cannot be built, or has nothing that the adapter could teach.
+    """
+    work = Workload(Dataset(rows, batch, min(micro_batch, batch), epochs, seed))
+    passes, loaded = Passes.of(optimizer), Loaded("plan", Path(), skeleton(config, precision), None, precision)
+    parameters = count(loaded.model)
+    adapter.attach(loaded, seed)
+    learnt = trainable(loaded.model).values()
+    own = sum(parameter.nbytes for parameter in learnt)
+    several = work.data.micro_batch < min(batch, len(rows))
+    pass_ = rehearse(loaded, objective, work.largest, gradients=passes.with_gradient > 0, accumulate=several)
+    return Estimate(
+        **_memory(pass_, own, own if passes.with_gradient else 0),
+        weights=sum(storage.nbytes() for storage in storages(loaded.model)) - own,
+        state=optimizer.bytes_per_parameter * sum(parameter.numel() for parameter in learnt),
+        parameters=parameters,
+        learning=sum(parameter.numel() for parameter in learnt),
+        rows=len(rows),
+        steps=work.data.steps,
+        tokens=work.tokens,
+        distinct_tokens=round(work.tokens * work.shared),
+        seconds=_seconds(work, pass_, passes, speed, own),
+        available=available,
+    )
+
+
+def _memory(found: Footprint, own: int, gradients: int) -> dict[str, int]:
+    """Parts of the peak: in the forward and backward pass, or when all gradients are there and the optimizer steps."""
+    kept = found if found.bytes >= gradients else replace(found, activations=0, logits=0, gradients=gradients)
+    overhead = OVERHEAD + int(SLACK * (kept.activations + kept.logits))
+    return {
+        "learnt": own + kept.gradients,
+        "activations": kept.activations,
+        "logits": kept.logits,
+        "overhead": overhead,
+    }
+
+
+def _seconds(work: Workload, found: Footprint, passes: Passes, speed: Speed, own: int) -> float:
+    """Operations of the rehearsed micro-batch, scaled to all tokens, and the optimizer reading and writing what learns."""
+    moving = sum(times * (speed.seconds(*each) - speed.operation) for each, times in found.work.items())
+    computed = (
+        moving * work.tokens * work.shared / distinct(work.largest)
+        + speed.operation * found.work.total() * work.micro_batches
+    )
+    if passes.with_gradient:
+        computed *= passes.with_gradient + passes.without / 3  # a backward pass is two thirds of the work
+        computed += work.data.steps * OPTIMIZER_TRAFFIC * own / speed.bandwidth
+    else:
+        computed = computed * passes.without + work.data.steps * (passes.without + 1) * 2 * own / speed.bandwidth
+    return SLOWDOWN * computed

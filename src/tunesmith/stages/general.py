@@ -1,0 +1,30 @@
+"""The general set: everyday questions with answers, by which is measured what a fine-tuned model forgot."""
+
+import json
+from importlib import resources
+from typing import Any
+
+from tunesmith.data.example import Example
+from tunesmith.data.intake import take_in
+from tunesmith.data.ledger import Ledger
+
+BUNDLED = "general.jsonl"
+
+
+def general_examples(source: str = "bundled") -> list[Example]:
+    """The 64 bundled demonstrations, eight of each topic (`meta["topic"]` names it), or those of a file.
+
+    Raises:
+        DataError: the file cannot be read or holds no rows.
+    """
+    if source != "bundled":
+        return [item.example for item in take_in(source, "general", Ledger()).items]
+    lines = resources.files(__package__).joinpath(BUNDLED).read_text(encoding="utf-8").splitlines()
+    return [_example(number, json.loads(line)) for number, line in enumerate(lines, start=1)]
+
+
+def _example(number: int, record: dict[str, Any]) -> Example:
+    messages = record["messages"]
+    return Example(
+        f"{BUNDLED}:{number}", tuple(messages[:-1]), (tuple(messages[-1:]),), meta={"topic": record["topic"]}
+    )

@@ -1,0 +1,88 @@
+"""What this machine has: free memory within every limit set on the process, and measured speed."""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""Where a control group tells its limit and what is used of it: version 2, then version 1."""
+
+
+def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that training may take: free memory of the GPU where there is one, else of the machine, its control group and the process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    own = psutil.Process().memory_info()
+    free = [psutil.virtual_memory().available]
+    for limit, used in CGROUP_FILES:
+        if (cgroup / limit).is_file() and (cgroup / used).is_file():
+            text = (cgroup / limit).read_text().strip()
+            free += [] if text == "max" else [int(text) - int((cgroup / used).read_text())]
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        free.append(address_space - own.vms)
+    return max(0, min(free))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast operations are here."""
+
+    fp32: float
+    """Floating point operations a second in a float32 matrix product of the model's size."""
+    bf16: float
+    """The same in bfloat16."""
+    bandwidth: float
+    """Bytes read and written a second by an addition."""
+    operation: float
+    """Seconds that a smallest operation takes."""
+
+    def seconds(self, flops: int, moved: int, bf16: bool) -> float:
+        """Time of one operation: what it computes or what it moves, whichever takes longer (the roofline model)."""
+        return self.operation + max(flops / (self.bf16 if bf16 else self.fp32), moved / self.bandwidth)
+
+
+TOKENS = 512
+"""Rows of the probed product."""
+
+
+def measure_speed(hidden: int, wide: int, seconds: float = 0.5) -> Speed:
+    """Measure for about `seconds` with products of [512, hidden] and [hidden, wide]; the fastest call counts, as other programs may be running."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    share, flops = seconds / 4, 2 * TOKENS * hidden * wide
+    left, right = torch.randn(TOKENS, hidden, device=device), torch.randn(hidden, wide, device=device)
+    left_bf16, right_bf16 = left.bfloat16(), right.bfloat16()
+    large, small = torch.zeros(2, 1 << 22, device=device), torch.zeros(8, device=device)
+    return Speed(
+        fp32=flops / _fastest(lambda: torch.mm(left, right), share),
+        bf16=flops / _fastest(lambda: torch.mm(left_bf16, right_bf16), share),
+        bandwidth=1.5 * large.nbytes / _fastest(lambda: torch.add(large[0], large[0], out=large[1]), share),
+        operation=_fastest(lambda: small + small, share),
+    )
+
+
+def _fastest(call: Callable[[], torch.Tensor], seconds: float) -> float:
+    """Time of the fastest call within about `seconds`."""
+    wait: Callable[[], None] = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
+    call()
+    wait()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        start = time.perf_counter()
+        call()
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _nothing() -> None:
+    """A processor is done when the call returns."""

@@ -1,0 +1,155 @@
+"""What a recipe and its alternatives would need of this machine, and the refusal of what cannot fit."""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tunesmith.base import Events, MachineError, ModelError, Output
+from tunesmith.base.spec import override, validate
+from tunesmith.data.example import Row
+from tunesmith.data.prepared import load_split
+from tunesmith.models.load import load_config, locate, resolve_precision
+
+from .estimate import Estimate, estimate, gigabytes
+from .machine import Speed, available_memory, measure_speed
+from .prepare import prepare
+from .recipe import Recipe
+
+ALTERNATIVES = ("lora", "full")
+"""Adapters that a recipe's own is compared with, the least hungry first."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to train, and what it takes."""
+
+    method: str
+    """Precision, adapter, objective and optimizer."""
+    settings: tuple[str, ...]
+    """Overrides that turn the recipe into this; none for the recipe itself."""
+    estimate: Estimate
+
+
+def plan(recipe: Recipe, rows: Sequence[Row] | None = None) -> list[Plan]:
+    """The recipe's own way first, then the alternatives.
+
+    Args:
+        recipe: what a person decided.
+        rows: training rows, if they are prepared already; else they are prepared in a temporary folder.
+
+    Raises:
+        DataError: the rows cannot be used as they are.
+        ModelError: the model cannot be found or built.
+    """
+    return list(plans(recipe, prepared(recipe) if rows is None else rows))
+
+
+def plans(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Plan]:
+    """As `plan`, each when it is asked for."""
+    config = load_config(locate(recipe.model))
+    text = config.get_text_config()
+    speed, available = measure_speed(text.hidden_size, text.intermediate_size), available_memory()
+    yield _plan(recipe, (), rows, config, speed, available)
+    for settings in alternatives(recipe):
+        with suppress(ModelError):  # an adapter that this architecture cannot have is no alternative
+            yield _plan(recipe, settings, rows, config, speed, available)
+
+
+def _plan(
+    recipe: Recipe, settings: tuple[str, ...], rows: Sequence[Row], config: Any, speed: Speed, available: int
+) -> Plan:
+    tree = recipe.model_dump(mode="json")
+    for each in settings:
+        override(tree, each)
+    changed = validate(Recipe, tree, "plan")
+    tune, precision, adapter = changed.finetune, resolve_precision(changed.precision), changed.initialise.adapter
+    found = estimate(
+        config, adapter, tune.optimizer, tune.objective, precision=precision, rows=rows, batch=tune.batch,
+        micro_batch=tune.micro_batch or tune.batch, epochs=tune.epochs, speed=speed, available=available, seed=changed.seed,
+    )  # fmt: skip
+    return Plan(" ".join((precision, adapter.kind, tune.objective.kind, tune.optimizer.kind)), settings, found)
+
+
+def alternatives(recipe: Recipe) -> list[tuple[str, ...]]:
+    """Overrides worth a look: smaller micro-batches, other adapters, and the two least hungry ones together."""
+    tune = recipe.finetune
+    micro = tune.micro_batch or tune.batch
+    smaller = [f"finetune.micro_batch={size}" for size in sorted({micro // 2, 1} - {0, micro}, reverse=True)]
+    others = [f"initialise.adapter.kind={kind}" for kind in ALTERNATIVES if kind != recipe.initialise.adapter.kind]
+    both = [(each, smaller[-1]) for each in others if smaller and each.endswith(f"={ALTERNATIVES[0]}")]
+    return [*((each,) for each in (*smaller, *others)), *both]
+
+
+def prepared(recipe: Recipe) -> list[Row]:
+    """The training rows, prepared as the run will prepare them, nothing kept.
+
+    Raises:
+        DataError: they cannot be used as they are.
+    """
+    with tempfile.TemporaryDirectory(prefix="tunesmith-plan-") as name:
+        folder = Path(name)
+        prepare(
+            recipe.prepare,
+            out=Output(folder, Events(folder / "events.jsonl")),
+            tokenizer_name=recipe.model,
+            seed=recipe.seed,
+        )
+        return load_split(folder, "train")
+
+
+def check_memory(found: Iterable[Plan]) -> Estimate:
+    """The estimate of the first plan, if it fits; the others are looked at only if it does not.
+
+    Raises:
+        MachineError: it does not fit; names the settings that would, or says that none does.
+    """
+    each = iter(found)
+    own = next(each).estimate
+    if own.fits:
+        return own
+    others = list(each)
+    fitting = [" with ".join(other.settings) for other in others if other.estimate.fits]
+    least = min((other.estimate.peak_bytes for other in others), default=own.peak_bytes)
+    mend = (
+        f"set {', or '.join(fitting[:2])}"
+        if fitting
+        else f"its alternatives need at least {gigabytes(least)}, so take a smaller model"
+    )
+    raise MachineError(
+        f"training needs about {gigabytes(own.peak_bytes)}, this machine has {gigabytes(own.available)} free; {mend}; see `tunesmith plan`"
+    )
+
+
+def table(found: Sequence[Plan]) -> Table:
+    """Plans for the terminal: memory, time and whether each fits."""
+    own = found[0].estimate
+    title = (
+        f"{own.parameters:,} parameters · {own.rows:,} rows · {own.steps:,} steps · {own.tokens:,} tokens, "
+        f"{own.distinct_tokens:,} of them computed · {gigabytes(own.available)} free"
+    )
+    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("method", "change"):
+        drawn.add_column(heading)
+    for heading in ("learns", "weights", "optimizer", "activations", "peak memory", "time", "fits"):
+        drawn.add_column(heading, justify="right")
+    for each in found:
+        seen = each.estimate
+        drawn.add_row(
+            each.method, " ".join(each.settings) or "as given", f"{seen.learning:,}", gigabytes(seen.weights + seen.learnt),
+            gigabytes(seen.state), gigabytes(seen.activations + seen.logits), gigabytes(seen.peak_bytes), duration(seen.seconds),
+            "yes" if seen.fits else "no",
+        )  # fmt: skip
+    return drawn
+
+
+def duration(seconds: float) -> str:
+    """A time for people, to two figures: it is an estimate."""
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 99.5 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 99.5 else f"{seconds:.0f} s"

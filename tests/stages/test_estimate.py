@@ -1,0 +1,228 @@
+"""Estimates against what really happens: counts and multiplications exactly, memory within a quarter."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from tunesmith.base import ModelError
+from tunesmith.data.batch import Batch
+from tunesmith.data.example import Row, Sequence
+from tunesmith.methods.adapters import trainable
+from tunesmith.methods.adapters.full import Full
+from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.methods.objectives.sft import SFT
+from tunesmith.methods.optimizers.adamw import AdamW
+from tunesmith.models import attention
+from tunesmith.models.load import Loaded
+from tunesmith.stages.dry_run import rehearse, skeleton
+from tunesmith.stages.estimate import OVERHEAD, Estimate, Passes, estimate
+from tunesmith.stages.machine import Speed
+
+TINY = {
+    "vocab_size": 384, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+CONFIGS = {
+    "llama": LlamaConfig(**TINY),
+    "qwen3": Qwen3Config(**TINY),
+    "gemma3": Gemma3TextConfig(**TINY, sliding_window=16),
+    "mistral": MistralConfig(**TINY),
+}
+SMOLLM2 = LlamaConfig(
+    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+    num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True, pad_token_id=0,
+)  # fmt: skip
+SPEED = Speed(fp32=1e11, bf16=2e11, bandwidth=1e10, operation=1e-6)
+
+
+def rows_of(count: int, length: int = 24, shared: int = 8, learnt: int = 4) -> list[Row]:
+    random = np.random.default_rng(0)
+    prefix, rows = random.integers(3, 380, shared), []
+    for number in range(count):
+        tokens = np.concatenate([prefix, random.integers(3, 380, length - shared)]).astype(np.int32)
+        rows.append(Row(f"rows:{number}", (Sequence(tokens, np.arange(length) >= length - learnt),)))
+    return rows
+
+
+def estimated(
+    config, adapter, rows=None, *, precision="fp32", batch=4, micro_batch=4, epochs=1.0, available=1 << 40
+) -> Estimate:
+    return estimate(
+        config, adapter, AdamW(), SFT(), precision=precision, rows=rows or rows_of(8), batch=batch, micro_batch=micro_batch,
+        epochs=epochs, speed=SPEED, available=available,
+    )  # fmt: skip
+
+
+def real(config, adapter) -> Loaded:
+    attention.register()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention.NAME).train()
+    return attach(Loaded("tiny", None, model, None, "fp32"), adapter)
+
+
+def attach(loaded, adapter) -> Loaded:
+    adapter.attach(loaded, 0)
+    return loaded
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_are_those_of_the_real_model(name):
+    plain = AutoModelForCausalLM.from_config(CONFIGS[name])
+    for adapter in (LoRA(rank=4), Full()):
+        found = estimated(CONFIGS[name], adapter)
+        assert found.parameters == sum(parameter.numel() for parameter in plain.parameters())
+        assert found.learning == sum(p.numel() for p in trainable(real(CONFIGS[name], adapter).model).values())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("adapter", [LoRA(rank=4), Full()], ids=lambda adapter: adapter.kind)
+def test_multiplications_are_those_of_a_real_step(name, adapter):
+    batch, loaded = Batch.of(rows_of(4)), real(CONFIGS[name], adapter)
+    with FlopCounterMode(display=False) as counter:
+        SFT()(loaded, batch).total.backward()
+    dry = attach(Loaded("tiny", None, skeleton(CONFIGS[name], "fp32"), None, "fp32"), adapter)
+    assert rehearse(dry, SFT(), batch).flops == counter.get_total_flops()
+
+
+def test_what_autograd_keeps_is_counted_to_the_byte():
+    batch, loaded = Batch.of(rows_of(4)), real(CONFIGS["llama"], LoRA(rank=4))
+    weights = {tensor.untyped_storage().data_ptr() for tensor in loaded.model.state_dict().values()}
+    weights |= {
+        module.joint.untyped_storage().data_ptr() for module in loaded.model.modules() if "joint" in vars(module)
+    }
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(tensor):
+        if tensor.is_floating_point() and tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total = SFT()(loaded, batch).total
+    saved = sum(size for size, _ in kept.values())
+    del total
+    dry = attach(Loaded("tiny", None, skeleton(CONFIGS["llama"], "fp32"), None, "fp32"), LoRA(rank=4))
+    found = rehearse(dry, SFT(), batch).bytes
+    assert saved <= found <= 1.35 * saved  # beside what is kept there are temporary tensors
+
+
+def test_smollm2_with_lora_in_bf16():
+    found = estimated(SMOLLM2, LoRA(), precision="bf16", batch=2, micro_batch=2)
+    assert found.parameters == 134_515_008
+    assert found.learning == 4_884_480
+    assert found.state == 8 * 4_884_480
+    assert found.learnt >= 4 * 4_884_480
+    # weights in bf16, each adapted layer with room for its correction
+    assert 2 * 134_515_008 <= found.weights <= 2 * (134_515_008 + 4_884_480)
+
+
+def test_full_keeps_weights_and_gradients_and_moments_in_float32():
+    found = estimated(CONFIGS["llama"], Full(), batch=4, micro_batch=1)
+    assert found.learnt == 8 * found.parameters
+    assert found.state == 8 * found.parameters
+
+
+def test_a_shared_prefix_is_computed_once():
+    rows = rows_of(8, length=40, shared=30)
+    found = estimated(CONFIGS["llama"], LoRA(), rows, batch=4, micro_batch=4, epochs=2)
+    assert (found.steps, found.tokens) == (4, 2 * 8 * 40)
+    assert found.distinct_tokens == 2 * 2 * (30 + 4 * 10)
+    assert estimated(CONFIGS["llama"], LoRA(), rows, micro_batch=1, epochs=2).distinct_tokens == found.tokens
+
+
+@settings(max_examples=5, deadline=None)
+@given(micro_batch=st.sampled_from([1, 2, 4]), rank=st.integers(1, 8), length=st.integers(12, 40))
+def test_memory_falls_with_micro_batch_and_time_grows_with_epochs(micro_batch, rank, length):
+    rows = rows_of(8, length)
+    small, long, large = (
+        estimated(CONFIGS["llama"], LoRA(rank=rank), rows, batch=8, micro_batch=size, epochs=epochs)
+        for size, epochs in ((micro_batch, 1.0), (micro_batch, 3.0), (8, 1.0))
+    )
+    assert small.activations < large.activations
+    assert long.seconds == pytest.approx(3 * small.seconds)
+    parts = small.weights + small.learnt + small.state + small.activations + small.logits
+    assert small.peak_bytes == parts + small.overhead > parts + OVERHEAD
+
+
+def test_fits_is_decided_by_the_peak():
+    found = estimated(CONFIGS["llama"], LoRA(), available=1 << 20)
+    assert not found.fits
+    assert found.reason == "needs about 0.7 GB, 0.0 GB free"
+    assert estimated(CONFIGS["llama"], LoRA()).fits
+
+
+def test_passes_of_an_optimizer_are_seen_not_declared():
+    before = torch.get_rng_state()
+    assert Passes.of(AdamW()) == Passes(with_gradient=1, without=0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_pass_without_gradients_keeps_no_activations():
+    batch = Batch.of(rows_of(4))
+    forward, both = (
+        rehearse(
+            attach(Loaded("tiny", None, skeleton(CONFIGS["llama"], "fp32"), None, "fp32"), LoRA()),
+            SFT(),
+            batch,
+            gradients=g,
+        )
+        for g in (False, True)
+    )
+    assert forward.bytes < both.bytes / 3
+    assert forward.flops < both.flops / 1.5
+    assert forward.gradients == 0
+
+
+def test_an_architecture_that_cannot_be_rehearsed_is_refused_in_one_line():
+    config = Qwen3MoeConfig(
+        **TINY, num_experts=4, moe_intermediate_size=32
+    )  # asks for more experts of a token than there are
+    with pytest.raises(ModelError, match=r"'qwen3_moe': its step cannot be planned"):
+        estimated(config, LoRA())
+
+
+MEASURE = """
+import json, resource, sys, torch
+from test_estimate import rows_of
+from tunesmith.methods.adapters import trainable
+from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.methods.objectives.sft import SFT
+from tunesmith.methods.optimizers.adamw import AdamW
+from tunesmith.models.load import load
+from tunesmith.training.batches import Dataset
+from tunesmith.training.loop import train
+batch, micro_batch, length = map(int, sys.argv[1:])
+loaded = load("smollm2-135m", "bf16")
+LoRA().attach(loaded, 0)
+data = Dataset(rows_of(3 * batch, length, 40, 20), batch, micro_batch, 1, 0)
+list(train(loaded, SFT(), data.from_step(0), AdamW().build(trainable(loaded.model)), lambda step: 1.0, seed=0))
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+"""
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize(("batch", "micro_batch", "length"), [(2, 2, 210), (8, 4, 210), (8, 8, 120), (4, 4, 400)])
+def test_memory_is_within_a_quarter_of_what_three_steps_take(batch, micro_batch, length, request):
+    command = [sys.executable, "-c", MEASURE, *map(str, (batch, micro_batch, length))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=request.path.parent)
+    measured = json.loads(done.stdout.splitlines()[-1])
+    rows = rows_of(3 * batch, length, 40, 20)
+    found = estimated(SMOLLM2, LoRA(), rows, precision="bf16", batch=batch, micro_batch=micro_batch).peak_bytes
+    print(
+        f"batch {batch}, micro-batch {micro_batch}, {length} tokens: measured {measured:,}, estimated {found:,} ({found / measured - 1:+.1%})"
+    )
+    assert 0.75 * measured < found < 1.25 * measured

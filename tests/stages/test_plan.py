@@ -1,0 +1,159 @@
+"""The plan: the recipe first, advice that really helps, limits of the machine respected."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from io import StringIO
+
+import numpy as np
+import pytest
+from rich.console import Console
+from transformers import LlamaConfig
+
+from tunesmith.base import MachineError
+from tunesmith.data.example import Row, Sequence
+from tunesmith.methods.adapters.full import Full
+from tunesmith.stages.initialise import Initialise
+from tunesmith.stages.machine import available_memory, measure_speed
+from tunesmith.stages.plan import alternatives, check_memory, duration, plan, prepared, table
+from tunesmith.stages.recipe import Recipe
+
+ROWS = [
+    Row(
+        f"rows:{number}",
+        (Sequence(np.random.default_rng(number).integers(3, 380, 64).astype(np.int32), np.arange(64) > 50),),
+    )
+    for number in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Recipe:
+    """A recipe over a model of which there is nothing but the configuration."""
+    folder = tmp_path_factory.mktemp("model")
+    LlamaConfig(
+        vocab_size=384,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)
+    return Recipe.model_validate({"model": str(folder), "precision": "fp32", "prepare": {"source": "rows.jsonl"}})
+
+
+@pytest.fixture(scope="module")
+def plans(recipe):
+    return plan(recipe, ROWS)
+
+
+def limited(plans, available):
+    return [replace(each, estimate=replace(each.estimate, available=available)) for each in plans]
+
+
+def test_the_recipe_comes_first_and_alternatives_name_their_overrides(recipe, plans):
+    assert plans[0].settings == ()
+    assert plans[0].method == "fp32 lora sft adamw"
+    assert [each.settings for each in plans[1:]] == alternatives(recipe)
+    full = next(each for each in plans if each.settings == ("initialise.adapter.kind=full",))
+    assert full.estimate.learning == full.estimate.parameters > plans[0].estimate.learning
+
+
+def test_smaller_micro_batches_need_less(plans):
+    peaks = {each.settings: each.estimate.peak_bytes for each in plans}
+    assert peaks[()] > peaks["finetune.micro_batch=4",] > peaks["finetune.micro_batch=1",]
+
+
+def test_memory_that_suffices_is_accepted_without_looking_at_alternatives(plans):
+    def one():
+        yield plans[0]
+        raise AssertionError("looked on")
+
+    assert check_memory(one()) is plans[0].estimate
+
+
+def test_refusal_names_only_settings_that_fit(plans):
+    peaks = {each.settings: each.estimate.peak_bytes for each in plans}
+    between = (peaks["finetune.micro_batch=4",] + peaks["finetune.micro_batch=1",]) // 2
+    with pytest.raises(MachineError) as caught:
+        check_memory(limited(plans, between))
+    assert str(caught.value).endswith("GB free; set finetune.micro_batch=1; see `tunesmith plan`")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hungrier_adapter_is_offered_lora(recipe):
+    full = recipe.model_copy(update={"initialise": Initialise(adapter=Full())})
+    assert alternatives(full)[-2:] == [
+        ("initialise.adapter.kind=lora",),
+        ("initialise.adapter.kind=lora", "finetune.micro_batch=1"),
+    ]
+
+
+def test_refusal_says_when_nothing_helps(plans):
+    with pytest.raises(MachineError, match=r"its alternatives need at least 0\.7 GB, so take a smaller model"):
+        check_memory(limited(plans, 1000))
+
+
+def test_table_shows_every_plan(plans):
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(table(limited(plans, plans[0].estimate.peak_bytes - 1)))
+    lines = console.export_text().splitlines()
+    assert "8 rows" in lines[0]
+    assert "as given" in lines[2]
+    assert lines[2].rstrip().endswith("no")
+    assert len(lines) == 2 + len(plans)
+
+
+def test_rows_are_those_that_the_run_would_prepare(tmp_path):
+    source = tmp_path / "rows.jsonl"
+    source.write_text(
+        "".join(json.dumps({"prompt": f"What is {n}?", "answer": f"It is {n}."}) + "\n" for n in range(40))
+    )
+    rows = prepared(
+        Recipe.model_validate({"prepare": {"source": str(source), "test_fraction": 10, "validation_fraction": 5}})
+    )
+    assert len(rows) == 25
+    assert all(row.supervised for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "files"),
+    [
+        (5000, 2000, ("memory.max", "memory.current")),
+        (5000, 2000, ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")),
+    ],
+)
+def test_a_control_group_limits_memory(tmp_path, limit, used, files):
+    unlimited = available_memory(tmp_path)
+    for name, value in zip(files, (limit, used), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{value}\n")
+    assert available_memory(tmp_path) == limit - used < unlimited
+    (tmp_path / files[0]).write_text("max\n" if files[0] == "memory.max" else str(2**63 - 4096))
+    assert available_memory(tmp_path) > limit
+
+
+def test_a_limit_on_the_address_space_limits_memory():
+    code = (
+        "import resource, psutil; from tunesmith.stages.machine import available_memory;"
+        "own = psutil.Process().memory_info().vms; resource.setrlimit(resource.RLIMIT_AS, (own + 2**29, -1));"
+        "print(available_memory())"
+    )
+    free = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 2**28 < free <= 2**29
+
+
+def test_speed_is_measured_in_plausible_units():
+    speed = measure_speed(64, 128, seconds=0.05)
+    assert 1e8 < speed.fp32 < 1e16
+    assert 1e8 < speed.bandwidth < 1e14
+    assert speed.seconds(0, 0, False) == speed.operation
+    assert speed.seconds(int(speed.bf16), 0, True) == pytest.approx(1 + speed.operation)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.42, "0.42 s"), (80, "80 s"), (430, "7.2 min"), (7300, "2 h"), (900_000, "10 d")]
+)
+def test_durations_read_well(seconds, text):
+    assert duration(seconds) == text
