@@ -1,0 +1,105 @@
+"""The run's report: one HTML file, complete in itself, from whatever the run folder holds so far."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from tunesmith.base import Run
+from tunesmith.base.files import write_atomic
+
+from . import account, words
+from .answers import KINDS, shown
+from .course import course
+from .source import STAGES, Source
+from .verdict import strongest, verdict
+
+FILTERS = ("number", "signed", "span", "signed_span", "p_value", "duration", "size", "millions", "plain")
+
+
+def write(run: Run) -> Path:
+    """Write `report.html` into the run folder; a run that is not finished, failed or was not promoted gets one too."""
+    path = run.path / "report.html"
+    page = _environment().get_template("page.html.j2").render(facts(Source(run)))
+    write_atomic(
+        path, page.encode("utf-8", "replace").decode("utf-8")
+    )  # half a surrogate pair, which JSON may hold, cannot be written
+    return path
+
+
+def facts(source: Source) -> dict[str, Any]:
+    """Everything that the page shows, None for what is not there yet."""
+    result, trained = verdict(source), course(source)
+    return {
+        "name": source.run.path.resolve().name,
+        "result": result,
+        "status": _status(source, trained),
+        "damaged": source.damaged,
+        "outdated": source.outdated,
+        "course": trained,
+        "shown": shown(source, _before(result)),
+        "kinds": KINDS,
+        "data": account.data(source),
+        "method": account.method(source),
+        "model": account.model(source),
+        "proofs": account.proofs(source),
+        "lineage": account.lineage(source),
+        "cost": account.cost(source),
+        "monitored": source.artifacts["monitor"].metrics if "monitor" in source.artifacts else None,
+    }
+
+
+def _before(result: dict[str, Any] | None) -> str | None:
+    """The untuned model at its best: asked as it is or with examples, whichever scored higher."""
+    if result is None:
+        return None
+    block = result["board"]["graders"][result["kind"]]
+    systems = {
+        name: found for name, found in block["systems"].items() if name in ("base", "few-shot", result["subject"])
+    }
+    return strongest({**block, "systems": systems}, result["subject"])
+
+
+def _status(source: Source, trained: dict[str, Any] | None) -> dict[str, str] | None:
+    """What keeps the run from being complete, the earliest stage first; None if nothing does."""
+    for stage in STAGES:
+        waits = stage in ("deploy", "monitor")  # for the gate, and for requests
+        state = source.states.get(stage, {"state": "done" if waits else "missing"})
+        progress = (
+            f"{trained['done']:,} of {trained['planned']:,} steps are done. " if stage == "finetune" and trained else ""
+        )
+        if state["state"] == "failed":
+            return {"state": "failed", "text": f"Stage {stage} failed. {progress}", "error": state["error"]}
+        if state["state"] == "interrupted":
+            return {
+                "state": "interrupted",
+                "error": "",
+                "text": f"Stage {stage} was interrupted. {progress}Run the same command again to go on from there.",
+            }
+        if state["state"] == "running":
+            return {
+                "state": "running",
+                "error": "",
+                "text": f"Stage {stage} is running, or was cut off. {progress}The report shows what is there so far.",
+            }
+        if state["state"] == "missing":
+            return {
+                "state": "missing",
+                "error": "",
+                "text": f"Stage {stage} has not been started. The report shows what is there so far.",
+            }
+    return None
+
+
+def _environment() -> jinja2.Environment:
+    folder = files(__name__)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update({name: getattr(words, name) for name in FILTERS})
+    return environment

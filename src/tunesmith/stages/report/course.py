@@ -1,0 +1,73 @@
+"""How training went: loss, learning rate and validation over the steps of the artifact that stands now."""
+
+from typing import Any
+
+from .charts import panel
+from .source import Source
+
+ByStep = dict[int, dict[str, Any]]
+
+
+def course(source: Source) -> dict[str, Any] | None:
+    """Panels and the figures in their caption; None before the first step."""
+    steps, judged = followed(source)
+    if not steps:
+        return None
+    chosen = chosen_step(source, judged)
+    last = steps[max(steps)]
+    planned = last["steps"]
+    curve = {name: [(step, found[name]) for step, found in sorted(steps.items())] for name in ("loss", "learning_rate")}
+    panels = [
+        panel("Loss by step", curve["loss"], last=planned, smooth=True, rule=chosen),
+        panel("Learning rate by step", curve["learning_rate"], last=planned),
+    ]
+    if judged:
+        metric = next(iter(judged.values()))["metric"]
+        points = [(step, found["value"]) for step, found in sorted(judged.items())]
+        panels.insert(
+            1, panel(f"Validation by step: {metric}", points, last=planned, dotted=True, rule=chosen, floor=False)
+        )
+    return {
+        "panels": panels,
+        "done": last["step"],
+        "planned": planned,
+        "loss": last["loss"],
+        "chosen": chosen,
+        **_best(judged, chosen),
+    }
+
+
+def _best(judged: ByStep, chosen: int | None) -> dict[str, Any]:
+    found = judged.get(chosen or 0)
+    return {
+        "metric": found["metric"] if found else None,
+        "value": found["value"] if found else None,
+        "judgements": len(judged),
+    }
+
+
+def followed(source: Source) -> tuple[ByStep, ByStep]:
+    """Step and validation events by step. Where a resumed run went back, what it had done beyond that point no longer counts."""
+    artifact = source.states.get("finetune", {}).get("artifact")
+    steps: ByStep = {}
+    judged: ByStep = {}
+    for event in source.run.events.tagged(artifact=artifact).read() if artifact else ():
+        if event["event"] == "step":
+            if event["step"] in steps:
+                steps, judged = (
+                    {step: kept[step] for step in kept if step < event["step"]} for kept in (steps, judged)
+                )
+            steps[event["step"]] = event
+        elif event["event"] == "validation":
+            judged[event["step"]] = event
+    return steps, judged
+
+
+def chosen_step(source: Source, judged: ByStep) -> int | None:
+    """The step whose weights were kept, or so far are the best; None where nothing was judged."""
+    if not judged:
+        return None
+    finished = source.artifacts.get("finetune")
+    if finished:
+        return int(finished.metrics["best_step"])
+    return max((step for step, found in judged.items() if found["best"]), default=None)
