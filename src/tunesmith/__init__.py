@@ -1,1 +1,66 @@
-"""Fine-tune a language model on your task, and know that it got better."""
+"""Fine-tune a language model on your task, and know that it got better.
+
+Every stage is a function here, under the same name as on the command line:
+
+    import tunesmith
+    run = tunesmith.run("recipe.yaml")                     # all stages; the folder of the run
+    artifact = tunesmith.evaluate("recipe.yaml", "finetune.epochs=2")
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunesmith.base import Artifact
+
+STAGES = ("prepare", "initialise", "search", "finetune", "evaluate", "deploy", "monitor")
+__all__ = ["run", *STAGES]
+
+
+def run(given: str | Path, *assignments: str, folder: str | Path | None = None) -> Path:
+    """Compute every stage of a recipe that is not there yet, and write the report.
+
+    Args:
+        given: a recipe (.yaml), or the folder of a run.
+        assignments: `path.to.field=value` overrides.
+        folder: where the run lives; `runs/NAME` by default.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        TunesmithError: what, where and how to mend; ConfigError if the gate does not promote the model.
+    """
+    from tunesmith.stages import report
+    from tunesmith.stages.pipeline import ORDER
+
+    pipeline = _open(given, assignments, folder)
+    try:
+        for stage in ORDER:
+            pipeline.locked(stage)
+    finally:
+        report.write(pipeline.run)
+    path: Path = pipeline.run.path
+    return path
+
+
+def _open(given: str | Path, assignments: tuple[str, ...], folder: str | Path | None) -> Any:
+    from tunesmith.stages.pipeline import open_run
+
+    return open_run(Path(given), Path(folder) if folder else None, assignments)
+
+
+def _stage(name: str) -> Callable[..., "Artifact"]:
+    def compute(given: str | Path, *assignments: str, folder: str | Path | None = None) -> "Artifact":
+        made: Artifact = _open(given, assignments, folder).locked(name)
+        return made
+
+    compute.__name__ = compute.__qualname__ = name
+    compute.__doc__ = (
+        f"Compute the {name} stage of a recipe or run, and what it needs; returns its artifact. Arguments as `run`."
+    )
+    return compute
+
+
+prepare, initialise, search, finetune, evaluate, deploy, monitor = (_stage(name) for name in STAGES)

@@ -36,7 +36,9 @@ class Shape:
     """Scores pass through softcap * tanh(score / softcap)."""
 
 
-def forest_attention(query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, paths: Sequence[Path], shape: Shape) -> Tensor:
+def forest_attention(
+    query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, paths: Sequence[Path], shape: Shape
+) -> Tensor:
     """Attention output [H, N, D] of queries [H, N, D] over keys and values [K, N, D], H a multiple of K."""
     if shape.softcap is not None:
         return reference(query_HND, key_KND, value_KND, paths, shape)
@@ -88,7 +90,9 @@ class _ForestAttention(torch.autograd.Function):
     """Forward keeps the attention weights; backward reuses them."""
 
     @staticmethod
-    def forward(ctx: Any, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, paths: tuple[Path, ...], shape: Shape) -> Tensor:
+    def forward(
+        ctx: Any, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, paths: tuple[Path, ...], shape: Shape
+    ) -> Tensor:
         groups, out = key_KND.shape[0], torch.empty_like(query_HND)
         keep = any(ctx.needs_input_grad)
         weights = []

@@ -7,14 +7,20 @@ updates are lost. Here the weight is `[W | s B]` and the input `[x | x A^T]`: ro
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import linear
 
 
-def reference(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:
+def reference(
+    x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
+) -> Tensor:
     """x W^T + b + s x A^T B^T (Hu et al., 2021, arXiv:2106.09685, eq. 3) by plain operations."""
-    correction = F.linear(F.linear(x_TI, down_RI.to(x_TI.dtype)), up_OR.to(x_TI.dtype))
-    return F.linear(x_TI, weight_OI, bias_O) + scale * correction
+    return linear(x_TI, weight_OI, bias_O) + correction(x_TI, down_RI, up_OR, scale)
+
+
+def correction(x_TI: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:
+    """s x A^T B^T."""
+    return scale * linear(linear(x_TI, down_RI.to(x_TI.dtype)), up_OR.to(x_TI.dtype))
 
 
 def lora_linear(
@@ -46,7 +52,7 @@ class _LoRALinear(torch.autograd.Function):
         input_TJ[:, width:] = x_TI @ down.t()
         ctx.save_for_backward(input_TJ, joint_OJ, down)
         ctx.scale = scale
-        return F.linear(input_TJ, joint_OJ, bias_O)
+        return linear(input_TJ, joint_OJ, bias_O)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

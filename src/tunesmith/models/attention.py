@@ -64,6 +64,7 @@ def _attention(
     if s_aux is not None:
         raise ValueError("attention sinks are not supported by forest batches")
     shape = Shape(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap)
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast rotary embeddings leave them in fp32
     out = _current.get()(module.layer_idx, query, key, value, shape)
     return out.transpose(1, 2).contiguous(), None
 
@@ -79,6 +80,8 @@ def register() -> None:
 
 def adopt(model: Any) -> bool:
     """Switch a model to this attention if that gives its own logits on a small forest; else leave it as it was."""
+    if "chunked_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ()):
+        return False  # the chunks are known to the mask alone, and are longer than the sequences of the check
     before = model.config._attn_implementation
     with plain(model):  # the same order of operations, so that bf16 rounding does not blur the comparison
         expected = _check_logits(model, forest=False)
@@ -110,7 +113,12 @@ def plain(model: Any) -> Iterator[None]:
 def _check_logits(model: Any, forest: bool) -> Tensor:
     """Logits at the last tokens of four sequences with common prefixes, as a forest or one by one."""
     words = np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size, 40)
-    sequences = [words[:20], np.concatenate([words[:12], words[20:30]]), np.concatenate([words[:12], words[30:]]), words[5:9]]
+    sequences = [
+        words[:20],
+        np.concatenate([words[:12], words[20:30]]),
+        np.concatenate([words[:12], words[30:]]),
+        words[5:9],
+    ]
     device = next(model.parameters()).device
     if not forest:
         as_ids = [torch.from_numpy(sequence)[None].to(device) for sequence in sequences]
@@ -118,6 +126,8 @@ def _check_logits(model: Any, forest: bool) -> Tensor:
     laid = grow(sequences)
     last = torch.stack([laid.nodes(number)[-1] for number in range(len(sequences))]).to(device)
     with attending(ForestAttend(laid)):
-        out = model(input_ids=laid.tokens_N[None].to(device), position_ids=laid.depth_N[None].to(device), use_cache=False)
+        out = model(
+            input_ids=laid.tokens_N[None].to(device), position_ids=laid.depth_N[None].to(device), use_cache=False
+        )
     found: Tensor = out.logits[0, last]
     return found

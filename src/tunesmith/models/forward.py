@@ -37,7 +37,9 @@ def padded_logps(loaded: Loaded, batch: Batch) -> Tensor:
     forest, device = batch.forest, loaded.device
     nodes = [forest.nodes(number) for number in range(len(forest.segments))]
     width = max(map(len, nodes))
-    tokens_ST = torch.stack([torch.nn.functional.pad(forest.tokens_N[n], (0, width - len(n))) for n in nodes]).to(device)
+    tokens_ST = torch.stack([torch.nn.functional.pad(forest.tokens_N[n], (0, width - len(n))) for n in nodes]).to(
+        device
+    )
     mask_ST = torch.stack([torch.arange(width) < len(n) for n in nodes]).long().to(device)
     with plain(loaded.model) if loaded.forest else nullcontext(), autocast(loaded):
         logits_STV = loaded.model(input_ids=tokens_ST, attention_mask=mask_ST, use_cache=False).logits

@@ -1,7 +1,6 @@
 """Generation: prompts are prefilled as one forest, then decoded together with a key-value cache."""
 
-from collections.abc import Iterator, Sequence
-
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,7 +34,10 @@ class DecodeAttend:
         """
         self.length_B = torch.tensor([len(path) for path in nodes])
         most = int(self.length_B.max()) + room
-        self.cache = {layer: (self._lay(keys, nodes, most), self._lay(values, nodes, most)) for layer, (keys, values) in kept.items()}
+        self.cache = {
+            layer: (self._lay(keys, nodes, most), self._lay(values, nodes, most))
+            for layer, (keys, values) in kept.items()
+        }
         self.most = 0
 
     @staticmethod
@@ -75,7 +77,7 @@ class DecodeAttend:
 
 
 @torch.no_grad()
-def stream(loaded: Loaded, prompts: Sequence[list[int]], samplings: Sequence[Sampling]) -> Iterator[Piece]:
+def stream(loaded: Loaded, prompts: Sequence[list[int]], samplings: Sequence[Sampling]) -> Generator[Piece, None, None]:
     """Decode prompts together, yielding a piece for each token of each; close the generator to stop early.
 
     Args:

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,19 @@ def convert(file: Path, name: str) -> Path:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
     except OSError as error:
-        raise MachineError(f"{work.parent}: cannot write the model cache ({error.strerror}); set TUNESMITH_CACHE to a folder you own") from None
+        raise MachineError(
+            f"{work.parent}: cannot write the model cache ({error.strerror}); set TUNESMITH_CACHE to a folder you own"
+        ) from None
     notes = _convert_into(file, work)
-    write_json(work / "conversion.json", {"source": file.name, "sha256": sha256(file), "version": CONVERSION, "notes": notes})
+    write_json(
+        work / "conversion.json", {"source": file.name, "sha256": sha256(file), "version": CONVERSION, "notes": notes}
+    )
     sync_folder(work)
-    if not final.exists():
-        work.rename(final)
+    if (final / "conversion.json").exists():  # another process was faster
+        shutil.rmtree(work)
+        return final
+    shutil.rmtree(final, ignore_errors=True)
+    work.rename(final)
     return final
 
 
@@ -83,7 +91,7 @@ def _convert_into(file: Path, folder: Path) -> list[str]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    except (ValueError, OSError, LookupError, RuntimeError, struct.error) as error:
         raise ModelError(f"{file}: not a GGUF model that can be trained: {str(error).splitlines()[0]}") from None
     found = [_mend_tokenizer(tokenizer, _pre_tokenizer(file)), _mend_pad(tokenizer, model)]
     _mend_saving(model)
@@ -105,12 +113,17 @@ def _mend_tokenizer(tokenizer: Any, name: str) -> str:
     from tokenizers import pre_tokenizers
 
     if name in DIGIT_SPLITTERS:
-        split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        split = [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
         return f"tokenizer: digits are split one by one again (GGUF pre-tokenizer {name!r})"
     if name in PLAIN:
         return ""
-    return f"tokenizer: GGUF pre-tokenizer {name!r} is unknown; compare its tokens with llama.cpp's before you rely on it"
+    return (
+        f"tokenizer: GGUF pre-tokenizer {name!r} is unknown; compare its tokens with llama.cpp's before you rely on it"
+    )
 
 
 def _mend_pad(tokenizer: Any, model: Any) -> str:

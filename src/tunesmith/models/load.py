@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from tunesmith.base import ModelError
@@ -57,10 +58,14 @@ def locate(name: str) -> Path:
     if (path / "config.json").is_file():
         return path
     if path.is_dir():
-        raise ModelError(f"model {name}: the folder has no config.json; give a folder that transformers' save_pretrained wrote")
+        raise ModelError(
+            f"model {name}: the folder has no config.json; give a folder that transformers' save_pretrained wrote"
+        )
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf":
         return _from_hub(name)
-    raise ModelError(f"model {name!r}: not found; give {', '.join(EMBEDDED)}, a Hugging Face folder, a .gguf file, or a hub id owner/name")
+    raise ModelError(
+        f"model {name!r}: not found; give {', '.join(EMBEDDED)}, a Hugging Face folder, a .gguf file, or a hub id owner/name"
+    )
 
 
 def _from_hub(name: str) -> Path:
@@ -71,7 +76,9 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"model {name!r}: no such folder here, and the hub did not give it ({reason}); check the name or the network") from None
+        raise ModelError(
+            f"model {name!r}: no such folder here, and the hub did not give it ({reason}); check the name or the network"
+        ) from None
 
 
 def load_config(folder: Path) -> Any:
@@ -85,19 +92,39 @@ def load_config(folder: Path) -> Any:
 
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ModelError(f"model {folder}: config.json cannot be used: it holds a {type(raw).__name__}, no mapping")
         if raw.get("auto_map"):
-            raise ModelError(f"model {folder}: wants to run its own code (auto_map), which is refused; use an architecture of transformers")
+            raise ModelError(
+                f"model {folder}: wants to run its own code (auto_map), which is refused; use an architecture of transformers"
+            )
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"model {folder}: config.json cannot be used: {str(error).splitlines()[0]}") from None
     if config.is_encoder_decoder or config.model_type not in DECODERS or config.model_type in ENCODERS:
-        raise ModelError(f"model {folder}: {config.model_type!r} is not a decoder; tunesmith trains models that continue text")
+        raise ModelError(
+            f"model {folder}: {config.model_type!r} is not a decoder; tunesmith trains models that continue text"
+        )
     return config
 
 
-ENCODERS = frozenset({"bert", "roberta", "electra", "camembert", "xlm-roberta", "roformer", "megatron-bert", "rembert", "ernie", "xlm", "big_bird"})
+ENCODERS = frozenset(
+    {
+        "bert",
+        "roberta",
+        "electra",
+        "camembert",
+        "xlm-roberta",
+        "roformer",
+        "megatron-bert",
+        "rembert",
+        "ernie",
+        "xlm",
+        "big_bird",
+    }
+)
 """Encoders that transformers lists among decoders since they can be switched to be one."""
 
 
@@ -115,7 +142,9 @@ def load_tokenizer(name: str) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model {name}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise ModelError(f"model {name}: its tokenizer has no fast form or no end token; save it with tokenizer.json and an eos_token")
+        raise ModelError(
+            f"model {name}: its tokenizer has no fast form or no end token; save it with tokenizer.json and an eos_token"
+        )
     return tokenizer
 
 
@@ -148,7 +177,7 @@ def load(name: str, precision: Precision = "auto") -> Loaded:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[chosen], trust_remote_code=False, local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {folder}: its weights cannot be loaded: {str(error).splitlines()[0]}") from None
     model.eval()
     if torch.cuda.is_available():
@@ -156,7 +185,9 @@ def load(name: str, precision: Precision = "auto") -> Loaded:
     loaded = Loaded(name, folder, model, load_tokenizer(name), chosen, notes=notes(folder))
     loaded.forest = attention.adopt(model)
     if not loaded.forest:
-        loaded.notes.append("attention: forest batches are not exact for this architecture; sequences are padded instead")
+        loaded.notes.append(
+            "attention: forest batches are not exact for this architecture; sequences are padded instead"
+        )
     return loaded
 
 
@@ -164,7 +195,9 @@ def fingerprint(folder: Path) -> str:
     """One digest over the names and bytes of a model folder's weights and tokenizer."""
     from tunesmith.base.files import digest
 
-    wanted = sorted(path for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model") for path in folder.glob(pattern))
+    wanted = sorted(
+        path for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model") for path in folder.glob(pattern)
+    )
     return digest({path.name: sha256(path) for path in wanted if path.name != "conversion.json"})
 
 

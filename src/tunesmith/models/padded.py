@@ -1,6 +1,7 @@
 """Generation for models whose attention takes no forest: transformers' own cache, one prompt after the other."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -10,6 +11,9 @@ from .forward import autocast
 from .load import Loaded
 from .sampling import Piece, Sampling, Writer
 
+CACHES = ("past_key_values", "cache_params")
+"""What attention and recurrent models call what they remember; one that gives neither reads everything again."""
+
 
 @torch.no_grad()
 def padded_stream(loaded: Loaded, prompts: Sequence[list[int]], samplings: Sequence[Sampling]) -> Iterator[Piece]:
@@ -17,12 +21,15 @@ def padded_stream(loaded: Loaded, prompts: Sequence[list[int]], samplings: Seque
     renderer = Renderer(loaded.tokenizer)
     for number, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
         writer = Writer(number, sampling, renderer)
-        ids, cache = torch.tensor([prompt], device=loaded.device), None
+        ids = torch.tensor([prompt], device=loaded.device)
+        held: dict[str, Any] = {}
         while True:
             with autocast(loaded):
-                out = loaded.model(input_ids=ids, past_key_values=cache, use_cache=True)
+                out = loaded.model(input_ids=ids, use_cache=True, **held)
             piece = writer.take(out.logits[0, -1].float())
             yield piece
             if piece.finish is not None:
                 break
-            ids, cache = torch.tensor([[piece.token]], device=loaded.device), out.past_key_values
+            held = {name: out[name] for name in CACHES if name in out}
+            new = torch.tensor([[piece.token]], device=loaded.device)
+            ids = new if held else torch.cat([ids, new], 1)

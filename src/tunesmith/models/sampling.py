@@ -84,7 +84,8 @@ class Writer:
     def take(self, logits_V: Tensor) -> Piece:
         """The next token, float32 logits [V] given."""
         token = self._choose(logits_V)
-        logprob, top = float("nan"), ()
+        logprob = float("nan")
+        top: tuple[tuple[int, float], ...] = ()
         if self.sampling.logprobs or self.sampling.top_logprobs:
             logprob, top = self._measure(logits_V, token)
         if token in self.renderer.ends:

@@ -28,13 +28,21 @@ class Checkpoint:
     notes: dict[str, Any]
 
 
-def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, notes: dict[str, Any]) -> None:
+def save(
+    folder: Path,
+    step: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    notes: dict[str, Any],
+) -> None:
     """Commit a checkpoint below `folder` and drop those older than the newest `KEEP`."""
     folder.mkdir(parents=True, exist_ok=True)
     work = folder / f"step-{step:08d}.partial"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    save_file({name: parameter.detach().contiguous() for name, parameter in parameters.items()}, work / "weights.safetensors")
+    save_file(
+        {name: parameter.detach().contiguous() for name, parameter in parameters.items()}, work / "weights.safetensors"
+    )
     save_file(_optimizer_tensors(parameters, optimizer), work / "optimizer.safetensors")
     write_json(work / "state.json", {"step": step, "notes": notes})
     commit(work, folder / f"step-{step:08d}", {"stage": "checkpoint", "metrics": {}})
@@ -55,7 +63,9 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def restore(checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None = None) -> None:
+def restore(
+    checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None = None
+) -> None:
     """Put weights, and the optimizer's state if one is given, back as they were."""
     tensors = load_file(checkpoint.path / "weights.safetensors")
     with torch.no_grad():
@@ -80,7 +90,9 @@ def _names(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimi
 def _optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     names = _names(parameters, optimizer)
     state = optimizer.state_dict()["state"]
-    return {f"{names[place]}|{slot}": value.contiguous() for place, slots in state.items() for slot, value in slots.items()}
+    return {
+        f"{names[place]}|{slot}": value.contiguous() for place, slots in state.items() for slot, value in slots.items()
+    }
 
 
 def _newest_first(folder: Path) -> list[Path]:

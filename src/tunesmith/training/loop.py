@@ -73,7 +73,7 @@ def train(
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor(number)
         torch.manual_seed(seed * 1_000_003 + number)
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[arg-type]  # torch types it float, every optimizer passes the tensor on
         stats = {name: value / count for name, value in sums.items()}
         rate = optimizer.param_groups[0]["lr"]
         yield Step(number, stats.pop("loss"), stats, float(norm), rate, sum(batch.tokens for batch in batches))
@@ -86,4 +86,6 @@ def _refuse_non_finite(loss: float, norm: Tensor, batches: list[Batch], loaded: 
     rows = [origin for batch in batches for origin in batch.origins]
     what = "loss" if not torch.isfinite(torch.tensor(loss)) else "gradient"
     shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
-    raise ModelError(f"the {what} is not finite, the step was not applied; its rows: {shown}; lower the learning rate or look at these rows")
+    raise ModelError(
+        f"the {what} is not finite, the step was not applied; its rows: {shown}; lower the learning rate or look at these rows"
+    )

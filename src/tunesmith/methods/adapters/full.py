@@ -30,11 +30,15 @@ class Full(Adapter):
 
     def restore(self, loaded: Loaded, folder: Path) -> None:
         """Read all weights; they keep the dtype the model was loaded in."""
-        tensors = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+        tensors = {
+            name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()
+        }
         missing, unexpected = loaded.model.load_state_dict(tensors, strict=False)
         tied = set(loaded.model.all_tied_weights_keys)
         if unexpected or set(missing) - tied:
-            raise ModelError(f"{folder}: these weights are not of {loaded.name}; missing {missing[:2]}, unknown {unexpected[:2]}")
+            raise ModelError(
+                f"{folder}: these weights are not of {loaded.name}; missing {missing[:2]}, unknown {unexpected[:2]}"
+            )
         loaded.model.tie_weights()
         loaded.model.requires_grad_(False)
 

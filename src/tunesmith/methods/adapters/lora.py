@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import write_json
-from tunesmith.kernels.lora_linear import lora_linear, reference
+from tunesmith.kernels.lora_linear import correction, lora_linear
 from tunesmith.models.load import Loaded
 
 from .base import Adapter
@@ -43,13 +43,18 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Any leading shape; the last axis is the layer's input."""
         if not self.enabled:
-            found: Tensor = self.base(x)
-            return found
+            plain: Tensor = self.base(x)
+            return plain
         if self.training and self.dropout > 0:
-            kept = nn.functional.dropout(x, self.dropout)
-            return self.base(x) + reference(kept, torch.zeros_like(self.base.weight), None, self.lora_A, self.lora_B, self.scale)
-        self.joint[:, x.shape[-1] :] = self.scale * self.lora_B.detach()  # each time: fused optimizers leave no trace of a change
-        out = lora_linear(x.reshape(-1, x.shape[-1]), self.joint, self.base.bias, self.lora_A, self.lora_B, self.scale)
+            dropped: Tensor = self.base(x) + correction(
+                nn.functional.dropout(x, self.dropout), self.lora_A, self.lora_B, self.scale
+            )
+            return dropped
+        # Each time, since fused optimizers leave no trace of a change.
+        self.joint[:, x.shape[-1] :] = self.scale * self.lora_B.detach()
+        out: Tensor = lora_linear(
+            x.reshape(-1, x.shape[-1]), self.joint, self.base.bias, self.lora_A, self.lora_B, self.scale
+        )
         return out.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
@@ -91,8 +96,12 @@ class LoRA(Adapter):
         linear = [(parent, name, layer) for parent, name, layer in _children(model, nn.Linear) if layer is not head]
         chosen = [found for found in linear if self.targets == "all-linear" or found[1] in self.targets]
         if not chosen:
-            names = ", ".join(sorted({name for _, name, _ in linear})) or "none: this architecture has no nn.Linear layers"
-            raise ModelError(f"adapter.targets: no layer is called {self.targets}; this model's linear layers are {names}")
+            names = (
+                ", ".join(sorted({name for _, name, _ in linear})) or "none: this architecture has no nn.Linear layers"
+            )
+            raise ModelError(
+                f"adapter.targets: no layer is called {self.targets}; this model's linear layers are {names}"
+            )
         return chosen
 
     def save(self, loaded: Loaded, folder: Path) -> None:
@@ -131,13 +140,17 @@ class LoRA(Adapter):
         wanted = {f"{PREFIX}{path}.lora_{part}.weight" for path in layers for part in "AB"}
         if wanted != set(tensors):
             odd = sorted(wanted ^ set(tensors))[:2]
-            raise ModelError(f"{folder}: this adapter does not fit {loaded.name}: {odd} are on one side only; check adapter.targets")
+            raise ModelError(
+                f"{folder}: this adapter does not fit {loaded.name}: {odd} are on one side only; check adapter.targets"
+            )
         with torch.no_grad():
             for path, layer in layers.items():
                 for part, parameter in (("A", layer.lora_A), ("B", layer.lora_B)):
                     tensor = tensors[f"{PREFIX}{path}.lora_{part}.weight"]
                     if tensor.shape != parameter.shape:
-                        raise ModelError(f"{folder}: {path} has shape {tuple(tensor.shape)}, expected {tuple(parameter.shape)}; check adapter.rank")
+                        raise ModelError(
+                            f"{folder}: {path} has shape {tuple(tensor.shape)}, expected {tuple(parameter.shape)}; check adapter.rank"
+                        )
                     parameter.copy_(tensor)
 
     def merge(self, loaded: Loaded) -> None:
@@ -160,4 +173,9 @@ class LoRA(Adapter):
 
 def _children(model: nn.Module, kind: type) -> list[tuple[nn.Module, str, Any]]:
     """(parent, name, child) of every descendant of a class."""
-    return [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if isinstance(child, kind)]
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, kind)
+    ]

@@ -1,0 +1,133 @@
+"""The commands; each imports what it needs when it is called, so that help answers at once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Fine-tune a language model on your task, and know that it got better.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data = typer.Typer(help="Look at data.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+Given = Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help="A recipe (.yaml), or the folder of a run.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+Folder = Annotated[Path | None, typer.Option("--run", help="Where the run lives; runs/NAME by default.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[path.to.field=value ...]", help="Settings to change.")]
+
+
+@app.command()
+def run(given: Given, overrides: Overrides = None, folder: Folder = None) -> int:
+    """All stages, from data to a model that can be served; what is there already is not computed again."""
+    from .running import run_all
+
+    return run_all(given, folder, tuple(overrides or ()))
+
+
+def _stage_command(name: str, help_text: str) -> None:
+    def command(given: Given, overrides: Overrides = None, folder: Folder = None) -> int:
+        from .running import run_stage
+
+        return run_stage(name, given, folder, tuple(overrides or ()))
+
+    app.command(name, help=help_text)(command)
+
+
+_stage_command("prepare", "Stage 1: read, check, split and tokenise the data; every row is accounted for.")
+_stage_command("initialise", "Stage 2: load the model, attach the adapter, check what will be trained.")
+_stage_command("search", "Stage 3: choose settings.")
+_stage_command("finetune", "Stage 4: train.")
+_stage_command("evaluate", "Stage 5: measure against base, prompts and classical baselines; exits 1 if not promoted.")
+_stage_command("deploy", "Stage 6: merge, write the model and its card, prove that it is what was trained.")
+_stage_command(
+    "monitor", "Stage 7: compare what was asked of the served model with its training data; exits 1 on an alert."
+)
+
+
+@app.command()
+def show(given: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Every stage's state, artifact, hash and figures."""
+    from .showing import show_run
+
+    show_run(given, as_json)
+
+
+@app.command()
+def plan(given: Given, overrides: Overrides = None) -> int:
+    """What a recipe will need of this machine, before anything is spent."""
+    from .showing import show_plan
+
+    return show_plan(given, tuple(overrides or ()))
+
+
+@app.command()
+def explain(
+    topic: Annotated[str, typer.Argument(help="For example objective.sft, adapter, or finetune.schedule.")] = "",
+) -> None:
+    """What a method or a setting is, with its defaults."""
+    from .showing import explain_topic
+
+    explain_topic(topic)
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of a recipe."""
+    from .showing import print_schema
+
+    print_schema()
+
+
+@app.command()
+def doctor() -> int:
+    """What this machine has, what is missing, and the command that mends it."""
+    from .doctor import examine
+
+    return examine()
+
+
+@app.command()
+def report(given: RunFolder) -> None:
+    """Write the run's report.html again."""
+    from .running import write_report
+
+    write_report(given)
+
+
+@app.command()
+def serve(
+    given: RunFolder,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """An OpenAI-compatible server of the base and the tuned model."""
+    from .serving import serve_run
+
+    serve_run(given, host, port)
+
+
+@app.command()
+def track(
+    given: RunFolder,
+    to: Annotated[str, typer.Option(help="tensorboard or mlflow.")] = "tensorboard",
+    target: Annotated[str, typer.Option(help="Folder (tensorboard) or tracking URI (mlflow).")] = "",
+) -> None:
+    """Hand a run's events to a tracker."""
+    from .tracking import hand_over
+
+    hand_over(given, to, target)
+
+
+@data.command()
+def preview(
+    given: Given, overrides: Overrides = None, rows: Annotated[int, typer.Option(help="How many rows.")] = 3
+) -> None:
+    """Show rows as tokens, with those that are learnt marked."""
+    from .showing import preview_rows
+
+    preview_rows(given, tuple(overrides or ()), rows)

@@ -1,0 +1,86 @@
+"""Progress on the terminal: one more reader of the run's events."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tunesmith.base import Events
+
+PAUSE = 0.3
+"""Seconds between looks at the events."""
+
+
+class Follower:
+    """Draws what a stage says while it works; without a terminal, a line now and then."""
+
+    def __init__(self, events: Events, stage: str, console: Console) -> None:
+        self.stage, self.console = stage, console
+        self.file = events.path
+        self.offset = self.file.stat().st_size if self.file.exists() else 0
+        self.events = events
+        self.stopping = threading.Event()
+        self.shown = -1
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}  {task.fields[text]}"),
+            TimeRemainingColumn(), console=console, transient=True,
+        )  # fmt: skip
+        self.task: Any = None
+
+    def work(self) -> None:
+        """Read and draw until told to stop."""
+        while not self.stopping.wait(PAUSE):
+            self.look()
+
+    def look(self) -> None:
+        """Draw what is new."""
+        for event in self.events.since(self.offset):
+            self.offset = event.pop("offset")
+            if event["event"] == "step":
+                self._step(event)
+            elif event["event"] == "validation":
+                best = ", the best so far" if event["best"] else ""
+                self._say(f"step {event['step']}: {event['metric']} {event['value']:.4g} on validation rows{best}")
+            elif event["event"] == "answering":
+                self._say(f"answering the test rows: {event['system']}")
+            elif event["event"] == "resumed":
+                self._say(f"going on from step {event['step']}")
+            elif event["event"] == "damaged":
+                self._say(event["reason"])
+
+    def _step(self, event: dict[str, Any]) -> None:
+        speed = event["tokens"] / event["seconds"] if event["seconds"] else 0.0
+        text = f"loss {event['loss']:.3f}  {speed:,.0f} tokens/s"
+        if self.console.is_terminal:
+            if self.task is None:
+                self.progress.start()
+                self.task = self.progress.add_task("  training", total=event["steps"], text=text)
+            self.progress.update(self.task, completed=event["step"], text=text)
+        elif event["step"] * 10 // event["steps"] > self.shown:
+            self.shown = event["step"] * 10 // event["steps"]
+            self._say(f"step {event['step']}/{event['steps']}  {text}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(f"  {text}")
+
+
+@contextmanager
+def following(events: Events, stage: str, console: Console) -> Iterator[None]:
+    """Within this block what happens in a stage is drawn; at its end a line says how long it took."""
+    follower = Follower(events, stage, console)
+    thread = threading.Thread(target=follower.work, daemon=True)
+    console.print(f"[bold]{stage}[/]")
+    thread.start()
+    try:
+        yield
+    finally:
+        follower.stopping.set()
+        thread.join()
+        follower.look()
+        follower.progress.stop()
+    last = next((event for event in reversed(list(events.read())) if event.get("stage") == stage), None)
+    if last is not None:
+        console.print("  there already" if last["event"] == "cached" else f"  done in {last.get('seconds', 0):.1f} s")

@@ -1,0 +1,149 @@
+"""Commands that only look: show, plan, explain, schema, preview."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from tunesmith.base import ConfigError, Family, Run, Spec
+from tunesmith.base.files import read_json
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def show_run(folder: Path, as_json: bool) -> None:
+    """Every stage's state, artifact, seconds, id and figures.
+
+    Raises:
+        ConfigError: the folder is not a run.
+    """
+    facts = facts_of(folder)
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("stage", "state", "seconds", "artifact", "figures"):
+        table.add_column(heading)
+    for name, stage in facts["stages"].items():
+        figures = ", ".join(
+            f"{key} {value}" for key, value in stage.get("metrics", {}).items() if isinstance(value, int | float | str)
+        )
+        table.add_row(
+            name, stage["state"], str(stage.get("seconds", "")), stage["artifact"], figures or stage.get("error", "")
+        )
+    console.print(table)
+    for system, figure in facts["stages"].get("evaluate", {}).get("metrics", {}).get("systems", {}).items():
+        console.print(f"  {system:10} {figure['value']:6.1f}  ({figure['low']:.1f} to {figure['high']:.1f})")
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What `tunesmith show --json` prints."""
+    run = Run(folder)
+    if not run.states:
+        raise ConfigError(f"{folder}: is not the folder of a run; runs are below runs/ unless --run said otherwise")
+    stages = {}
+    for name, state in run.states.items():
+        manifest = run.path / state["artifact"] / "manifest.json"
+        found = read_json(manifest) if state["state"] == "done" and manifest.exists() else {}
+        kept = {key: found[key] for key in ("metrics", "parents", "files", "environment", "created") if key in found}
+        stages[name] = {**state, **kept}
+    return {"run": str(folder), "stages": stages}
+
+
+def show_plan(given: Path, assignments: tuple[str, ...]) -> int:
+    """Print what the recipe and its alternatives need; 1 if the recipe itself does not fit."""
+    from tunesmith.stages.pipeline import open_run
+    from tunesmith.stages.plan import plan, table
+
+    plans = plan(open_run(given, None, assignments).recipe)
+    console.print(table(plans))
+    return 0 if plans[0].estimate.fits else 1
+
+
+def explain_topic(topic: str) -> None:
+    """Print a method's or a setting's description, fields and defaults.
+
+    Raises:
+        ConfigError: there is no such topic.
+    """
+    from tunesmith.stages.recipe import Recipe
+
+    families = {family.__name__.lower(): family for family in _families()}
+    if not topic:
+        console.print(f"families: {', '.join(sorted(families))}\nsettings: {', '.join(Recipe.model_fields)}")
+        return
+    head, _, rest = topic.partition(".")
+    if head in families:
+        family = families[head]
+        _print_spec(topic, family.member(rest)) if rest else _print_family(family)
+        return
+    _explain_setting(Recipe, topic)
+
+
+def _families() -> list[type[Family]]:
+    import tunesmith.stages.recipe  # noqa: F401  (its imports define every family)
+
+    return [family for family in Family.__subclasses__() if family.members()]
+
+
+def _print_family(family: type[Family]) -> None:
+    console.print(f"[bold]{family.__name__.lower()}[/]: {family.__doc__}")
+    for member in family.members():
+        console.print(f"  {member.model_fields['kind'].default:18} {(member.__doc__ or '').splitlines()[0]}")
+
+
+def _print_spec(title: str, spec: type[Spec]) -> None:
+    console.print(f"[bold]{title}[/]: {spec.__doc__}")
+    import sys
+
+    source = sys.modules[spec.__module__].__doc__
+    console.print(f"  source: {(source or '').strip().splitlines()[0]}")
+    for name, field in spec.model_fields.items():
+        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+        console.print(f"  {name} = {default}\n      {' '.join((field.description or '').split())}", markup=False)
+
+
+def _explain_setting(spec: type[Spec], path: str) -> None:
+    current: Any = spec
+    for part in path.split("."):
+        if not (isinstance(current, type) and issubclass(current, Spec)) or part not in current.model_fields:
+            names = (
+                ", ".join(current.model_fields) if isinstance(current, type) and issubclass(current, Spec) else "none"
+            )
+            raise ConfigError(f"{path}: nothing is called {part!r} there; there are {names}")
+        field = current.model_fields[part]
+        classes = [
+            kind
+            for kind in (field.annotation, *get_args(field.annotation))
+            if isinstance(kind, type) and issubclass(kind, Spec)
+        ]
+        current = classes[0] if classes else field
+    if isinstance(current, type):
+        _print_family(current) if issubclass(current, Family) and len(current.members()) else _print_spec(path, current)
+        return
+    console.print(f"{path} = {current.default!r}\n  {' '.join((current.description or '').split())}", markup=False)
+
+
+def print_schema() -> None:
+    """The recipe's JSON schema."""
+    from tunesmith.stages.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2, ensure_ascii=False))
+
+
+def preview_rows(given: Path, assignments: tuple[str, ...], rows: int) -> None:
+    """Prepare if needed, then print rows with the tokens that are learnt marked."""
+    from tunesmith.data.prepared import load_split
+    from tunesmith.data.preview import preview
+    from tunesmith.models.load import load_tokenizer
+    from tunesmith.stages.pipeline import open_run
+
+    pipeline = open_run(given, None, assignments)
+    with pipeline.run.lock():
+        prepared = pipeline.prepare()
+    tokenizer = load_tokenizer(pipeline.recipe.model)
+    for row in load_split(prepared.path, "train")[:rows]:
+        console.rule(f"{row.origin}: {len(row)} tokens, {row.supervised} learnt", align="left")
+        console.print(preview(row, tokenizer, plain=not console.is_terminal))

@@ -1,0 +1,171 @@
+"""Evaluate: base, prompts, classical baselines and the tuned model on the same held-out rows, and whether to promote."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field
+
+from tunesmith.base import Artifact, DataError, Output, Spec, Stage
+from tunesmith.base.files import write_atomic, write_json
+from tunesmith.base.proof import Proof
+from tunesmith.data.example import Example, Row
+from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.render import Renderer
+from tunesmith.grading import Grader, Likelihood
+from tunesmith.grading.baselines import majority, svm
+from tunesmith.grading.exact import Exact
+from tunesmith.grading.gate import Gate
+from tunesmith.grading.perplexity import Perplexity
+from tunesmith.grading.scoreboard import scoreboard
+from tunesmith.methods.adapters import Adapter
+from tunesmith.models.generate import Sampling
+from tunesmith.models.load import Loaded, Precision, load
+
+from .general import general_examples
+from .judge import answer, as_shots, likelihoods
+
+
+class Evaluate(Spec):
+    """How the tuned model is measured, and what it takes to be promoted."""
+
+    graders: tuple[Grader, ...] = (Exact(), Perplexity())
+    """How answers are judged; the first is the headline."""
+    rows: int | None = Field(None, ge=1)
+    """Most test rows; null takes all."""
+    max_tokens: int = Field(128, ge=1)
+    """Length of an answer."""
+    shots: int = Field(4, ge=0)
+    """Worked examples in the few-shot prompt; 0 leaves it out."""
+    baselines: bool = True
+    """Whether majority class and TF-IDF with a linear SVM are trained on the same rows, where the task is one of classes."""
+    slices: tuple[str, ...] = ()
+    """Fields of the rows by whose values results are split."""
+    general: str | None = "bundled"
+    """Rows of other tasks, on which perplexity must not rise: the bundled set, or a messages .jsonl file; null skips it."""
+    gate: Gate = Gate()
+    """What it takes to be promoted."""
+
+
+def evaluate(
+    spec: Evaluate, prepared: Artifact, initialised: Artifact, finetuned: Artifact, *, out: Output, model: str, precision: Precision,
+    adapter: dict[str, Any], seed: int,
+) -> None:  # fmt: skip
+    """Write every system's answers, `results.json` with the scoreboards and the gate's decision, and the proof.
+
+    Raises:
+        DataError: there are no test rows.
+    """
+    train, test = load_examples(prepared.path, "train"), load_examples(prepared.path, "test")[: spec.rows]
+    rows = load_split(prepared.path, "test")[: spec.rows]
+    if not test:
+        raise DataError("evaluate: there are no test rows; set prepare.test or prepare.test_fraction")
+    loaded = load(model, precision)
+    general = _general(spec, loaded)
+    answers, notes = _systems(spec, loaded, train, test, out)
+    base, base_general = likelihoods(loaded, rows), likelihoods(loaded, general)
+    chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
+    chosen.restore(loaded, finetuned / "adapter")
+    tuned, tuned_general = likelihoods(loaded, rows), likelihoods(loaded, general)
+    answers["tuned"] = _kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
+    board = scoreboard(
+        test, answers, spec.graders, likelihoods={"base": base, "tuned": tuned}, slices=spec.slices, seed=seed
+    )
+    results = {"task": board, "notes": notes, **_generally(spec, loaded, base_general, tuned_general)}
+    results["gate"] = spec.gate(board, results["general"])
+    write_json(out / "results.json", results)
+    _write_answers(out, test, answers)
+    _prove(base, tuned, len(test), answers).write(out / "proof.json")
+    out.metrics.update(_headline(results))
+
+
+def _systems(
+    spec: Evaluate, loaded: Loaded, train: list[Example], test: list[Example], out: Output
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Answers of everything that the tuned model is compared with, and how each was made or why it is missing."""
+    sampling = Sampling(max_tokens=spec.max_tokens)
+    answers = {"base": _kept(out, "base", lambda: answer(loaded, test, sampling))}
+    notes = {"base": "zero-shot: the prompt as it is", "tuned": "the prompt as it is"}
+    if spec.shots and train[0].text is None:
+        shots = train[: spec.shots]
+        answers["few-shot"] = _kept(out, "few-shot", lambda: answer(loaded, test, sampling, as_shots(shots)))
+        notes["few-shot"] = f"base with {len(shots)} training rows as worked examples in the prompt"
+    if spec.baselines:
+        for name, made in (("majority", majority(train, test)), ("svm", svm(train, test))):
+            notes[name] = made.reason
+            if made.answers is not None:
+                answers[name] = made.answers
+    return answers, notes
+
+
+def _kept(out: Output, system: str, make: Callable[[], list[str]]) -> list[str]:
+    """Answers made once: a killed evaluation finds those of the systems it had finished."""
+    path = out / f"{system}.json"
+    if path.exists():
+        found: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    out.events.write("answering", system=system)
+    made = make()
+    write_json(path, made)
+    return made
+
+
+def _general(spec: Evaluate, loaded: Loaded) -> list[Row]:
+    """Rows of the general set as tokens."""
+    if spec.general is None:
+        return []
+    return [Renderer(loaded.tokenizer).row(example) for example in general_examples(spec.general)]
+
+
+def _generally(spec: Evaluate, loaded: Loaded, base: list[Likelihood], tuned: list[Likelihood]) -> dict[str, Any]:
+    """The scoreboard of the general rows."""
+    if spec.general is None:
+        return {"general": None}
+    examples = general_examples(spec.general)
+    return {"general": scoreboard(examples, {}, (Perplexity(),), likelihoods={"base": base, "tuned": tuned})}
+
+
+def _write_answers(out: Output, test: list[Example], answers: dict[str, list[str]]) -> None:
+    """One line per row with every system's answer, for people and for the report."""
+    lines = []
+    for number, example in enumerate(test):
+        prompt = str(example.prompt[-1].get("content") or "") if example.prompt else ""
+        given = {system: answered[number] for system, answered in answers.items()}
+        lines.append(
+            json.dumps(
+                {"origin": example.origin, "prompt": prompt, "gold": example.gold, "answers": given}, ensure_ascii=False
+            )
+        )
+    write_atomic(out / "answers.jsonl", "\n".join(lines) + "\n")
+
+
+def _prove(base: list[Likelihood], tuned: list[Likelihood], rows: int, answers: dict[str, list[str]]) -> Proof:
+    proof = Proof()
+    changed = sum(one.loss != other.loss for one, other in zip(base, tuned, strict=True))
+    proof.claim("the adapter changes the logits", changed > 0, rows=rows, rows_changed=changed)
+    finite = all(math.isfinite(one.loss) for one in tuned)
+    proof.claim("every likelihood is finite", finite, rows=rows)
+    proof.claim(
+        "every system answered every row",
+        all(len(given) == rows for given in answers.values()),
+        systems=sorted(answers),
+    )
+    return proof
+
+
+def _headline(results: dict[str, Any]) -> dict[str, Any]:
+    """The figures that the run's summary shows."""
+    board = results["task"]
+    kind, block = next((kind, block) for kind, block in board["graders"].items() if block["headline"])
+    return {
+        "grader": kind,
+        "unit": block["unit"],
+        "systems": block["systems"],
+        "differences": block["differences"],
+        "promote": results["gate"]["promote"],
+        "reasons": results["gate"]["reasons"],
+    }
+
+
+STAGE = Stage("evaluate", 1, evaluate)

@@ -1,0 +1,252 @@
+"""Finetune: the loop over the prepared rows, with validation, early stopping and checkpoints that lose nothing."""
+
+import resource
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tunesmith.base import Artifact, ConfigError, Output, Spec, Stage
+from tunesmith.base.files import sha256
+from tunesmith.base.proof import Proof
+from tunesmith.base.signals import deferred
+from tunesmith.data.example import Example, Row
+from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.grading import Grader
+from tunesmith.methods.adapters import Adapter, trainable
+from tunesmith.methods.objectives import Objective
+from tunesmith.methods.objectives.sft import SFT
+from tunesmith.methods.optimizers import Optimizer
+from tunesmith.methods.optimizers.adamw import AdamW
+from tunesmith.models.load import Loaded, Precision, load
+from tunesmith.training import checkpoint
+from tunesmith.training.batches import Dataset
+from tunesmith.training.loop import Step, train
+from tunesmith.training.schedule import Schedule
+
+from .initialise import gap, last_logits
+from .judge import grade, mean_loss
+
+
+class Validation(Spec):
+    """Watching the run on rows it does not learn from, and stopping when it no longer improves."""
+
+    metric: Grader | Literal["loss"] = "loss"
+    """What is watched: the loss on the validation rows, or a grader of greedy answers to them."""
+    every: int | float = Field(1.0, gt=0)
+    """How often: a count of steps, or, written with a point, epochs."""
+    rows: int = Field(64, ge=1)
+    """Most rows to judge by."""
+    patience: int = Field(0, ge=0)
+    """Stop after this many judgements without improvement; 0 never stops early."""
+    max_tokens: int = Field(128, ge=1)
+    """Length of the answers a grader reads."""
+
+
+class Finetune(Spec):
+    """What is minimised, how weights move, and for how long."""
+
+    objective: Objective = SFT()
+    """What is minimised."""
+    optimizer: Optimizer = AdamW()
+    """How the weights move."""
+    schedule: Schedule = Schedule()
+    """How the learning rate changes."""
+    epochs: float = Field(3.0, gt=0)
+    """Passes over the training rows."""
+    batch: int = Field(8, ge=1)
+    """Rows of an optimizer step."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Rows of one forward and backward pass; fewer need less memory and give the same result. Null takes the whole batch."""
+    clip: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; longer ones are scaled down. 0 turns it off."""
+    validation: Validation = Validation()
+    """What the best checkpoint is chosen by."""
+    checkpoint_every: int = Field(25, ge=1)
+    """Steps between checkpoints: what a crash costs at most."""
+
+
+@dataclass
+class Watch:
+    """How validation has gone so far; travels with the checkpoints."""
+
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0
+    history: list[tuple[int, float]] = field(default_factory=list)
+
+    def take(self, step: int, value: float, lower_is_better: bool) -> bool:
+        """Note a judgement; whether it is the best so far."""
+        self.history.append((step, value))
+        better = self.best is None or (value < self.best if lower_is_better else value > self.best)
+        if better:
+            self.best, self.best_step, self.waited = value, step, 0
+        else:
+            self.waited += 1
+        return better
+
+
+class Training:
+    """One training with everything it needs at hand."""
+
+    def __init__(
+        self,
+        spec: Finetune,
+        loaded: Loaded,
+        rows: list[Row],
+        held_out: tuple[list[Example], list[Row]],
+        out: Output,
+        seed: int,
+    ):
+        self.spec, self.loaded, self.out, self.seed = spec, loaded, out, seed
+        self.data = Dataset(rows, spec.batch, spec.micro_batch or spec.batch, spec.epochs, seed)
+        examples, held_rows = held_out
+        self.examples, self.rows = examples[: spec.validation.rows], held_rows[: spec.validation.rows]
+        self.parameters = trainable(loaded.model)
+        self.optimizer = spec.optimizer.build(self.parameters)
+        self.watch = Watch()
+        every = spec.validation.every
+        self.every = every if isinstance(every, int) else max(1, round(every * self.data.steps_per_epoch))
+
+    def resume(self) -> int:
+        """Steps already done; weights, optimizer and watch are put back as they were then."""
+        found = checkpoint.load_newest(
+            self.out / "checkpoints", lambda reason: self.out.events.write("damaged", reason=reason)
+        )
+        if found is None:
+            return 0
+        checkpoint.restore(found, self.parameters, self.optimizer)
+        notes = {**found.notes, "history": [tuple(pair) for pair in found.notes["history"]]}
+        self.watch = Watch(**notes)
+        self.out.events.write("resumed", step=found.step)
+        return found.step
+
+    def save(self, step: int, kind: str = "checkpoints") -> None:
+        """Commit a checkpoint of `step` steps done."""
+        checkpoint.save(self.out / kind, step, self.parameters, self.optimizer, vars(self.watch))
+
+    def judge(self, step: int) -> None:
+        """Validate, and keep the weights if they are the best so far."""
+        metric = self.spec.validation.metric
+        if isinstance(metric, Grader):
+            value, lower = (
+                grade(self.loaded, self.examples, metric, self.spec.validation.max_tokens),
+                metric.better == "lower",
+            )
+            name = metric.kind
+        else:
+            value, lower, name = mean_loss(self.loaded, self.rows), True, "loss"
+        self.loaded.model.train()
+        best = self.watch.take(step, value, lower)
+        self.out.events.write("validation", step=step, metric=name, value=value, best=best)
+        if best:
+            self.save(step, "best")
+
+    def run(self) -> int:
+        """Train to the end or to an early stop; the number of steps done.
+
+        Raises:
+            Interrupted: a signal arrived; the step under way was finished and saved.
+        """
+        first = self.resume()
+        factor = lambda step: self.spec.schedule.factor(step, self.data.steps)  # noqa: E731
+        done, last_time = first, time.monotonic()
+        if self._over(done):
+            return done
+        with deferred() as stop:
+            steps = train(
+                self.loaded, self.spec.objective, self.data.from_step(first), self.optimizer, factor,
+                seed=self.seed, first=first, clip=self.spec.clip,
+            )  # fmt: skip
+            for step in steps:
+                done = step.number + 1
+                self._note(step, time.monotonic() - last_time)
+                if self.rows and (done % self.every == 0 or done == self.data.steps):
+                    self.judge(done)
+                over = self._over(done)
+                if over or stop.signal or done % self.spec.checkpoint_every == 0:
+                    self.save(done)
+                stop.check()
+                if over:
+                    break
+                last_time = time.monotonic()
+        return done
+
+    def _over(self, done: int) -> bool:
+        patience = self.spec.validation.patience
+        return done >= self.data.steps or bool(patience and self.watch.waited >= patience)
+
+    def _note(self, step: Step, seconds: float) -> None:
+        self.out.events.write(
+            "step", step=step.number + 1, steps=self.data.steps, loss=step.loss, gradient_norm=step.gradient_norm,
+            learning_rate=step.learning_rate, tokens=step.tokens, seconds=round(seconds, 4), **step.stats,
+        )  # fmt: skip
+
+    def keep_best(self) -> None:
+        """Put the best weights back, if validation chose some."""
+        if self.watch.best_step:
+            found = checkpoint.load_newest(
+                self.out / "best", lambda reason: self.out.events.write("damaged", reason=reason)
+            )
+            if found is None or found.step != self.watch.best_step:
+                raise ConfigError(
+                    f"{self.out / 'best'}: the best checkpoint (step {self.watch.best_step}) is damaged; delete {self.out.path} and run again"
+                )
+            checkpoint.restore(found, self.parameters)
+
+
+def finetune(
+    spec: Finetune, prepared: Artifact, initialised: Artifact, searched: Artifact, *, out: Output, model: str, precision: Precision,
+    adapter: dict[str, Any], seed: int,
+) -> None:  # fmt: skip
+    """Write what was learnt to `adapter/` (peft's format, or a whole model) with the proof.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; the next call goes on from the step it arrived in.
+        ModelError: the loss is not finite.
+    """
+    del searched  # its overrides are part of `spec` already
+    loaded = load(model, precision)
+    chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
+    chosen.attach(loaded, seed)
+    rows = load_split(prepared.path, "train")
+    held_out = (load_examples(prepared.path, "validation"), load_split(prepared.path, "validation"))
+    before = last_logits(loaded, rows)
+    training = Training(spec, loaded, rows, held_out, out, seed)
+    done = training.run()
+    training.keep_best()
+    proof = Proof()
+    moved = gap(before, last_logits(loaded, rows))
+    proof.claim("training changed the logits", moved > 1e-3, largest_logp_change=moved)
+    finite = all(bool(parameter.isfinite().all()) for parameter in training.parameters.values())
+    proof.claim("every learnt weight is finite", finite, tensors=len(training.parameters))
+    shutil.rmtree(out / "adapter", ignore_errors=True)
+    chosen.save(loaded, out / "adapter")
+    proof.write(out / "proof.json")
+    for folder in ("checkpoints", "best"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    out.metrics.update(_figures(training, done, out))
+
+
+def _figures(training: Training, done: int, out: Output) -> dict[str, Any]:
+    """What the run cost and came to; speeds are medians over steps."""
+    steps = list({event["step"]: event for event in out.events.read("step")}.values())  # a resumed run repeats some
+    speeds = sorted(event["tokens"] / event["seconds"] for event in steps)
+    return {
+        "steps": done,
+        "planned_steps": training.data.steps,
+        "rows": len(training.data.rows),
+        "loss": steps[-1]["loss"] if steps else None,
+        "best_step": training.watch.best_step or done,
+        "best_value": training.watch.best,
+        "tokens": sum(event["tokens"] for event in steps),
+        "tokens_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
+        "step_seconds": round(sum(event["seconds"] for event in steps), 1),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "learnt_sha256": {path.name: sha256(path) for path in sorted((out / "adapter").glob("*.safetensors"))},
+    }
+
+
+STAGE = Stage("finetune", 1, finetune)

@@ -1,0 +1,129 @@
+"""Initialise: load the model, attach the adapter, and check that what is about to be trained is what will be served."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunesmith.base import Artifact, Output, Spec, Stage
+from tunesmith.base.files import write_json
+from tunesmith.base.proof import Proof
+from tunesmith.data.batch import Batch
+from tunesmith.data.example import Example, Row
+from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.render import Renderer
+from tunesmith.methods.adapters import Adapter, trainable
+from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.models.forward import padded_logps, token_logps
+from tunesmith.models.load import Loaded, Precision, fingerprint, load, parameters
+
+SAMPLE = 6
+"""Rows that the packed forward pass is compared with the padded one on."""
+
+
+class Initialise(Spec):
+    """Which model is trained and which of its weights learn."""
+
+    adapter: Adapter = LoRA()
+    """Which weights learn."""
+
+
+def initialise(
+    spec: Initialise, prepared: Artifact, *, out: Output, model: str, precision: Precision, seed: int
+) -> None:
+    """Write `model.json` (what was loaded), the adapter at its start if it adds weights, and the proof.
+
+    Raises:
+        ModelError: the model cannot be had, or is no decoder.
+        ProofError: training would not be what it seems.
+    """
+    examples, rows = load_examples(prepared.path, "train"), load_split(prepared.path, "train")
+    loaded = load(model, precision)
+    proof = Proof()
+    check_rows(proof, loaded, examples, rows)
+    check_packing(proof, loaded, rows)
+    base = last_logits(loaded, rows)
+    spec.adapter.attach(loaded, seed)
+    started = last_logits(loaded, rows)
+    proof.claim("the adapter starts as the base", bool(gap(base, started) < 0.05), largest_logit_gap=gap(base, started))
+    if spec.adapter.adds_weights:
+        spec.adapter.save(loaded, out / "adapter")
+    facts = describe(loaded)
+    write_json(out / "model.json", facts)
+    proof.write(out / "proof.json")
+    out.metrics.update({name: facts[name] for name in ("precision", "parameters", "learning", "forest")})
+
+
+def describe(loaded: Loaded) -> dict[str, Any]:
+    """What was loaded, for the manifest, the report and the model card."""
+    learning = sum(parameter.numel() for parameter in trainable(loaded.model).values())
+    return {
+        "name": loaded.name,
+        "architecture": type(loaded.model).__name__,
+        "fingerprint": fingerprint(loaded.folder),
+        "precision": loaded.precision,
+        "parameters": parameters(loaded.model) - (learning if learning < parameters(loaded.model) else 0),
+        "learning": learning,
+        "forest": loaded.forest,
+        "notes": loaded.notes,
+    }
+
+
+def check_rows(proof: Proof, loaded: Loaded, examples: list[Example], rows: list[Row]) -> None:
+    """Claims about tokens: every row teaches something, teaches to stop, and begins with the tokens that will be served."""
+    renderer = Renderer(loaded.tokenizer)
+    sequences = [sequence for row in rows for sequence in row.sequences]
+    taught = sum(bool(sequence.learn.any()) for sequence in sequences)
+    proof.claim("every row has supervised tokens", taught == len(sequences), rows=len(sequences), with_tokens=taught)
+    ended = sum(bool(sequence.learn[-1]) and int(sequence.tokens[-1]) in renderer.ends for sequence in sequences)
+    share = ended / len(sequences)  # a truncated row has no end; prepare refuses when there are many
+    proof.claim("the end token is supervised", share >= 0.8, rows=len(sequences), with_end=ended)
+    talks = [(example, row) for example, row in zip(examples, rows, strict=True) if example.text is None]
+    same = sum(_served(renderer, example, row) for example, row in talks)
+    proof.claim("training tokens are serving tokens", same == len(talks), rows=len(talks), equal=same)
+    again = sum(_reference(loaded.tokenizer, renderer, example) for example, _ in talks[:50])
+    proof.claim("prompts equal the template's own tokens", again == len(talks[:50]), rows=len(talks[:50]), equal=again)
+
+
+def _served(renderer: Renderer, example: Example, row: Row) -> bool:
+    """Whether the prompt as the server makes it is how the row begins."""
+    prompt = renderer.prompt(example.prompt, example.tools)
+    return all(np.array_equal(sequence.tokens[: len(prompt)], prompt[: len(sequence)]) for sequence in row.sequences)
+
+
+def _reference(tokenizer: Any, renderer: Renderer, example: Example) -> bool:
+    """Whether transformers makes the same prompt, where nothing in it looks like a special token."""
+    text = "".join(example.strings())
+    if not tokenizer.chat_template or any(token in text for token in tokenizer.all_special_tokens):
+        return True
+    messages, tools = list(example.prompt), list(example.tools) or None
+    expected = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, return_dict=False)
+    return bool(expected == renderer.prompt(example.prompt, example.tools))
+
+
+@torch.no_grad()
+def check_packing(proof: Proof, loaded: Loaded, rows: list[Row]) -> None:
+    """The claim that a forest batch has the loss of the padded one."""
+    if not loaded.forest:
+        return
+    batch = Batch.of(rows[:SAMPLE])
+    packed, padded = float(-token_logps(loaded, batch).mean()), float(-padded_logps(loaded, batch).mean())
+    tolerance = 1e-4 if loaded.precision == "fp32" else 2e-2
+    proof.claim(
+        "packed loss = padded loss", abs(packed - padded) < tolerance, packed=packed, padded=padded, tolerance=tolerance
+    )
+
+
+@torch.no_grad()
+def last_logits(loaded: Loaded, rows: list[Row]) -> torch.Tensor:
+    """Log-probabilities of the supervised tokens of a few rows, to compare two states of a model by."""
+    loaded.model.eval()
+    return token_logps(loaded, Batch.of(rows[:SAMPLE]))
+
+
+def gap(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Largest absolute difference."""
+    return float((left - right).abs().max())
+
+
+STAGE = Stage("initialise", 1, initialise)

@@ -1,0 +1,69 @@
+"""Answers and likelihoods of a model on held-out rows: what finetune stops by and evaluate reports."""
+
+from collections.abc import Sequence
+
+import torch
+
+from tunesmith.data.batch import Batch
+from tunesmith.data.example import Example, Message, Row
+from tunesmith.data.render import Renderer
+from tunesmith.grading import Grader, Likelihood
+from tunesmith.grading.base import HEADLINE
+from tunesmith.models.forward import token_logps
+from tunesmith.models.generate import Sampling, generate
+from tunesmith.models.load import Loaded
+
+ROWS = 8
+"""Rows scored in one forward pass."""
+
+
+def answer(loaded: Loaded, examples: Sequence[Example], sampling: Sampling, shots: Sequence[Message] = ()) -> list[str]:
+    """A greedy or sampled answer to each example's prompt, after `shots` if given."""
+    renderer = Renderer(loaded.tokenizer)
+    prompts = [renderer.prompt(_with_shots(example, shots), example.tools) for example in examples]
+    return [completion.text.strip() for completion in generate(loaded, prompts, sampling)]
+
+
+def _with_shots(example: Example, shots: Sequence[Message]) -> list[Message]:
+    """The prompt with worked examples between its system message, if it has one, and the rest."""
+    system = [message for message in example.prompt if message["role"] == "system"]
+    rest = [message for message in example.prompt if message["role"] != "system"]
+    return [*system, *shots, *rest]
+
+
+def as_shots(examples: Sequence[Example]) -> list[Message]:
+    """Demonstrations as turns of a conversation."""
+    return [
+        message
+        for example in examples
+        for message in (*example.prompt, *example.answers[0])
+        if message["role"] != "system"
+    ]
+
+
+@torch.no_grad()
+def likelihoods(loaded: Loaded, rows: Sequence[Row]) -> list[Likelihood]:
+    """Negative log-likelihood of each row's supervised tokens (of its first answer)."""
+    loaded.model.eval()
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+    found: dict[int, Likelihood] = {}
+    for start in range(0, len(order), ROWS):
+        chosen = order[start : start + ROWS]
+        batch = Batch.of([Row(rows[number].origin, rows[number].sequences[:1]) for number in chosen])
+        loss_M = -token_logps(loaded, batch).double().cpu()
+        for place, number in enumerate(chosen):
+            mine = loss_M[batch.sequence_M == place]
+            found[number] = Likelihood(float(mine.sum()), len(mine))
+    return [found[number] for number in range(len(rows))]
+
+
+def mean_loss(loaded: Loaded, rows: Sequence[Row]) -> float:
+    """Mean negative log-likelihood in nats per supervised token."""
+    found = likelihoods(loaded, rows)
+    return sum(one.loss for one in found) / sum(one.tokens for one in found)
+
+
+def grade(loaded: Loaded, examples: Sequence[Example], grader: Grader, max_tokens: int) -> float:
+    """A grader's headline figure for greedy answers."""
+    answers = answer(loaded, examples, Sampling(max_tokens=max_tokens))
+    return grader.figures(examples, answers)[HEADLINE].point

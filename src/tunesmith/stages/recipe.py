@@ -1,0 +1,88 @@
+"""A recipe: everything about a run that a person decides, in one file."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.base import Spec
+from tunesmith.base.spec import override, read_yaml, validate
+from tunesmith.models.load import Precision
+from tunesmith.serving.settings import Serve
+
+from .deploy import Deploy
+from .evaluate import Evaluate
+from .finetune import Finetune
+from .initialise import Initialise
+from .monitor import Monitor
+from .prepare import Prepare
+from .search import Search
+
+
+class Recipe(Spec):
+    """A fine-tuning run, from examples to a served and watched model."""
+
+    model: str = "smollm2-135m"
+    """What is fine-tuned: an embedded model's name, a Hugging Face folder, a GGUF file, or a hub id owner/name."""
+    precision: Precision = "auto"
+    """What matrix products are computed in; auto takes bf16 where the machine multiplies it natively."""
+    seed: int = 0
+    """Where every random draw comes from: the same seed on the same machine gives the same bits."""
+    prepare: Prepare
+    """Which rows are learnt from and which are held out."""
+    initialise: Initialise = Initialise()
+    """Which weights learn."""
+    search: Search = Search()
+    """How settings are chosen."""
+    finetune: Finetune = Finetune()
+    """What is minimised, how, and for how long."""
+    evaluate: Evaluate = Evaluate()
+    """How the result is measured, and what it takes to be promoted."""
+    deploy: Deploy = Deploy()
+    """How the result is written out."""
+    monitor: Monitor = Monitor()
+    """How the served model is watched."""
+    serve: Serve = Serve()
+    """How the result is served."""
+
+    def to_yaml(self) -> str:
+        """Every setting, defaults included, as a recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+PATHS = (("prepare", "source"), ("prepare", "test"), ("prepare", "validation"), ("evaluate", "general"))
+"""Fields that name files; in a recipe they are relative to the recipe's folder, on the command line to the current one."""
+
+
+def read_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe and apply `path.to.field=value` overrides.
+
+    Raises:
+        ConfigError: the file or an override is wrong; names the field and what exists.
+    """
+    tree = read_yaml(path)
+    _anchor(tree, path.parent)
+    for assignment in assignments:
+        override(tree, assignment)
+    return validate(Recipe, tree, str(path))
+
+
+def _anchor(tree: dict[str, Any], folder: Path) -> None:
+    """Make the recipe's relative paths relative to the current folder."""
+    for stage, name in PATHS:
+        section = tree.get(stage)
+        if isinstance(section, dict) and name in section:
+            section[name] = _beside(folder, section[name])
+    if isinstance(tree.get("model"), str) and (folder / tree["model"]).exists():
+        tree["model"] = str(folder / tree["model"])
+
+
+def _beside(folder: Path, value: Any) -> Any:
+    """A path below `folder`; lists likewise; what is no path stays."""
+    if isinstance(value, list):
+        return [_beside(folder, part) for part in value]
+    return (
+        value
+        if not isinstance(value, str) or value == "bundled" or Path(value).is_absolute()
+        else str((folder / value).resolve())
+    )
