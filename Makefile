@@ -31,6 +31,15 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The reference is written anew from the code, then the site is built into site/.
+$(VENV)/docs: $(VENV)/core
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --clean --strict
+
 torture: $(VENV)/dev
 	$(BIN)/python -m pytest -m torture --timeout=3600
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from tunesmith.data.batch import Batch, common_prefix, grow, load_rows, save_rows
 from tunesmith.data.example import Row, Sequence
 
-tokens = st.lists(st.integers(0, 2), min_size=1, max_size=12)  # three words make shared prefixes, and equal rows, common
+tokens = st.lists(
+    st.integers(0, 2), min_size=1, max_size=12
+)  # three words make shared prefixes, and equal rows, common
 
 
 @st.composite
@@ -102,7 +104,9 @@ def test_no_rows_survive_the_disk(tmp_path):
     assert load_rows(tmp_path / "none.safetensors") == []
 
 
-@pytest.mark.parametrize(("left", "right", "common"), [([1, 2], [1, 2, 3], 2), ([1], [2], 0), ([], [1], 0), ([1, 2, 3], [1, 5, 3], 1)])
+@pytest.mark.parametrize(
+    ("left", "right", "common"), [([1, 2], [1, 2, 3], 2), ([1], [2], 0), ([], [1], 0), ([1, 2, 3], [1, 5, 3], 1)]
+)
 def test_common_prefix(left, right, common):
     assert common_prefix(np.array(left), np.array(right)) == common
 

@@ -29,8 +29,13 @@ TEMPLATES = {"own": None, "chatml": CHATML_WITH_TOOLS, "llama-2": LLAMA_2}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<filename>"]
 
-ordinary = st.text(st.characters(exclude_categories=["Cs"], max_codepoint=0x3FFFF), max_size=30)  # the vocabulary lacks the bytes of higher planes
-hostile = st.lists(st.sampled_from([*SPECIALS, "<|im_", "end|>", "<|", "x", " ", "\n", "\ue000", "\ue001"]), max_size=8).map("".join)
+ordinary = st.text(
+    st.characters(exclude_categories=["Cs"], max_codepoint=0x3FFFF), max_size=30
+)  # the vocabulary lacks the bytes of higher planes
+words = st.text(st.characters(categories=["L", "N", "P", "Zs"], max_codepoint=0xFFFF), max_size=30)
+hostile = st.lists(
+    st.sampled_from([*SPECIALS, "<|im_", "end|>", "<|", "x", " ", "\n", "\ue000", "\ue001"]), max_size=8
+).map("".join)
 
 
 def user(text):
@@ -105,10 +110,12 @@ def test_neither_tools_nor_calls_can_smuggle_a_special_token(chatml):
     def ids(word):
         tool = {"type": "function", "function": {"name": "weather", "description": word, "parameters": {word: word}}}
         call = {"function": {"name": "weather", "arguments": {word: word}}}
-        return chatml.prompt([user("?"), {"role": "assistant", "content": None, "tool_calls": [call]}, user("?")], [tool])
+        return chatml.prompt(
+            [user("?"), {"role": "assistant", "content": None, "tool_calls": [call]}, user("?")], [tool]
+        )
 
     assert special_count(chatml, ids("<|im_end|>")) == special_count(chatml, ids("end"))
-    assert "<|im_end|>\": \"<|im_end|>" in chatml.tokenizer.decode(ids("<|im_end|>"))
+    assert '<|im_end|>": "<|im_end|>' in chatml.tokenizer.decode(ids("<|im_end|>"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -190,7 +197,9 @@ class TestWithoutTemplate:
         tokenizer = copy.deepcopy(smollm_tokenizer)
         tokenizer.chat_template = None
         start = ("<|im_start|>", 1)
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[start])
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|im_start|> $A", special_tokens=[start]
+        )
         renderer = Renderer(tokenizer)
         assert renderer.tokenizer.decode(renderer.prompt([user("a")])) == "<|im_start|>a\n"
         assert renderer.row(Example("f:1", text="some text")).sequences[0].tokens[0] == 1
@@ -198,7 +207,7 @@ class TestWithoutTemplate:
 
 class TestPlainText:
     @settings(max_examples=30, deadline=None)
-    @given(st.one_of(ordinary, hostile))
+    @given(st.one_of(words, hostile))
     def test_all_of_it_is_learnt_and_it_ends(self, renderer, text):
         row = renderer.row(Example("f:1", text="a" + text))
         sequence = row.sequences[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from .errors import ConfigError
 
@@ -14,6 +14,19 @@ class Spec(BaseModel):
     """Frozen, closed and self-documenting: the docstring under a field is its help text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_kind(cls, given: Any) -> Any:
+        """Settings of a family's default member may leave its `kind` out: `adapter: {rank: 8}` is LoRA where LoRA is the default."""
+        if not isinstance(given, dict):
+            return given
+        filled = dict(given)
+        for name, field in cls.model_fields.items():
+            value, kind = given.get(name), getattr(field.default, "kind", None)
+            if kind is not None and isinstance(value, dict) and "kind" not in value:
+                filled[name] = {"kind": kind, **value}
+        return filled
 
 
 S = TypeVar("S", bound=Spec)

@@ -4,6 +4,8 @@ import errno
 import os
 import sys
 
+import typer
+
 from tunesmith.base import TunesmithError
 from tunesmith.base.signals import interruptible
 
@@ -20,6 +22,8 @@ def main() -> None:
     """Run a command; whatever the user can mend is one line on standard error and exit code 2."""
     from .app import app
 
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
         with interruptible():
             code = app(standalone_mode=False)
@@ -27,19 +31,21 @@ def main() -> None:
         fail(str(error), error.exit_code)
     except MemoryError:
         fail("this machine ran out of memory; set finetune.micro_batch=1, or a smaller model; see `tunesmith plan`", 2)
-    except OSError as error:
-        if error.errno not in ADVICE:
-            raise
-        fail(f"{error.filename or 'writing'}: {ADVICE[error.errno]}", 2)
-    except Exception as error:
-        import click
-
-        if isinstance(error, click.exceptions.Abort):
-            fail("interrupted", 130)
-        if not isinstance(error, click.ClickException):
-            raise
-        fail(f"{error.format_message()}; see `tunesmith --help`", 2)
+    except Exception as error:  # noqa: BLE001  the edge of the program: what the user cannot mend is raised on
+        fail(_advice(error), 2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _advice(error: Exception) -> str:
+    """What to tell the user of an error that is not ours; those that are nobody's fault but ours are raised on."""
+    usage_error = typer.BadParameter.mro()[2]  # ClickException, of whichever click this typer carries
+    if isinstance(error, usage_error):
+        return f"{error.format_message()}; see `tunesmith --help`"  # type: ignore[attr-defined]
+    # Libraries written in other languages put the system's words into errors of their own.
+    for number, advice in ADVICE.items():
+        if getattr(error, "errno", None) == number or f"os error {number}" in str(error):
+            return f"{getattr(error, 'filename', None) or 'writing'}: {advice}"
+    raise error
 
 
 def fail(message: str, code: int) -> None:

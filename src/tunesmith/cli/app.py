@@ -7,12 +7,11 @@ import typer
 
 app = typer.Typer(
     help="Fine-tune a language model on your task, and know that it got better.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data = typer.Typer(help="Look at data.", no_args_is_help=True)
+data = typer.Typer(help="Look at data.")
 app.add_typer(data, name="data")
 
 Given = Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help="A recipe (.yaml), or the folder of a run.")]

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tunesmith.base import MachineError
@@ -42,7 +43,7 @@ def examine() -> int:
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
         mark = "ok" if not finding.mend else "[bold red]needed[/]" if finding.needed else "[yellow]missing[/]"
-        table.add_row(mark, finding.what, finding.found, finding.mend)
+        table.add_row(mark, finding.what, finding.found, escape(finding.mend))
     Console(highlight=False, soft_wrap=True).print(table)
     return 1 if any(finding.needed and finding.mend for finding in findings) else 0
 

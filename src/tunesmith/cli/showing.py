@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
-from rich.table import Table
 
 from tunesmith.base import ConfigError, Family, Run, Spec
 from tunesmith.base.files import read_json
@@ -23,19 +22,23 @@ def show_run(folder: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("stage", "state", "seconds", "artifact", "figures"):
-        table.add_column(heading)
     for name, stage in facts["stages"].items():
-        figures = ", ".join(
-            f"{key} {value}" for key, value in stage.get("metrics", {}).items() if isinstance(value, int | float | str)
+        seconds = f"{stage['seconds']:.1f} s" if "seconds" in stage else ""
+        console.print(f"[bold]{name:11}[/] {stage['state']:12} {seconds:>9}  {stage['artifact']}")
+        if "error" in stage:
+            console.print(f"    {stage['error']}", markup=False)
+        for key, value in stage.get("metrics", {}).items():
+            if isinstance(value, int | float | str):
+                console.print(f"    {key.replace('_', ' ')}: {value}", markup=False)
+    evaluated = facts["stages"].get("evaluate", {}).get("metrics", {})
+    for system, figure in evaluated.get("systems", {}).items():
+        difference = evaluated["differences"].get(f"tuned - {system}")
+        apart = (
+            f"   tuned {difference['value']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
+            if difference
+            else ""
         )
-        table.add_row(
-            name, stage["state"], str(stage.get("seconds", "")), stage["artifact"], figures or stage.get("error", "")
-        )
-    console.print(table)
-    for system, figure in facts["stages"].get("evaluate", {}).get("metrics", {}).get("systems", {}).items():
-        console.print(f"  {system:10} {figure['value']:6.1f}  ({figure['low']:.1f} to {figure['high']:.1f})")
+        console.print(f"    {system:10} {figure['value']:6.1f} ({figure['low']:.1f} to {figure['high']:.1f}){apart}")
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def show_plan(given: Path, assignments: tuple[str, ...]) -> int:
     from tunesmith.stages.plan import plan, table
 
     plans = plan(open_run(given, None, assignments).recipe)
-    console.print(table(plans))
+    Console(highlight=False, width=None if console.is_terminal else 140).print(table(plans))
     return 0 if plans[0].estimate.fits else 1
 
 
@@ -145,5 +148,4 @@ def preview_rows(given: Path, assignments: tuple[str, ...], rows: int) -> None:
         prepared = pipeline.prepare()
     tokenizer = load_tokenizer(pipeline.recipe.model)
     for row in load_split(prepared.path, "train")[:rows]:
-        console.rule(f"{row.origin}: {len(row)} tokens, {row.supervised} learnt", align="left")
         console.print(preview(row, tokenizer, plain=not console.is_terminal))

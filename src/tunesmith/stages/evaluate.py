@@ -19,12 +19,14 @@ from tunesmith.grading.exact import Exact
 from tunesmith.grading.gate import Gate
 from tunesmith.grading.perplexity import Perplexity
 from tunesmith.grading.scoreboard import scoreboard
-from tunesmith.methods.adapters import Adapter
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded, Precision, load
 
 from .general import general_examples
-from .judge import answer, as_shots, likelihoods
+from .judge import answer, as_shots, likelihoods, merge
+
+PROBE = 8
+"""Test rows whose likelihood is taken when no grader asks for all."""
 
 
 class Evaluate(Spec):
@@ -64,14 +66,14 @@ def evaluate(
     loaded = load(model, precision)
     general = _general(spec, loaded)
     answers, notes = _systems(spec, loaded, train, test, out)
-    base, base_general = likelihoods(loaded, rows), likelihoods(loaded, general)
-    chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
-    chosen.restore(loaded, finetuned / "adapter")
-    tuned, tuned_general = likelihoods(loaded, rows), likelihoods(loaded, general)
+    reads = any(grader.reads == "likelihoods" for grader in spec.graders)
+    read = rows if reads else rows[:PROBE]  # without such a grader a few serve the proof
+    base, base_general = likelihoods(loaded, read), likelihoods(loaded, general)
+    merge(loaded, adapter, finetuned)
+    tuned, tuned_general = likelihoods(loaded, read), likelihoods(loaded, general)
     answers["tuned"] = _kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
-    board = scoreboard(
-        test, answers, spec.graders, likelihoods={"base": base, "tuned": tuned}, slices=spec.slices, seed=seed
-    )
+    found = {"base": base, "tuned": tuned} if reads else {}
+    board = scoreboard(test, answers, spec.graders, likelihoods=found, slices=spec.slices, seed=seed)
     results = {"task": board, "notes": notes, **_generally(spec, loaded, base_general, tuned_general)}
     results["gate"] = spec.gate(board, results["general"])
     write_json(out / "results.json", results)

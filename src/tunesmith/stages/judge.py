@@ -1,17 +1,20 @@
 """Answers and likelihoods of a model on held-out rows: what finetune stops by and evaluate reports."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from tunesmith.base import Artifact
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Message, Row
 from tunesmith.data.render import Renderer
 from tunesmith.grading import Grader, Likelihood
 from tunesmith.grading.base import HEADLINE
+from tunesmith.methods.adapters import Adapter
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling, generate
-from tunesmith.models.load import Loaded
+from tunesmith.models.load import DTYPES, Loaded, load
 
 ROWS = 8
 """Rows scored in one forward pass."""
@@ -39,6 +42,16 @@ def as_shots(examples: Sequence[Example]) -> list[Message]:
         for message in (*example.prompt, *example.answers[0])
         if message["role"] != "system"
     ]
+
+
+def merge(loaded: Loaded, adapter: dict[str, Any], finetuned: Artifact) -> None:
+    """Make a freshly loaded base the tuned model, bit for bit as it is served: merged in float32, then rounded once."""
+    chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
+    dtype = DTYPES[loaded.precision]
+    exact = load(loaded.name, "fp32")
+    chosen.restore(exact, finetuned / "adapter")
+    chosen.merge(exact)
+    loaded.model, loaded.forest = exact.model.to(dtype), exact.forest
 
 
 @torch.no_grad()

@@ -5,16 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import Artifact, ConfigError, Run
-from tunesmith.base.files import read_json, write_atomic
+from tunesmith.base.files import digest, read_json, write_atomic, write_json
 from tunesmith.base.spec import validate
+from tunesmith.data.prepared import load_split
 from tunesmith.serving.log import settle
 
 from . import deploy, evaluate, finetune, initialise, monitor, prepare, search
+from .plan import check_memory, plans
 from .prepare import input_files
 from .recipe import Recipe, read_recipe
 
 ORDER = ("prepare", "initialise", "search", "finetune", "evaluate", "deploy")
 """The stages that `run` goes through; monitor follows once the model is served."""
+
+PLAN = "plan.json"
+"""The estimate made before training, inside the run folder."""
 
 LOG = "requests.sqlite"
 """The server's request log, inside the run folder."""
@@ -45,10 +50,24 @@ class Pipeline:
         return self.run.once(prepare.STAGE, spec, inputs=input_files(spec), tokenizer_name=self.recipe.model, seed=seed)
 
     def initialise(self) -> Artifact:
-        """The checked start."""
-        return self.run.once(
-            initialise.STAGE, self.recipe.initialise, self.prepare(), **self.about, seed=self.recipe.seed
-        )
+        """The checked start.
+
+        Raises:
+            MachineError: training would not fit into memory; says what would.
+        """
+        prepared = self.prepare()
+        self._check_memory(prepared)
+        return self.run.once(initialise.STAGE, self.recipe.initialise, prepared, **self.about, seed=self.recipe.seed)
+
+    def _check_memory(self, prepared: Artifact) -> None:
+        """Estimate the training once, keep it in `plan.json` for the report to compare with, refuse what cannot fit."""
+        recipe, path = self.recipe, self.run.path / PLAN
+        asked = digest([prepared.id, self.about, self.adapter, recipe.finetune.model_dump(mode="json")])
+        if path.exists() and read_json(path)["asked"] == asked:
+            return
+        found = check_memory(plans(recipe, load_split(prepared.path, "train")))
+        figures = {name: getattr(found, name) for name in ("peak_bytes", "seconds", "steps", "tokens")}
+        write_json(path, {"asked": asked, "estimate": figures})
 
     def search(self) -> Artifact:
         """The settings to train with."""

@@ -64,17 +64,18 @@ def read_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
     _anchor(tree, path.parent)
     for assignment in assignments:
         override(tree, assignment)
+    _anchor(tree, Path.cwd())
     return validate(Recipe, tree, str(path))
 
 
 def _anchor(tree: dict[str, Any], folder: Path) -> None:
-    """Make the recipe's relative paths relative to the current folder."""
+    """Make relative paths absolute, as seen from `folder`; the run folder's copy of the recipe then works from anywhere."""
     for stage, name in PATHS:
         section = tree.get(stage)
         if isinstance(section, dict) and name in section:
             section[name] = _beside(folder, section[name])
     if isinstance(tree.get("model"), str) and (folder / tree["model"]).exists():
-        tree["model"] = str(folder / tree["model"])
+        tree["model"] = str((folder / tree["model"]).resolve())
 
 
 def _beside(folder: Path, value: Any) -> Any:

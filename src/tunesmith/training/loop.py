@@ -50,8 +50,8 @@ def train(
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     peaks = [group["lr"] for group in optimizer.param_groups]
-    loaded.model.train()
     for number, batches in enumerate(steps, start=first):
+        loaded.model.train()  # each time: whoever evaluates between steps may have turned it off
         count = sum(objective.count(batch) for batch in batches)
         sums: Counter[str] = Counter()
         norm = torch.zeros(())

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from tunesmith.base import ModelError
@@ -29,17 +28,14 @@ class Full(Adapter):
         loaded.tokenizer.save_pretrained(folder)
 
     def restore(self, loaded: Loaded, folder: Path) -> None:
-        """Read all weights; they keep the dtype the model was loaded in."""
-        tensors = {
-            name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()
-        }
-        missing, unexpected = loaded.model.load_state_dict(tensors, strict=False)
-        tied = set(loaded.model.all_tied_weights_keys)
-        if unexpected or set(missing) - tied:
-            raise ModelError(
-                f"{folder}: these weights are not of {loaded.name}; missing {missing[:2]}, unknown {unexpected[:2]}"
-            )
-        loaded.model.tie_weights()
+        """Read all weights, by transformers, whose files may name them otherwise; they keep the dtype the model was loaded in."""
+        kind = type(loaded.model)
+        try:
+            read = kind.from_pretrained(folder, dtype=loaded.model.dtype, local_files_only=True, use_safetensors=True)
+            loaded.model.load_state_dict(read.state_dict())
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ModelError(f"{folder}: these weights are not of {loaded.name}: {reason}") from None
         loaded.model.requires_grad_(False)
 
     def merge(self, loaded: Loaded) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tunesmith.base import ModelError
-from tunesmith.base.files import write_json
+from tunesmith.base.files import read_json, write_json
 from tunesmith.kernels.lora_linear import correction, lora_linear
 from tunesmith.models.load import Loaded
 
@@ -39,6 +39,7 @@ class LoRALinear(nn.Module):
         self.joint[:, :width] = base.weight.detach()
         base.weight = nn.Parameter(self.joint[:, :width], requires_grad=False)  # the base keeps no second copy
         self.base = base
+        self.train(base.training)  # a new module would begin in training mode, dropping inputs of a model that answers
 
     def forward(self, x: Tensor) -> Tensor:
         """Any leading shape; the last axis is the layer's input."""
@@ -50,8 +51,8 @@ class LoRALinear(nn.Module):
                 nn.functional.dropout(x, self.dropout), self.lora_A, self.lora_B, self.scale
             )
             return dropped
-        # Each time, since fused optimizers leave no trace of a change.
-        self.joint[:, x.shape[-1] :] = self.scale * self.lora_B.detach()
+        # Each time, since fused optimizers leave no trace of a change; as data, since a pass before may still want its backward.
+        self.joint.data[:, x.shape[-1] :] = self.scale * self.lora_B.detach()
         out: Tensor = lora_linear(
             x.reshape(-1, x.shape[-1]), self.joint, self.base.bias, self.lora_A, self.lora_B, self.scale
         )
@@ -94,15 +95,13 @@ class LoRA(Adapter):
     def _targets(self, model: Any) -> list[tuple[nn.Module, str, nn.Linear]]:
         head = model.get_output_embeddings()
         linear = [(parent, name, layer) for parent, name, layer in _children(model, nn.Linear) if layer is not head]
-        chosen = [found for found in linear if self.targets == "all-linear" or found[1] in self.targets]
-        if not chosen:
-            names = (
-                ", ".join(sorted({name for _, name, _ in linear})) or "none: this architecture has no nn.Linear layers"
-            )
-            raise ModelError(
-                f"adapter.targets: no layer is called {self.targets}; this model's linear layers are {names}"
-            )
-        return chosen
+        names = {name for _, name, _ in linear}
+        unknown = set() if self.targets == "all-linear" else set(self.targets) - names
+        if unknown or not names:
+            there = ", ".join(sorted(names)) or "none: this architecture has no nn.Linear layers"
+            odd = ", ".join(map(repr, sorted(unknown))) or "linear"
+            raise ModelError(f"adapter.targets: no layer is called {odd}; this model's linear layers are {there}")
+        return [found for found in linear if self.targets == "all-linear" or found[1] in self.targets]
 
     def save(self, loaded: Loaded, folder: Path) -> None:
         """Write `adapter_model.safetensors` and `adapter_config.json` as peft does."""
@@ -135,6 +134,7 @@ class LoRA(Adapter):
     def restore(self, loaded: Loaded, folder: Path) -> None:
         """Attach and read a file that this or peft wrote."""
         tensors = load_file(folder / "adapter_model.safetensors")
+        self._check_scale(folder)
         self.attach(loaded, 0)
         layers = {path: layer for path, layer in loaded.model.named_modules() if isinstance(layer, LoRALinear)}
         wanted = {f"{PREFIX}{path}.lora_{part}.weight" for path in layers for part in "AB"}
@@ -152,6 +152,16 @@ class LoRA(Adapter):
                             f"{folder}: {path} has shape {tuple(tensor.shape)}, expected {tuple(parameter.shape)}; check adapter.rank"
                         )
                     parameter.copy_(tensor)
+        loaded.model.requires_grad_(False)
+
+    def _check_scale(self, folder: Path) -> None:
+        """Refuse a file whose corrections are scaled otherwise: its tensors would fit, and the answers only be worse."""
+        found = read_json(folder / "adapter_config.json")
+        for name, wanted in (("lora_alpha", self.alpha), ("use_rslora", False), ("use_dora", False)):
+            if found.get(name, wanted) != wanted:
+                raise ModelError(
+                    f"{folder}: its {name} is {found[name]}, this adapter's is {wanted}; check adapter.alpha"
+                )
 
     def merge(self, loaded: Loaded) -> None:
         """Fold every correction into its layer."""

@@ -1,0 +1,201 @@
+from typing import Literal
+
+import pytest
+import yaml
+from pydantic import Field
+
+from tunesmith.base import ConfigError, Family, Spec
+from tunesmith.base.spec import override, read_yaml, validate
+
+
+class Engine(Family):
+    """What moves the car."""
+
+
+class Petrol(Engine):
+    """Burns."""
+
+    kind: Literal["petrol"] = "petrol"
+    cylinders: int = Field(4, gt=0)
+    """How many."""
+
+
+class Electric(Engine):
+    """Hums."""
+
+    kind: Literal["electric"] = "electric"
+    battery: float = 60.0
+    """In kWh."""
+    range: int | float = 400
+    """In km."""
+
+
+class Car(Spec):
+    """What one drives."""
+
+    name: str
+    """What it is called."""
+    engine: Engine = Petrol()
+    """What moves it."""
+    spares: tuple[Engine, ...] = ()
+    """What else lies in the boot."""
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"name": "a", "engin": {}}, "r.yaml: engin: no such field; did you mean 'engine'?"),
+        ({"name": "a", "zzzzzz": 1}, "r.yaml: zzzzzz: no such field; fields here: name, engine, spares"),
+        (
+            {"name": "a", "engine": {"kind": "petrol", "cilinders": 3}},
+            "r.yaml: engine.cilinders: no such field; did you mean 'cylinders'?",
+        ),
+        (
+            {"name": "a", "spares": [{"kind": "electric", "batery": 3}]},
+            "r.yaml: spares.0.batery: no such field; did you mean 'battery'?",
+        ),
+        (
+            {"name": "a", "engine": {"kind": "electrik"}},
+            "r.yaml: engine.kind: 'electrik' does not exist; did you mean 'electric'? there are 'petrol', 'electric'",
+        ),
+        ({"engine": {"kind": "petrol"}}, "r.yaml: name: is required and missing"),
+        (
+            {"name": "a", "engine": {"kind": "petrol", "cylinders": 0}},
+            "r.yaml: engine.cylinders: input should be greater than 0; got 0",
+        ),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line(tree, message):
+    with pytest.raises(ConfigError) as caught:
+        validate(Car, tree, "r.yaml")
+    assert str(caught.value) == message
+
+
+def test_a_wrong_type_names_the_path_as_the_user_writes_it():
+    for tree, path, given in (
+        ({"name": "a", "engine": {"kind": "petrol", "cylinders": "many"}}, "engine.cylinders", "'many'"),
+        ({"name": "a", "engine": {"kind": "electric", "range": "far"}}, "engine.range", "'far'"),
+        ({"name": ["a"]}, "name", "'list'"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            validate(Car, tree, "r.yaml")
+        line = str(caught.value)
+        assert line.startswith(f"r.yaml: {path}: ")
+        assert f"got {given}" in line
+        assert "\n" not in line
+
+
+def test_the_kind_of_a_family_s_default_may_be_left_out():
+    assert validate(Car, {"name": "a", "engine": {"cylinders": 6}}, "r.yaml").engine == Petrol(cylinders=6)
+    with pytest.raises(ConfigError, match=r"^r.yaml: engine.battery: no such field; fields here: kind, cylinders$"):
+        validate(Car, {"name": "a", "engine": {"battery": 3}}, "r.yaml")
+
+
+def test_a_missing_kind_is_named_where_there_is_no_default():
+    with pytest.raises(ConfigError, match=r"^r.yaml: spares.0: 'kind' is missing; write spares.0: \{kind: ...\}"):
+        validate(Car, {"name": "a", "spares": [{"battery": 3}]}, "r.yaml")
+
+
+def test_further_problems_are_counted():
+    with pytest.raises(ConfigError, match=r"\(and 1 more\)$"):
+        validate(Car, {"name": 1, "colour": 2}, "r.yaml")
+
+
+def test_a_spec_is_frozen_and_survives_yaml():
+    car = validate(Car, {"name": "a", "engine": {"kind": "electric"}, "spares": [{"kind": "petrol"}]}, "r.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        car.name = "b"
+    assert validate(Car, yaml.safe_load(yaml.safe_dump(car.model_dump(mode="json"))), "r.yaml") == car
+
+
+def test_the_docstring_under_a_field_is_its_help():
+    assert Petrol.model_fields["cylinders"].description == "How many."
+    assert Petrol.model_json_schema()["properties"]["cylinders"]["description"] == "How many."
+
+
+class TestOverride:
+    def test_sets_below_what_is_there_and_makes_what_is_not(self):
+        tree = {"engine": {"kind": "petrol"}}
+        override(tree, "engine.cylinders=6")
+        override(tree, "boot.lid.open=true")
+        override(tree, "name=[a, b]")
+        override(tree, "note=x=y")
+        assert tree == {
+            "engine": {"kind": "petrol", "cylinders": 6},
+            "boot": {"lid": {"open": True}},
+            "name": ["a", "b"],
+            "note": "x=y",
+        }
+
+    def test_a_new_kind_drops_the_fields_of_the_old(self):
+        tree = {"engine": {"kind": "petrol", "cylinders": 6}}
+        override(tree, "engine.kind=petrol")
+        assert tree["engine"] == {"kind": "petrol", "cylinders": 6}
+        override(tree, "engine.kind=electric")
+        assert tree["engine"] == {"kind": "electric"}
+
+    def test_the_order_of_kind_and_field_does_not_matter(self):
+        tree = {}
+        override(tree, "engine.cylinders=6")
+        override(tree, "engine.kind=petrol")
+        assert tree == {"engine": {"cylinders": 6, "kind": "petrol"}}
+
+    @pytest.mark.parametrize("assignment", ["name", "=3", "name=[", "name.below=1"])
+    def test_refuses_in_one_line(self, assignment):
+        with pytest.raises(ConfigError) as caught:
+            override({"name": "a"}, assignment)
+        assert repr(assignment) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+class TestReadYaml:
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"a: [1,\nb: 2", r"r.yaml:\d: not valid YAML"),
+            (b"- a", "mapping of stages to settings, this is a list"),
+            (b"", "this is a NoneType"),
+            (b"\xff\xfe\xfa", "not a recipe"),
+        ],
+    )
+    def test_refuses_in_one_line(self, tmp_path, content, message):
+        path = tmp_path / "r.yaml"
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=message) as caught:
+            read_yaml(path)
+        assert "\n" not in str(caught.value)
+
+    def test_a_missing_file_or_a_folder(self, tmp_path):
+        with pytest.raises(ConfigError, match="no such file"):
+            read_yaml(tmp_path / "none.yaml")
+        with pytest.raises(ConfigError, match="not a recipe"):
+            read_yaml(tmp_path)
+
+
+class TestFamily:
+    def test_members_are_found_by_kind(self):
+        assert Engine.members() == [Petrol, Electric]
+        assert Engine.member("electric") is Electric
+        with pytest.raises(ConfigError, match=r"engine\.steam: does not exist; there are electric, petrol"):
+            Engine.member("steam")
+
+    def test_a_member_stands_for_itself_alone(self):
+        class Taxi(Spec):
+            engine: Petrol = Petrol()
+
+        with pytest.raises(ConfigError, match=r"engine\.kind"):
+            validate(Taxi, {"engine": {"kind": "electric"}}, "r.yaml")
+
+    def test_a_subclass_without_a_kind_is_no_member(self):
+        class Hybrid(Engine):
+            """A family of its own."""
+
+        class Mild(Hybrid):
+            kind: Literal["mild"] = "mild"
+
+        try:
+            assert Hybrid not in Engine.members()
+            assert Mild in Engine.members()
+            assert Hybrid.members() == [Mild]
+        finally:
+            Mild.__annotations__.pop("kind")  # other tests count the members

@@ -1,0 +1,169 @@
+"""Twenty things people get wrong: each gives one line that says what, where and how to mend, and exit code 2."""
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig
+
+GOOD = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]}
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    """The exit code is 2 and the one line on standard error holds every word."""
+    code, _, error = result
+    lines = [line for line in error.splitlines() if line.startswith("tunesmith: ")]
+    assert code == 2, error
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("finetune.epchs=3", ["finetune.epchs", "did you mean 'epochs'"]),
+        ("finetune.epochs=many", ["finetune.epochs", "number", "'many'"]),
+        ("finetune.epochs=-1", ["finetune.epochs", "greater than 0"]),
+        ("finetune.objective.kind=sfft", ["objective", "'sfft'"]),
+        ("initialise.adapter.kind=lore", ["lore", "did you mean 'lora'"]),
+        ("evaluate.graders=[{kind: exakt}]", ["exakt", "'exact'"]),
+        ("finetune.batch", ["path.to.field=value"]),
+        ("prepare.format=jsonl", ["format", "messages"]),
+        ("initialise.adapter.targets=[nothing]", ["adapter.targets", "q_proj"]),
+        ("prepare.source=absent.jsonl", ["absent.jsonl"]),
+        ("model=absent", ["'absent'", "smollm2-135m"]),
+        ("model=./absent.gguf", ["absent.gguf", "not found"]),
+        ("prepare.max_tokens=8", ["max_tokens"]),
+    ],
+)
+def test_wrong_setting(tunesmith, task, assignment, words):
+    refused(tunesmith("initialise", task(), assignment), *words)
+
+
+def test_missing_recipe(tunesmith):
+    refused(tunesmith("run", "absent.yaml"), "absent.yaml", "no such file")
+
+
+def test_broken_yaml(tunesmith, tmp_path):
+    (tmp_path / "bad.yaml").write_text("prepare:\n  source: [a\n")
+    refused(tunesmith("run", "bad.yaml"), "bad.yaml:", "YAML")
+
+
+def test_recipe_that_is_a_list(tunesmith, tmp_path):
+    (tmp_path / "bad.yaml").write_text("- prepare\n")
+    refused(tunesmith("run", "bad.yaml"), "bad.yaml", "mapping")
+
+
+def test_required_field_missing(tunesmith, tmp_path):
+    (tmp_path / "bad.yaml").write_text("model: smollm2-135m\n")
+    refused(tunesmith("run", "bad.yaml"), "prepare", "required")
+
+
+def test_empty_data(tunesmith, task, tmp_path):
+    recipe = task()
+    (tmp_path / "rows.jsonl").write_text("")
+    refused(tunesmith("prepare", recipe), "rows.jsonl")
+
+
+def test_malformed_lines(tunesmith, task, tmp_path):
+    recipe = task()
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(GOOD) + "\n{broken\n" for _ in range(5)))
+    refused(tunesmith("prepare", recipe), "rows.jsonl:2", "not valid JSON")
+
+
+def test_rows_of_no_known_format(tunesmith, task, tmp_path):
+    recipe = task()
+    (tmp_path / "rows.jsonl").write_text('{"q": "a", "a": "b"}\n' * 5)
+    refused(tunesmith("prepare", recipe), "rows.jsonl:1", "messages")
+
+
+def test_model_that_is_no_decoder(tunesmith, task, tmp_path, tiny_folder):
+    folder = tmp_path / "bert"
+    BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_bytes((tiny_folder / name).read_bytes())
+    refused(tunesmith("initialise", task(model=str(folder))), "bert", "not a decoder")
+
+
+def test_damaged_weights(tunesmith, task, tmp_path, tiny_folder):
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    for file in tiny_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    refused(tunesmith("initialise", task(model=str(folder))), "cut", "weights")
+
+
+def test_folder_that_cannot_be_written(tunesmith, task):
+    refused(tunesmith("prepare", task(), "--run", "/proc/tunesmith"), "/proc/tunesmith", "--run")
+
+
+def test_unknown_command_and_option(tunesmith):
+    refused(tunesmith("finetuen", "x.yaml"), "finetuen")
+    refused(tunesmith("run", "x.yaml", "--runn", "y"), "--runn")
+
+
+def test_show_of_something_else(tunesmith, tmp_path):
+    refused(tunesmith("show", str(tmp_path)), "not the folder of a run")
+
+
+def test_explain_of_nothing(tunesmith):
+    refused(tunesmith("explain", "objective.sftt"), "sftt", "sft")
+
+
+def test_serve_before_deploy(tunesmith, task, tmp_path):
+    assert tunesmith("prepare", task(), "--run", "r")[0] == 0
+    refused(tunesmith("serve", "r"), "deploy")
+
+
+def test_port_taken(tunesmith, task):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, error = tunesmith("run", task(), "--run", "r")
+        assert code == 0, error
+        refused(tunesmith("serve", "r", "--port", str(port)), str(port), "--port")
+
+
+def test_too_little_memory(task, tmp_path):
+    recipe = task(finetune={"batch": 40, "epochs": 1.0}, model="smollm2-135m", initialise={"adapter": {"kind": "full"}})
+    result = _limited(
+        ["initialise", recipe, "--run", "r"], tmp_path, lambda: resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30,) * 2)
+    )
+    refused(result, "needs about", "GB", "micro_batch")
+
+
+def test_disk_full_leaves_earlier_artifacts(task, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "none", disk], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        result = _limited(["prepare", task(), "--run", str(disk / "r")], tmp_path)
+        assert result[0] == 0, result
+        before = {path: path.read_bytes() for path in disk.rglob("*") if path.is_file() and "prepare-" in str(path)}
+        refused(_limited(["finetune", task(), "--run", str(disk / "r")], tmp_path), "disk", "full", "free some space")
+        assert before
+        assert all(path.read_bytes() == content for path, content in before.items())
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def _limited(arguments: list[str], folder: Path, limit=None) -> tuple[int, str, str]:
+    """A command in a process of its own, under a limit."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from tunesmith.cli import main; main()", *arguments],
+        cwd=folder, preexec_fn=limit, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr

@@ -1,0 +1,119 @@
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tunesmith.data.example import Example, Row, Sequence
+from tunesmith.data.render import Renderer
+from tunesmith.models import attention
+from tunesmith.models.load import Loaded, load_tokenizer
+
+torch.set_num_threads(1)
+
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""What every tiny model has in common; an architecture that does not know a field ignores it."""
+
+
+@pytest.fixture(scope="session")
+def smollm_tokenizer():
+    """The real tokenizer of SmolLM2; take a copy before changing it."""
+    return load_tokenizer("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def build(smollm_tokenizer):
+    """Makes a random model of an architecture, in memory; `spread` is the standard deviation of all its weights."""
+    attention.register()
+
+    def make(kind: str = "llama", seed: int = 0, spread: float | None = None, dtype=torch.float32, **fields) -> Loaded:
+        torch.manual_seed(seed)
+        config = AutoConfig.for_model(kind, **{**SMALL, "vocab_size": len(smollm_tokenizer), **fields})
+        model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        if spread is not None:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.normal_(0, spread)
+        loaded = Loaded(
+            kind, Path(kind), model, copy.deepcopy(smollm_tokenizer), "bf16" if dtype == torch.bfloat16 else "fp32"
+        )
+        loaded.forest = attention.adopt(model)
+        return loaded
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(build, tmp_path_factory) -> Path:
+    """A folder with a tiny random Llama and SmolLM2's tokenizer, as save_pretrained writes them."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    loaded = build("llama", seed=7)
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows(smollm_tokenizer) -> list[Row]:
+    """Thirteen short demonstrations with a common system prompt."""
+    renderer = Renderer(smollm_tokenizer)
+    colours = (
+        "red",
+        "green",
+        "blue",
+        "black",
+        "white",
+        "grey",
+        "pink",
+        "brown",
+        "teal",
+        "gold",
+        "plum",
+        "navy",
+        "lime",
+    )
+    system = {"role": "system", "content": "You name colours."}
+    return [
+        renderer.row(
+            Example(
+                f"train.jsonl:{number + 1}",
+                (system, {"role": "user", "content": f"colour {number}?"}),
+                (({"role": "assistant", "content": " ".join([colour] * (1 + number % 3))},),),
+            )
+        )
+        for number, colour in enumerate(colours)
+    ]
+
+
+@pytest.fixture
+def random_rows():
+    """Makes rows of random tokens that share prefixes: `count` rows of `answers` sequences each."""
+
+    def make(count: int = 3, answers: int = 1, vocabulary: int = 97, seed: int = 0, **columns: float) -> list[Row]:
+        generator = np.random.default_rng(seed)
+        system = generator.integers(3, vocabulary, 9)
+        made = []
+        for number in range(count):
+            prompt = np.concatenate([system, generator.integers(3, vocabulary, generator.integers(1, 8))])
+            sequences = []
+            for _ in range(answers):
+                tokens = np.concatenate([prompt, generator.integers(3, vocabulary, generator.integers(3, 9))])
+                sequences.append(Sequence(tokens.astype(np.int32), np.arange(len(tokens)) >= len(prompt)))
+            made.append(Row(f"random:{number + 1}", tuple(sequences), columns))
+        return made
+
+    return make

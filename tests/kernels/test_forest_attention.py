@@ -1,0 +1,108 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data.batch import grow
+from tunesmith.kernels.forest_attention import Shape, forest_attention, reference
+
+words = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=10), min_size=1, max_size=5)
+
+
+def inputs(count, heads, groups, width=4, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((heads, count, width), (groups, count, width), (groups, count, width))
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def one_by_one(query, key, value, forest, shape):
+    """Each sequence alone by torch's own attention: a third way, which knows nothing of forests."""
+    out = torch.zeros_like(query)
+    group = query.shape[0] // key.shape[0]
+    for number in range(len(forest.segments)):
+        nodes = forest.nodes(number)
+        length = len(nodes)
+        seen = torch.ones(length, length, dtype=torch.bool).tril()
+        if shape.window is not None:
+            seen = seen.triu(1 - shape.window)
+        score = query[:, nodes] @ key[:, nodes].repeat_interleave(group, 0).mT * shape.scale
+        if shape.softcap is not None:
+            score = shape.softcap * torch.tanh(score / shape.softcap)
+        weight = score.masked_fill(~seen, float("-inf")).softmax(-1)
+        out = out.index_copy(1, nodes, weight @ value[:, nodes].repeat_interleave(group, 0))
+    return out
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    words,
+    st.sampled_from([(4, 4), (4, 2), (4, 1)]),
+    st.sampled_from([None, 1, 3]),
+    st.sampled_from([None, 2.0]),
+)
+def test_values_and_gradients_are_those_of_the_sequences_alone(drawn, heads, window, softcap):
+    forest = grow([np.array(sequence) for sequence in drawn])
+    shape = Shape(0.5, window, softcap)
+    count = len(forest.tokens_N)
+    upstream = torch.randn(heads[0], count, 4, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for name, attend in (
+        ("fast", lambda q, k, v: forest_attention(q, k, v, forest.segments, shape)),
+        ("reference", lambda q, k, v: reference(q, k, v, forest.segments, shape)),
+        ("alone", lambda q, k, v: one_by_one(q, k, v, forest, shape)),
+    ):
+        tensors = inputs(count, *heads)
+        out = attend(*tensors)
+        out.backward(upstream)
+        found[name] = [out.detach(), *(tensor.grad for tensor in tensors)]
+    for name in ("fast", "reference"):
+        for one, other in zip(found[name], found["alone"], strict=True):
+            torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
+
+
+def test_without_gradients_nothing_is_kept():
+    forest = grow([np.arange(5), np.arange(3)])
+    query, key, value = inputs(5, 2, 1)
+    with torch.no_grad():
+        out = forest_attention(query, key, value, forest.segments, Shape(0.5))
+    assert not out.requires_grad
+    torch.testing.assert_close(out, reference(query, key, value, forest.segments, Shape(0.5)))
+
+
+@pytest.mark.parametrize("learns", [0, 1, 2])
+def test_gradients_where_only_one_input_learns(learns):
+    forest = grow([np.array([1, 2, 3]), np.array([1, 2, 4, 5])])
+    tensors = inputs(5, 4, 2)
+    for number, tensor in enumerate(tensors):
+        tensor.requires_grad_(number == learns)
+    forest_attention(*tensors, forest.segments, Shape(0.5)).square().sum().backward()
+    found = tensors[learns].grad.clone()
+    tensors[learns].grad = None
+    reference(*tensors, forest.segments, Shape(0.5)).square().sum().backward()
+    torch.testing.assert_close(found, tensors[learns].grad)
+
+
+def test_bf16_follows_fp32():
+    forest = grow([np.arange(12), np.concatenate([np.arange(6), np.arange(20, 30)])])
+    single = inputs(len(forest.tokens_N), 4, 2)
+    half = [tensor.detach().bfloat16().requires_grad_() for tensor in single]
+    outs = [forest_attention(*tensors, forest.segments, Shape(0.5)) for tensors in (single, half)]
+    for out in outs:
+        out.float().square().sum().backward()
+    assert outs[1].dtype == half[0].grad.dtype == torch.bfloat16
+    torch.testing.assert_close(outs[1].float(), outs[0], atol=3e-2, rtol=3e-2)
+    for one, other in zip(half, single, strict=True):
+        assert torch.cosine_similarity(one.grad.float().flatten(), other.grad.flatten(), 0) > 0.999
+
+
+def test_a_window_that_sees_all_is_no_window():
+    forest = grow([np.arange(7)])
+    tensors = inputs(7, 2, 2)
+    wide, none = (forest_attention(*tensors, forest.segments, replace(Shape(0.5), window=size)) for size in (7, None))
+    assert torch.equal(wide, none)
+    narrow = forest_attention(*tensors, forest.segments, Shape(0.5, window=6))
+    assert torch.equal(narrow[:, :6], none[:, :6])
+    assert not torch.allclose(narrow[:, 6], none[:, 6])

@@ -1,0 +1,218 @@
+"""What every adapter, objective and optimizer keeps, found by its family: a new member needs no new test."""
+
+import json
+from itertools import product
+
+import pytest
+import torch
+import yaml
+
+from tunesmith.base import ModelError
+from tunesmith.base.spec import validate
+from tunesmith.data.batch import Batch
+from tunesmith.methods.adapters import Adapter, trainable
+from tunesmith.methods.objectives import Objective
+from tunesmith.methods.optimizers import Optimizer
+from tunesmith.models.attention import plain
+from tunesmith.training.loop import train
+
+FAMILIES = (Adapter, Objective, Optimizer)
+VOCABULARY = 97
+
+
+def members(*families):
+    return [
+        pytest.param(member, id=f"{family.__name__.lower()}-{member.model_fields['kind'].default}")
+        for family in families
+        for member in family.members()
+    ]
+
+
+@pytest.fixture
+def fresh(build):
+    """The same random model each time."""
+    return lambda kind="llama", **fields: build(kind, seed=3, vocab_size=VOCABULARY, **fields)
+
+
+@pytest.fixture
+def batch(random_rows):
+    return Batch.of(random_rows(3, answers=2))
+
+
+def logits(loaded):
+    """Logits of three fixed sequences by transformers' own attention."""
+    ids = torch.arange(3, 27).view(3, 8)
+    with torch.no_grad(), plain(loaded.model):
+        return loaded.model(input_ids=ids, use_cache=False).logits
+
+
+def disturb(loaded, size=0.05):
+    """Move everything that learns, as training would."""
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in trainable(loaded.model).values():
+            parameter += size * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("member", members(*FAMILIES))
+class TestEveryMember:
+    def test_constructs_by_default_and_survives_yaml(self, member):
+        spec = member()
+        tree = yaml.safe_load(yaml.safe_dump(spec.model_dump(mode="json")))
+        assert validate(member, tree, "r.yaml") == spec
+        family = next(family for family in FAMILIES if issubclass(member, family))
+        assert family.member(spec.kind) is member
+
+    def test_explains_itself(self, member):
+        assert member.__doc__
+        assert member.__module__.rsplit(".", 1)[-1].replace("_", "") == member().kind.replace("_", "")
+        for name, field in member.model_fields.items():
+            assert name == "kind" or field.description, f"{name} has no help text"
+        json.dumps(member.model_json_schema())
+
+
+@pytest.mark.parametrize("member", members(Adapter))
+class TestEveryAdapter:
+    def test_what_learns_is_float32_counted_and_drawn_from_the_seed(self, member, fresh):
+        found = []
+        for seed in (1, 1, 2):
+            loaded = fresh(dtype=torch.bfloat16)
+            count = member().learnt(loaded.model)
+            member().attach(loaded, seed)
+            weights = trainable(loaded.model)
+            assert weights
+            assert {weight.dtype for weight in weights.values()} == {torch.float32}
+            assert sum(weight.numel() for weight in weights.values()) == count
+            found.append(weights)
+        assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
+        if member.adds_weights:
+            assert any(not torch.equal(weight, found[2][name]) for name, weight in found[0].items())
+
+    def test_starts_as_the_base(self, member, fresh):
+        loaded = fresh()
+        before = logits(loaded)
+        member().attach(loaded, 1)
+        torch.testing.assert_close(logits(loaded), before, atol=1e-5, rtol=1e-5)
+
+    def test_gradients_reach_what_learns_and_nothing_else(self, member, fresh, batch):
+        loaded = fresh()
+        member().attach(loaded, 1)
+        disturb(loaded)
+        learning = trainable(loaded.model)
+        frozen = {name: w.clone() for name, w in loaded.model.state_dict().items() if name not in learning}
+        loss = Objective.member("sft")()(loaded, batch).total
+        assert torch.isfinite(loss)
+        loss.backward()
+        for name, parameter in loaded.model.named_parameters():
+            if name in learning:
+                assert parameter.grad is not None, name
+                assert parameter.grad.abs().sum() > 0, name
+                assert parameter.grad.isfinite().all()
+            else:
+                assert parameter.grad is None, name
+        assert all(torch.equal(loaded.model.state_dict()[name], weight) for name, weight in frozen.items())
+
+    def test_what_was_learnt_is_saved_and_restored(self, member, fresh, tmp_path):
+        loaded = fresh()
+        base = logits(loaded)
+        member().attach(loaded, 1)
+        disturb(loaded)
+        tuned = logits(loaded)
+        assert not torch.allclose(tuned, base, atol=1e-2)
+        member().save(loaded, tmp_path / "adapter")
+        again = fresh()
+        member().restore(again, tmp_path / "adapter")
+        torch.testing.assert_close(logits(again), tuned, atol=1e-6, rtol=1e-6)
+        assert not trainable(again.model)
+
+    @pytest.mark.parametrize("fields", [{}, {"tie_word_embeddings": True}], ids=["untied", "tied"])
+    def test_merged_it_is_a_plain_model_with_the_same_logits(self, member, fresh, tmp_path, fields):
+        loaded = fresh(**fields)
+        names = set(loaded.model.state_dict())
+        member().attach(loaded, 1)
+        disturb(loaded)
+        tuned = logits(loaded)
+        member().merge(loaded)
+        assert set(loaded.model.state_dict()) == names
+        torch.testing.assert_close(logits(loaded), tuned, atol=1e-5, rtol=1e-5)
+        loaded.model.save_pretrained(tmp_path)
+        again = type(loaded.model).from_pretrained(tmp_path, attn_implementation="eager")
+        with torch.no_grad():
+            found = again(input_ids=torch.arange(3, 27).view(3, 8)).logits
+        torch.testing.assert_close(found, tuned, atol=1e-5, rtol=1e-5)
+
+    def test_disabled_it_is_the_base(self, member, fresh):
+        loaded = fresh()
+        before = logits(loaded)
+        member().attach(loaded, 1)
+        disturb(loaded)
+        tuned = logits(loaded)
+        if not member.adds_weights:
+            with pytest.raises(NotImplementedError), member().disabled(loaded):
+                pass
+            return
+        with member().disabled(loaded):
+            torch.testing.assert_close(logits(loaded), before, atol=1e-6, rtol=1e-6)
+        assert torch.equal(logits(loaded), tuned)
+
+    def test_what_was_learnt_on_another_model_is_refused(self, member, fresh, tmp_path):
+        loaded = fresh()
+        member().attach(loaded, 1)
+        member().save(loaded, tmp_path)
+        for fields in ({"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"intermediate_size": 48}):
+            with pytest.raises(ModelError) as caught:
+                member().restore(fresh(**fields), tmp_path)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("member", members(Objective))
+def test_every_objective_is_a_sum_over_what_it_counts(member, fresh, random_rows):
+    """Micro-batches add up to the batch: losses, counts and gradients."""
+    rows = random_rows(3, answers=2)
+    objective = member()
+    loaded = fresh()
+    whole = objective(loaded, Batch.of(rows))
+    whole.total.backward()
+    gradient = {name: p.grad.clone() for name, p in loaded.model.named_parameters()}
+    loaded.model.zero_grad()
+    parts = [Batch.of(rows[:1]), Batch.of(rows[1:])]
+    losses = [objective(loaded, part) for part in parts]
+    sum(loss.total for loss in losses).backward()
+    assert torch.isfinite(whole.total)
+    assert sum(objective.count(part) for part in parts) == objective.count(Batch.of(rows)) > 0
+    torch.testing.assert_close(sum(loss.total for loss in losses), whole.total, rtol=1e-5, atol=1e-5)
+    for name, parameter in loaded.model.named_parameters():
+        assert (parameter.grad - gradient[name]).norm() <= 1e-5 * gradient[name].norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("member", members(Optimizer))
+def test_every_optimizer_moves_what_it_is_given_and_tells_its_memory(member, fresh, batch):
+    loaded = fresh()
+    loaded.model.requires_grad_(False)
+    loaded.model.model.norm.requires_grad_(True)
+    loaded.model.model.layers[0].mlp.requires_grad_(True)
+    weights = trainable(loaded.model)
+    before = {name: parameter.clone() for name, parameter in loaded.model.named_parameters()}
+    optimizer = member().build(weights)
+    list(train(loaded, Objective.member("sft")(), [[batch]] * 2, optimizer, lambda step: 1.0, seed=0))
+    for name, parameter in loaded.model.named_parameters():
+        assert torch.equal(parameter, before[name]) != (name in weights), name
+        assert parameter.isfinite().all()
+    state = optimizer.state_dict()["state"].values()
+    kept = sum(value.nbytes for slots in state for value in slots.values() if value.numel() > 1)
+    assert kept == member().bytes_per_parameter * sum(weight.numel() for weight in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("adapter", "objective", "optimizer"),
+    list(product(Adapter.members(), Objective.members(), Optimizer.members())),
+    ids=lambda member: member.model_fields["kind"].default,
+)
+def test_any_combination_trains(adapter, objective, optimizer, fresh, batch):
+    loaded = fresh()
+    adapter().attach(loaded, 1)
+    moves = optimizer().build(trainable(loaded.model))
+    steps = list(train(loaded, objective(), [[batch]] * 8, moves, lambda step: 1.0, seed=0))
+    assert all(torch.isfinite(torch.tensor(step.loss)) for step in steps)
+    assert steps[-1].loss < steps[0].loss
+    assert [step.number for step in steps] == list(range(8))
