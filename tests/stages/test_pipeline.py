@@ -1,0 +1,162 @@
+"""Whole runs: killed and resumed ones end with the same bits, and the quickstart's recipe works on its real model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tunesmith
+from tunesmith.base import Artifact, ConfigError, Run
+from tunesmith.base.files import read_json
+from tunesmith.models.forward import token_logps
+from tunesmith.models.load import load
+from tunesmith.stages.pipeline import open_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_folder):
+    """A run of 24 steps of a tiny model, with dropout, over three epochs."""
+    colours = ["red", "green", "blue", "black"]
+    lines = [
+        {"messages": [{"role": "user", "content": f"Shade {n}?"}, {"role": "assistant", "content": colours[n % 4]}]}
+        for n in range(48)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {
+        "model": str(tiny_folder),
+        "precision": "fp32",
+        "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 8, "cleaners": []},
+        "initialise": {"adapter": {"rank": 4, "dropout": 0.1}},
+        "finetune": {"epochs": 3.0, "batch": 4, "checkpoint_every": 3, "optimizer": {"learning_rate": 0.01}},
+        "evaluate": {"graders": [{"kind": "exact"}], "max_tokens": 4, "gate": {"margin": None, "beat": []}},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def start(recipe: Path, folder: Path) -> subprocess.Popen:
+    """`tunesmith run` in a process of its own."""
+    command = [sys.executable, "-c", "from tunesmith.cli import main; main()", "run", str(recipe), "--run", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    """Until the run's events hold a step, at most a minute."""
+    for _ in range(6000):
+        if any(event["step"] >= step for event in Run(folder).events.read("step")):
+            return
+        time.sleep(0.01)
+    raise TimeoutError(folder)
+
+
+def content(folder: Path) -> dict[str, str]:
+    """sha256 of everything a run made that others use."""
+    run = Run(folder)
+    return {
+        f"{stage}/{name}": entry["sha256"]
+        for stage in ("finetune", "deploy")
+        for name, entry in run.artifact(stage).manifest["files"].items()
+        if name.endswith((".safetensors", "config.json"))
+    }
+
+
+def test_killed_runs_end_with_the_same_bits(recipe, tmp_path):
+    whole = start(recipe, tmp_path / "whole")
+    assert whole.wait(120) == 0, whole.stderr.read()
+    expected = content(tmp_path / "whole")
+    killed = tmp_path / "killed"
+    for step, number, code in (
+        (2, signal.SIGKILL, -9),
+        (7, signal.SIGTERM, 143),
+        (14, signal.SIGINT, 130),
+        (19, signal.SIGKILL, -9),
+    ):
+        process = start(recipe, killed)
+        wait_for_step(killed, step)
+        process.send_signal(number)
+        assert process.wait(60) == code, process.stderr.read()
+        if code > 0:
+            assert Run(killed).states["finetune"]["state"] == "interrupted"
+    last = start(recipe, killed)
+    assert last.wait(120) == 0, last.stderr.read()
+    assert content(killed) == expected
+    assert [event["step"] for event in Run(killed).events.read("resumed")]
+
+
+def test_a_second_run_computes_nothing(recipe, tmp_path):
+    first = tunesmith.run(recipe, folder=tmp_path / "r")
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")}
+    again = tunesmith.run(recipe, folder=tmp_path / "r")
+    assert before == {path: path.stat().st_mtime_ns for path in again.rglob("*.safetensors")}
+    assert (again / "report.html").stat().st_size > 10_000
+    changed = tunesmith.finetune(first, "finetune.epochs=2.0")
+    assert changed.path != Artifact.open(next(first.glob("finetune-*"))).path or changed.metrics["planned_steps"] == 16
+    assert Run(first).artifact("prepare").manifest["stage"] == "prepare"
+
+
+def test_other_programs_load_what_was_deployed(recipe, tmp_path):
+    run = Run(tunesmith.run(recipe, folder=tmp_path / "r"))
+    folder = run.artifact("deploy") / "model"
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Shade 1?"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    ours = load(str(folder), "fp32")
+    with torch.no_grad():
+        theirs = plain(**prompt).logits[0, -1].log_softmax(-1)
+        from tunesmith.data.batch import Batch
+        from tunesmith.data.example import Row, Sequence
+
+        best = int(theirs.argmax())
+        tokens = torch.cat([prompt["input_ids"][0], torch.tensor([best])]).numpy().astype("int32")
+        learn = torch.zeros(len(tokens), dtype=torch.bool).numpy()
+        learn[-1] = True
+        found = token_logps(ours, Batch.of([Row("x", (Sequence(tokens, learn),))]))
+    assert torch.allclose(found[0], theirs[best], atol=1e-5)
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(read_json(run.path / "plan.json") and open_run(run.path).recipe.model),
+        run.artifact("finetune") / "adapter",
+    )
+    with torch.no_grad():
+        assert torch.allclose(adapted(**prompt).logits, plain(**prompt).logits, atol=1e-4)
+
+
+def test_a_gate_that_says_no_keeps_the_model_from_deployment(recipe, tmp_path):
+    with pytest.raises(ConfigError, match="did not promote"):
+        tunesmith.run(
+            recipe, "evaluate.gate.beat=[base]", "finetune.optimizer.learning_rate=0.000005", folder=tmp_path / "r"
+        )
+    assert (tmp_path / "r" / "report.html").exists()
+    assert Run(tmp_path / "r").states["evaluate"]["state"] == "done"
+
+
+def test_quickstart_recipe_in_a_few_steps(tmp_path):
+    torch.set_num_threads(os.cpu_count() or 1)
+    small = ["prepare.rows=20", "prepare.validation_fraction=4", "prepare.test_rows=8", "finetune.epochs=3", "finetune.batch=8",
+             "evaluate.max_tokens=24", "evaluate.shots=1", "evaluate.gate.rows=1", "deploy.ungated=true", "deploy.prompts=4"]  # fmt: skip
+    run = Run(tunesmith.run(ROOT / "recipes" / "quickstart.yaml", *small, folder=tmp_path / "r"))
+    torch.set_num_threads(1)
+    trained = run.artifact("finetune")
+    losses = [event["loss"] for event in run.events.read("step")]
+    assert trained.metrics["steps"] == 6
+    assert losses[-1] < 0.8 * losses[0]
+    weights = load_file(trained / "adapter" / "adapter_model.safetensors")
+    assert len(weights) == 2 * 7 * 30
+    evaluated = run.artifact("evaluate").metrics
+    assert set(evaluated["systems"]) == {"base", "few-shot", "majority", "svm", "tuned"}
+    for stage in ("initialise", "finetune", "evaluate", "deploy"):
+        assert all(claim["holds"] for claim in read_json(run.artifact(stage) / "proof.json")["claims"])
