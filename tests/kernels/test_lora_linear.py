@@ -15,17 +15,13 @@ def inputs(dtype=torch.float32, bias=True):
     return draw(7, 5), draw(6, 5, learns=False), draw(6) if bias else None, draw(2, 5), draw(6, 2)
 
 
-def joint(weight, up):
-    return torch.cat([weight, SCALE * up.detach().to(weight.dtype)], 1)
-
-
 @pytest.mark.parametrize("bias", [True, False])
 def test_values_and_gradients_are_those_of_the_formula(bias):
     found = []
     for fast in (True, False):
         x, weight, b, down, up = inputs(bias=bias)
         out = (
-            lora_linear(x, joint(weight, up), b, down, up, SCALE) if fast else reference(x, weight, b, down, up, SCALE)
+            lora_linear(x, weight, b, down, up, SCALE) if fast else reference(x, weight, b, down, up, SCALE)
         )
         out.square().sum().backward()
         found.append([out.detach(), *(tensor.grad for tensor in (x, b, down, up) if tensor is not None)])
@@ -38,7 +34,7 @@ def test_the_gradient_is_that_of_finite_differences():
     x, weight, bias, down, up = inputs(torch.float64)
 
     def function(x, bias, down, up):
-        return lora_linear(x, joint(weight, up), bias, down, up, SCALE)
+        return lora_linear(x, weight, bias, down, up, SCALE)
 
     assert torch.autograd.gradcheck(function, (x, bias, down, up), atol=1e-4, rtol=1e-5)
 
@@ -52,7 +48,7 @@ def test_the_reference_is_the_layer_plus_the_correction():
 
 def test_what_does_not_learn_gets_no_gradient():
     x, weight, bias, down, up = inputs()
-    lora_linear(x.detach(), joint(weight, up), bias.detach(), down, up, SCALE).sum().backward()
+    lora_linear(x.detach(), weight, bias.detach(), down, up, SCALE).sum().backward()
     assert x.grad is None
     assert weight.grad is None
     assert down.grad is not None
@@ -72,7 +68,7 @@ def test_in_bf16_a_small_correction_is_not_lost():
         """Share of the correction that arrives."""
         return float(((out.double() - base) * exact).sum() / (exact * exact).sum())
 
-    together = lora_linear(x, torch.cat([weight, up.bfloat16()], 1), None, down, up, 1.0)
+    together = lora_linear(x, weight, None, down, up, 1.0)
     apart = reference(x, weight, None, down, up, 1.0)
     error = lambda out: float((out.double() - base - exact).square().mean().sqrt())  # noqa: E731
     assert error(together) < 0.8 * error(apart)

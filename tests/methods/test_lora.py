@@ -7,7 +7,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tunesmith.base import ModelError
 from tunesmith.data.batch import Batch
 from tunesmith.methods.adapters import trainable
-from tunesmith.methods.adapters.lora import LoRA, LoRALinear
+from tunesmith.kernels.lora_linear import LoRALinear
+from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.attention import plain
@@ -139,14 +140,17 @@ def test_the_head_is_never_adapted(fresh):
     assert type(loaded.model.lm_head) is torch.nn.Linear
 
 
-def test_the_base_is_kept_once(fresh):
-    """The joint weight is the base weight's own memory."""
+def test_the_base_is_kept_once(fresh, random_rows):
+    """The fused product's weight is the base weights' own memory, until it is released."""
     loaded = fresh()
     before = {name: w.clone() for name, w in loaded.model.state_dict().items()}
     LoRA().attach(loaded, 0)
-    layer = loaded.model.model.layers[0].mlp.up_proj
-    assert layer.base.weight.data_ptr() == layer.joint.data_ptr()
-    assert torch.equal(layer.base.weight, before["model.layers.0.mlp.up_proj.weight"])
+    token_logps(loaded, Batch.of(random_rows(2)))
+    layer, group = loaded.model.model.layers[0].mlp, loaded.decoder().blocks[0].gate_up
+    assert layer.gate_proj.base.weight.data_ptr() == group.weight_OJ.data_ptr()
+    loaded.release()
+    assert layer.gate_proj.base.weight.data_ptr() != group.weight_OJ.data_ptr()
+    assert torch.equal(layer.up_proj.base.weight, before["model.layers.0.mlp.up_proj.weight"])
 
 
 class TestDropout:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,10 @@ class Forest:
     """int64: position of each node in its sequences."""
     segments: tuple[Segment, ...]
     """One per sequence, in order."""
+
+    def to(self, device: torch.device) -> "Forest":
+        """The same on a device."""
+        return Forest(self.tokens_N.to(device), self.depth_N.to(device), self.segments)
 
     def nodes(self, sequence: int) -> Tensor:
         """int64 [T]: the node of each position of a sequence."""
@@ -111,6 +115,11 @@ class Batch:
     def supervised(self) -> int:
         """M, the count of supervised tokens."""
         return len(self.target_M)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same with what a forward pass reads on a device."""
+        forest, source_M, target_M = self.forest.to(device), self.source_M.to(device), self.target_M.to(device)
+        return replace(self, forest=forest, source_M=source_M, target_M=target_M)
 
     @classmethod
     def of(cls, rows: Many[Row]) -> "Batch":

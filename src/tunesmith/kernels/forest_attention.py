@@ -2,6 +2,8 @@
 
 Scores are products of a path's own queries with the keys of the whole path, the heads of a group stacked so that keys and
 values are never repeated. The backward is written out, since its scatters are sums over slices rather than over indices.
+`forest_attention` takes queries, keys and values as a model's own layer hands them over; `rotary_attention` takes the joint projection
+of a fused layer, and turns it to its positions in place first.
 """
 
 from collections.abc import Sequence
@@ -10,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from . import native
 
 
 class Path(Protocol):
@@ -44,6 +48,65 @@ def forest_attention(
         return reference(query_HND, key_KND, value_KND, paths, shape)
     out: Tensor = _ForestAttention.apply(query_HND, key_KND, value_KND, tuple(paths), shape)  # type: ignore[no-untyped-call]
     return out
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How a joint projection [T, (count + 2 groups) width] divides into queries, keys and values."""
+
+    count: int
+    """Query heads."""
+    groups: int
+    """Key heads."""
+    width: int
+
+    def split(self, joint_TP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views [H, T, D], [K, T, D], [K, T, D] of a joint projection."""
+        heads_HTD = joint_TP.view(len(joint_TP), -1, self.width).transpose(0, 1)
+        query, key, value = heads_HTD.split([self.count, self.groups, self.groups])
+        return query, key, value
+
+
+def rotary_attention(
+    joint_TP: Tensor, cosine_TR: Tensor, sine_TR: Tensor, heads: Heads, paths: Sequence[Path], shape: Shape, room: int
+) -> Tensor:
+    """Attention output [T, H D + room] of a joint projection [T, (H + 2 K) D], which is turned in place; zero beyond H D.
+
+    Args:
+        joint_TP: queries, keys and values side by side, contiguous.
+        cosine_TR: float32, of the positions' angles, for the first R elements of a head.
+        sine_TR: likewise.
+        heads: how the projection divides.
+        paths: of the forest.
+        shape: of this layer's attention.
+        room: free columns for a low-rank part (`joint_linear`).
+    """
+    if shape.softcap is not None or not native.serves(joint_TP):
+        turned_HTD = rotate_reference(joint_TP, cosine_TR, sine_TR, heads)
+        query, key = turned_HTD[: heads.count], turned_HTD[heads.count :]
+        if not joint_TP.requires_grad:  # whoever keeps the keys takes them from there
+            joint_TP[:, : len(turned_HTD) * heads.width] = turned_HTD.transpose(0, 1).flatten(1)
+        out_HTD = forest_attention(query, key, heads.split(joint_TP)[2], paths, shape)
+        return torch.nn.functional.pad(out_HTD.transpose(0, 1).flatten(1), (0, room))
+    out: Tensor = _RotaryAttention.apply(joint_TP, cosine_TR, sine_TR, heads, tuple(paths), shape, room)  # type: ignore[no-untyped-call]
+    return out
+
+
+def rotate_reference(joint_TP: Tensor, cosine_TR: Tensor, sine_TR: Tensor, heads: Heads) -> Tensor:
+    """Queries and keys [H + K, T, D] at their positions (Su et al., 2021, arXiv:2104.09864), by plain operations."""
+    query, key, _ = heads.split(joint_TP)
+    x_HTD, turned = torch.cat([query, key]).float(), cosine_TR.shape[1]
+    left, right = x_HTD[..., :turned].chunk(2, -1)
+    spun = x_HTD[..., :turned] * cosine_TR + torch.cat([-right, left], -1) * sine_TR
+    return torch.cat([spun, x_HTD[..., turned:]], -1).to(joint_TP.dtype)
+
+
+def rotate(joint_TP: Tensor, cosine_TR: Tensor, sine_TR: Tensor, heads: Heads, sign: float = 1.0) -> None:
+    """The same in place; sign -1 turns back."""
+    native.run(
+        "rotate", joint_TP.dtype, joint_TP, joint_TP.shape[1], heads.count + heads.groups, heads.width, cosine_TR.shape[1],
+        cosine_TR, sine_TR, sign, len(joint_TP),
+    )  # fmt: skip
 
 
 def reference(query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, paths: Sequence[Path], shape: Shape) -> Tensor:
@@ -93,43 +156,111 @@ class _ForestAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, paths: tuple[Path, ...], shape: Shape
     ) -> Tensor:
-        groups, out = key_KND.shape[0], torch.empty_like(query_HND)
-        keep = any(ctx.needs_input_grad)
-        weights = []
-        for path in paths:
-            own = path.stop - path.start
-            if own == 0:
-                continue
-            key, value = _gather(key_KND, path), _gather(value_KND, path)
-            score = torch.bmm(_stack(query_HND, path, groups), key.transpose(1, 2))
-            score = score.view(groups, -1, own, key.shape[1])
-            hidden = _hidden(own, key.shape[1], shape.window, score.device)
-            weight = score.float().mul_(shape.scale).masked_fill_(hidden, float("-inf")).softmax(-1).to(value.dtype)
-            weight = weight.view(groups, -1, key.shape[1])
-            out[:, path.start : path.stop] = torch.bmm(weight, value).view(query_HND.shape[0], own, -1)
-            if keep:
-                weights.append(weight)
-        ctx.paths, ctx.shape = [path for path in paths if path.stop > path.start], shape
+        out = torch.empty_like(query_HND)
+        weights = _attend(query_HND, key_KND, value_KND, out, paths, shape, any(ctx.needs_input_grad))
+        ctx.paths, ctx.shape = paths, shape
         ctx.save_for_backward(query_HND, key_KND, value_KND, *weights)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_HND,) = grads
         query_HND, key_KND, value_KND, *weights = ctx.saved_tensors
-        groups, heads = key_KND.shape[0], query_HND.shape[0]
-        d_query = torch.empty_like(query_HND)
-        d_key, d_value = (torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in (key_KND, value_KND))
-        for path, weight in zip(ctx.paths, weights, strict=True):
-            key, value = _gather(key_KND, path), _gather(value_KND, path)
-            query, grad = _stack(query_HND, path, groups), _stack(grad_HND, path, groups)
-            d_weight = torch.bmm(grad, value.transpose(1, 2)).float()
-            d_weight.sub_((d_weight * weight).sum(-1, keepdim=True)).mul_(weight).mul_(ctx.shape.scale)
-            d_score = d_weight.to(key.dtype)
-            d_query[:, path.start : path.stop] = torch.bmm(d_score, key).view(heads, path.stop - path.start, -1)
-            _scatter(d_key, torch.bmm(d_score.transpose(1, 2), query), path)
-            _scatter(d_value, torch.bmm(weight.transpose(1, 2), grad), path)
-        return d_query, d_key.to(key_KND.dtype), d_value.to(value_KND.dtype), None, None
+        d_query, d_key, d_value = (torch.empty_like(tensor) for tensor in (query_HND, key_KND, value_KND))
+        _attend_backward(grads[0], query_HND, key_KND, value_KND, weights, ctx.paths, ctx.shape, (d_query, d_key, d_value))
+        return d_query, d_key, d_value, None, None
+
+
+class _RotaryAttention(torch.autograd.Function):
+    """The same on the columns of one matrix, whose gradient is again one matrix."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, joint_TP: Tensor, cosine_TR: Tensor, sine_TR: Tensor, heads: Heads, paths: tuple[Path, ...], shape: Shape, room: int
+    ) -> Tensor:  # fmt: skip
+        joint_TP = joint_TP.data  # what made it does not read it again
+        rotate(joint_TP, cosine_TR, sine_TR, heads)
+        width = heads.count * heads.width
+        out_TW = joint_TP.new_empty(len(joint_TP), width + room)
+        out_TW[:, width:] = 0
+        out_HTD = out_TW[:, :width].view(len(joint_TP), heads.count, heads.width).transpose(0, 1)
+        weights = _attend(*heads.split(joint_TP), out_HTD, paths, shape, any(ctx.needs_input_grad))
+        ctx.heads, ctx.paths, ctx.shape = heads, paths, shape
+        ctx.save_for_backward(joint_TP, cosine_TR, sine_TR, *weights)
+        return out_TW
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        joint_TP, cosine_TR, sine_TR, *weights = ctx.saved_tensors
+        heads = ctx.heads
+        grad_TD = grads[0][:, : heads.count * heads.width]
+        grad_HTD = grad_TD.view(len(grad_TD), heads.count, heads.width).transpose(0, 1)
+        d_joint_TP = torch.empty_like(joint_TP)
+        _attend_backward(grad_HTD, *heads.split(joint_TP), weights, ctx.paths, ctx.shape, heads.split(d_joint_TP))
+        rotate(d_joint_TP, cosine_TR, sine_TR, heads, -1.0)
+        return d_joint_TP, None, None, None, None, None, None
+
+
+def _attend(
+    query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, out_HND: Tensor, paths: Sequence[Path], shape: Shape, keep: bool
+) -> list[Tensor]:  # fmt: skip
+    """Fill `out_HND`; the attention weights [K, G * n, L] of each path with nodes of its own, if they are to be kept."""
+    groups, weights = key_KND.shape[0], []
+    for path in paths:
+        own = path.stop - path.start
+        if own == 0:
+            continue
+        key, value = _gather(key_KND, path), _gather(value_KND, path)
+        weight = torch.bmm(_stack(query_HND, path, groups), key.transpose(1, 2))
+        _softmax(weight, own, shape)
+        attended = torch.bmm(weight, value)
+        out_HND[:, path.start : path.stop] = attended.view(query_HND.shape[0], own, -1)
+        if keep:
+            weights.append(weight)
+    return weights
+
+
+def _softmax(score: Tensor, own: int, shape: Shape) -> None:
+    """Scores [K, G * n, L] become weights, in place."""
+    groups, rows, length = score.shape
+    if native.serves(score):
+        window = length if shape.window is None else shape.window
+        native.run("causal_softmax", score.dtype, score, groups * rows, own, length, window, shape.scale)
+        return
+    hidden = _hidden(own, length, shape.window, score.device)
+    scaled = score.view(groups, -1, own, length).float().mul_(shape.scale)
+    score.view(groups, -1, own, length).copy_(scaled.masked_fill_(hidden, float("-inf")).softmax(-1))
+
+
+def _softmax_backward(grad: Tensor, weight: Tensor, own: int, shape: Shape) -> Tensor:
+    """Gradient of the scores before scaling, from that of the weights; may reuse its memory."""
+    if native.serves(grad):
+        groups, rows, length = grad.shape
+        window = length if shape.window is None else shape.window
+        native.run("causal_softmax_backward", grad.dtype, grad, weight, groups * rows, own, length, window, shape.scale)
+        return grad
+    exact = grad.float()
+    return exact.sub_((exact * weight).sum(-1, keepdim=True)).mul_(weight).mul_(shape.scale).to(weight.dtype)
+
+
+def _attend_backward(
+    grad_HND: Tensor, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, weights: Sequence[Tensor], paths: Sequence[Path],
+    shape: Shape, into: tuple[Tensor, Tensor, Tensor],
+) -> None:  # fmt: skip
+    """Fill the gradients of queries, keys and values; those of shared nodes are summed in float32."""
+    groups, heads = key_KND.shape[0], query_HND.shape[0]
+    d_query, d_key, d_value = into
+    sum_key, sum_value = (torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in (key_KND, value_KND))
+    owning = [path for path in paths if path.stop > path.start]
+    for path, weight in zip(owning, weights, strict=True):
+        own = path.stop - path.start
+        key, value = _gather(key_KND, path), _gather(value_KND, path)
+        query, grad = _stack(query_HND, path, groups), _stack(grad_HND, path, groups)
+        d_score = _softmax_backward(torch.bmm(grad, value.transpose(1, 2)), weight, own, shape)
+        d_query[:, path.start : path.stop] = torch.bmm(d_score, key).view(heads, own, -1)
+        _scatter(sum_key, torch.bmm(d_score.transpose(1, 2), query), path)
+        _scatter(sum_value, torch.bmm(weight.transpose(1, 2), grad), path)
+    d_key.copy_(sum_key)
+    d_value.copy_(sum_value)
 
 
 def _scatter(into_KND: Tensor, part_KLD: Tensor, path: Path) -> None:

@@ -1,68 +1,90 @@
-"""A linear layer and its low-rank correction in one matrix product, so that both share one fp32 accumulator.
+"""A linear layer and its low-rank correction in one matrix product: the twin of `joint_linear` for layers that stand alone."""
 
-Apart, a bf16 layer rounds the base output first and then adds a correction that is often below half a unit of its last place: early
-updates are lost. Here the weight is `[W | s B]` and the input `[x | x A^T]`: rounding happens once, after the sum.
-"""
-
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear
+
+
+class LoRALinear(nn.Module):
+    """`x W^T + b + s x A^T B^T`: a frozen linear layer plus a correction that starts at zero."""
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropped: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.scale, self.dropout, self.enabled = scale, dropped, True
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features))
+        bound = 1 / math.sqrt(base.in_features)
+        with torch.no_grad():
+            self.lora_A.copy_(torch.rand(rank, base.in_features, generator=generator) * 2 * bound - bound)
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
+        self.to(base.weight.device)
+        base.weight.requires_grad_(False)
+        self.base = base
+        self.train(base.training)  # a new module would begin in training mode, dropping inputs of a model that answers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any leading shape; the last axis is the layer's input."""
+        if not self.enabled:
+            plain: Tensor = self.base(x)
+            return plain
+        if self.training and self.dropout > 0:
+            return self.base(x) + correction(dropout(x, self.dropout), self.lora_A, self.lora_B, self.scale)
+        flat = x.reshape(-1, x.shape[-1])
+        out = lora_linear(flat, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
+        return out.view(*x.shape[:-1], -1)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The base layer with the correction folded in, summed in float32 and rounded once."""
+        weight = self.base.weight.float() + self.scale * self.lora_B @ self.lora_A
+        self.base.weight = nn.Parameter(weight.to(self.base.weight.dtype), requires_grad=False)
+        return self.base
+
+
+def lora_linear(
+    x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
+) -> Tensor:
+    """x W^T + b + s x A^T B^T in one product; W is frozen."""
+    out: Tensor = _LoRALinear.apply(x_TI, weight_OI, bias_O, down_RI, up_OR, scale)  # type: ignore[no-untyped-call]
+    return out
 
 
 def reference(
     x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
 ) -> Tensor:
-    """x W^T + b + s x A^T B^T (Hu et al., 2021, arXiv:2106.09685, eq. 3) by plain operations."""
+    """The same by plain operations."""
     return linear(x_TI, weight_OI, bias_O) + correction(x_TI, down_RI, up_OR, scale)
 
 
 def correction(x_TI: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:
-    """s x A^T B^T."""
+    """s x A^T B^T (Hu et al., 2021, arXiv:2106.09685, eq. 3)."""
     return scale * linear(linear(x_TI, down_RI.to(x_TI.dtype)), up_OR.to(x_TI.dtype))
 
 
-def lora_linear(
-    x_TI: Tensor, joint_OJ: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
-) -> Tensor:
-    """The same in one product.
-
-    Args:
-        x_TI: input, in the dtype of the base weight.
-        joint_OJ: `[W | s B]`, J = I + R, kept up to date by the caller; only its first I columns are W.
-        bias_O: bias of the base layer.
-        down_RI: A, trainable, float32.
-        up_OR: B, trainable, float32; read through `joint_OJ`, named here so that it gets its gradient.
-        scale: s.
-    """
-    out: Tensor = _LoRALinear.apply(x_TI, joint_OJ, bias_O, down_RI, up_OR, scale)  # type: ignore[no-untyped-call]
-    return out
-
-
 class _LoRALinear(torch.autograd.Function):
+    """`[x | x A^T] [W | s B]^T`: base and correction are summed in one float32 accumulator and rounded once."""
+
     @staticmethod
     def forward(
-        ctx: Any, x_TI: Tensor, joint_OJ: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
+        ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
     ) -> Tensor:
-        tokens, width = x_TI.shape
-        down = down_RI.to(x_TI.dtype)
-        input_TJ = x_TI.new_empty(tokens, joint_OJ.shape[1])
-        input_TJ[:, :width] = x_TI
-        input_TJ[:, width:] = x_TI @ down.t()
-        ctx.save_for_backward(input_TJ, joint_OJ, down)
+        weight = weight_OI.to(x_TI.dtype)
+        down, up = down_RI.to(x_TI.dtype), (scale * up_OR).to(x_TI.dtype)
+        inner_TR = x_TI @ down.t()
+        ctx.save_for_backward(x_TI, weight, down, up, inner_TR)
         ctx.scale = scale
-        return linear(input_TJ, joint_OJ, bias_O)
+        bias = None if bias_O is None else bias_O.to(x_TI.dtype)
+        return linear(torch.cat([x_TI, inner_TR], 1), torch.cat([weight, up], 1), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_TO,) = grads
-        input_TJ, joint_OJ, down_RI = ctx.saved_tensors
-        width = down_RI.shape[1]
-        grad_TJ = grad_TO @ joint_OJ
-        inner_TR = grad_TJ[:, width:]
-        d_x = torch.addmm(grad_TJ[:, :width], inner_TR, down_RI) if ctx.needs_input_grad[0] else None
-        d_down = (inner_TR.t() @ input_TJ[:, :width]).float()
-        d_up = (grad_TO.t() @ input_TJ[:, width:]).float() * ctx.scale
+        x_TI, weight_OI, down_RI, up_OR, inner_TR = ctx.saved_tensors
+        grad_inner_TR = grad_TO @ up_OR
+        d_x = torch.addmm(grad_TO @ weight_OI, grad_inner_TR, down_RI) if ctx.needs_input_grad[0] else None
+        d_down = (grad_inner_TR.t() @ x_TI).float()
+        d_up = (grad_TO.t() @ inner_TR).float() * ctx.scale
         d_bias = grad_TO.sum(0) if ctx.needs_input_grad[2] else None
         return d_x, None, d_bias, d_down, d_up, None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.batch import Batch
+from tunesmith.kernels import head
 
 from .attention import ForestAttend, attending, plain
 from .load import Loaded
@@ -15,10 +16,20 @@ from .load import Loaded
 def token_logps(loaded: Loaded, batch: Batch) -> Tensor:
     """Log-probability, float32 [M], of each supervised token given those before it; differentiable.
 
-    A forest batch where the model's attention takes it, else padded rows.
+    By fused operations where the model has such a form, else as a forest batch through its own layers, else over padded rows.
     """
     if not loaded.forest:
         return padded_logps(loaded, batch)
+    decoder = loaded.decoder()
+    if decoder is not None:
+        batch = batch.to(loaded.device)
+        hidden_MD = decoder.hidden(batch.forest, batch.source_M)
+        return head.token_logps(hidden_MD, decoder.head, batch.target_M, decoder.softcap)
+    return generic_logps(loaded, batch)
+
+
+def generic_logps(loaded: Loaded, batch: Batch) -> Tensor:
+    """The same through transformers' own layers: the twin of the fused operations, and the way of architectures that have none."""
     node_U, back_M = torch.unique(batch.source_M, return_inverse=True)
     device = loaded.device
     forest = batch.forest

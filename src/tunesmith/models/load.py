@@ -12,8 +12,9 @@ from torch import nn
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import sha256
+from tunesmith.kernels.memory import keep_freed_memory
 
-from . import attention
+from . import attention, fused
 from .gguf import EMBEDDED, convert, embedded, notes
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -32,7 +33,28 @@ class Loaded:
     """fp32 or bf16: what matrix products are computed in."""
     forest: bool = True
     """Whether its attention takes forest batches; else sequences are padded."""
+    fuse: bool = True
+    """Whether fused operations may compute it, where they can."""
     notes: list[str] = field(default_factory=list)
+    _decoder: fused.Decoder | None = field(default=None, repr=False)
+
+    def decoder(self) -> fused.Decoder | None:
+        """The fused form of the model, up to date with its parameters; None where only the generic path serves."""
+        if not (self.forest and self.fuse) or fused.misfit(self) is not None:
+            return None
+        dtype = DTYPES[self.precision]
+        held = self._decoder
+        if held is None or held.dtype != dtype or held.key != fused.structure(self.model):
+            self._decoder = held = fused.Decoder(self.model, dtype)
+        else:
+            held.refresh()
+        return held
+
+    def release(self) -> None:
+        """Undo what the fused form did to the layers; call before other programs' code saves the model."""
+        if self._decoder is not None:
+            self._decoder.release()
+            self._decoder = None
 
     @property
     def device(self) -> torch.device:
@@ -170,6 +192,7 @@ def load(name: str, precision: Precision = "auto") -> Loaded:
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     attention.register()
+    keep_freed_memory()
     folder = locate(name)
     load_config(folder)
     chosen = resolve_precision(precision)

@@ -1,6 +1,5 @@
 """Low-rank adaptation (Hu et al., 2021, arXiv:2106.09685)."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,61 +8,17 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import read_json, write_json
-from tunesmith.kernels.lora_linear import correction, lora_linear
+from tunesmith.kernels.lora_linear import LoRALinear
 from tunesmith.models.load import Loaded
 
 from .base import Adapter
 
 PREFIX = "base_model.model."
 """What peft puts before every name."""
-
-
-class LoRALinear(nn.Module):
-    """`x W^T + b + s x A^T B^T`: a frozen linear layer plus a correction that starts at zero."""
-
-    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.scale, self.dropout, self.enabled = scale, dropout, True
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features))
-        bound = 1 / math.sqrt(base.in_features)
-        with torch.no_grad():
-            self.lora_A.copy_(torch.rand(rank, base.in_features, generator=generator) * 2 * bound - bound)
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
-        self.to(base.weight.device)
-        width = base.in_features
-        self.joint = base.weight.new_zeros(base.out_features, width + rank)
-        self.joint[:, :width] = base.weight.detach()
-        base.weight = nn.Parameter(self.joint[:, :width], requires_grad=False)  # the base keeps no second copy
-        self.base = base
-        self.train(base.training)  # a new module would begin in training mode, dropping inputs of a model that answers
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any leading shape; the last axis is the layer's input."""
-        if not self.enabled:
-            plain: Tensor = self.base(x)
-            return plain
-        if self.training and self.dropout > 0:
-            dropped: Tensor = self.base(x) + correction(
-                nn.functional.dropout(x, self.dropout), self.lora_A, self.lora_B, self.scale
-            )
-            return dropped
-        # Each time, since fused optimizers leave no trace of a change; as data, since a pass before may still want its backward.
-        self.joint.data[:, x.shape[-1] :] = self.scale * self.lora_B.detach()
-        out: Tensor = lora_linear(
-            x.reshape(-1, x.shape[-1]), self.joint, self.base.bias, self.lora_A, self.lora_B, self.scale
-        )
-        return out.view(*x.shape[:-1], -1)
-
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """The base layer with the correction folded in, summed in float32 and rounded once."""
-        weight = self.base.weight.float() + self.scale * self.lora_B @ self.lora_A
-        self.base.weight = nn.Parameter(weight.to(self.base.weight.dtype), requires_grad=False)
-        return self.base
 
 
 class LoRA(Adapter):

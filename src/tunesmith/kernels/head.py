@@ -1,0 +1,83 @@
+"""Log-probabilities of chosen tokens without the logits: the head runs in chunks, and the gradient is made in the forward.
+
+For logp = log softmax(h W^T)[token], d logp / d h = W[token] - softmax W. It is kept per token, [M, D], instead of logits, [M, V]; what an
+objective does with the log-probabilities only scales it. The idea is that of cut cross-entropy and Liger's fused linear cross-entropy.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from . import native
+
+CHUNK = 256
+"""Tokens whose logits exist at a time."""
+
+
+def token_logps(hidden_MD: Tensor, weight_VD: Tensor, token_M: Tensor, softcap: float | None = None) -> Tensor:
+    """Log-probability, float32 [M], of one token a row; differentiable in the hidden states and, if it learns, in the weight.
+
+    Args:
+        hidden_MD: last hidden states, in the dtype of the products.
+        weight_VD: the output head; cast to the dtype of `hidden_MD`.
+        token_M: int64.
+        softcap: logits pass through softcap * tanh(logit / softcap).
+    """
+    if softcap is not None or not native.serves(hidden_MD):
+        return reference(hidden_MD, weight_VD, token_M, softcap)
+    out: Tensor = _TokenLogps.apply(hidden_MD, weight_VD, token_M)  # type: ignore[no-untyped-call]
+    return out
+
+
+def reference(hidden_MD: Tensor, weight_VD: Tensor, token_M: Tensor, softcap: float | None = None) -> Tensor:
+    """The same by plain operations, all logits at once."""
+    logits_MV = capped(linear(hidden_MD, weight_VD.to(hidden_MD.dtype)), softcap).float()
+    return logits_MV.gather(1, token_M[:, None])[:, 0] - torch.logsumexp(logits_MV, 1)
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Soft-capped logits (Gemma 2, arXiv:2408.00118, section 2)."""
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def _direction(hidden_MD: Tensor, weight_VD: Tensor, token_M: Tensor, logp_M: Tensor, learning: bool) -> Tensor:
+    """A chunk's logits, or onehot - softmax in their place; the log-probabilities go into `logp_M`."""
+    logits_MV = linear(hidden_MD, weight_VD)
+    native.run(
+        "token_logp", logits_MV.dtype, logits_MV, token_M, logp_M, len(token_M), logits_MV.shape[1], int(learning)
+    )
+    return logits_MV
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, token_M: Tensor) -> Tensor:
+        weight = weight_VD.to(hidden_MD.dtype)
+        logp_M = hidden_MD.new_empty(len(token_M), dtype=torch.float32)
+        moving = ctx.needs_input_grad[0]
+        direction_MD = torch.empty_like(hidden_MD) if moving else None
+        for start in range(0, len(token_M), CHUNK):
+            rows = slice(start, start + CHUNK)
+            found = _direction(hidden_MD[rows], weight, token_M[rows], logp_M[rows], moving)
+            if direction_MD is not None:
+                torch.mm(found, weight, out=direction_MD[rows])
+        ctx.save_for_backward(direction_MD, *((hidden_MD, weight, token_M) if ctx.needs_input_grad[1] else ()))
+        return logp_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_M,) = grads
+        direction_MD, *kept = ctx.saved_tensors
+        d_hidden = None if direction_MD is None else (direction_MD * grad_M[:, None]).to(direction_MD.dtype)
+        d_weight = None
+        if kept:
+            hidden_MD, weight, token_M = kept
+            d_weight = weight.new_zeros(weight.shape, dtype=torch.float32)
+            spare_M = torch.empty_like(grad_M)
+            for start in range(0, len(token_M), CHUNK):
+                rows = slice(start, start + CHUNK)
+                found = _direction(hidden_MD[rows], weight, token_M[rows], spare_M[rows], True)
+                d_weight += (found * grad_M[rows, None]).to(found.dtype).t() @ hidden_MD[rows]
+        return d_hidden, d_weight, None

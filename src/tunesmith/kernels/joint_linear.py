@@ -1,0 +1,121 @@
+"""Linear layers that read the same input, with their low-rank corrections, as one matrix product.
+
+The weight is `[W | s B]`, the layers' rows stacked, and the input `[x | x A^T]`: base and correction share one float32 accumulator and are
+rounded once. Apart, a bf16 layer rounds the base output first and then adds a correction that is often below half a unit of its last place:
+early updates are lost.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one layer stands in the joint product, and what of it learns."""
+
+    rows: slice
+    """Its rows of the joint weight: its outputs."""
+    columns: slice
+    """Columns of its correction, counted behind the input's; empty without one."""
+    scale: float
+    """Factor of its correction."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A joint product as it stands: copies in the compute dtype, brought up to date by whoever owns the parameters."""
+
+    weight_OJ: Tensor
+    """[W | s B], J = I + R."""
+    bias_O: Tensor | None
+    down_RI: Tensor
+    """A of every part, stacked."""
+    parts: tuple[Part, ...]
+    learnt: tuple[Tensor | None, ...]
+    """Of each part weight [O, I], bias [O], A [R, I] and B [O, R]: the parameters themselves, which gradients go to; None where there is none."""
+
+    @property
+    def room(self) -> int:
+        """R, the columns that the input must leave free."""
+        return len(self.down_RI)
+
+
+def joint_linear(input_TJ: Tensor, joint: Joint) -> Tensor:
+    """Outputs [T, O] of all parts side by side; the last R columns of the input are overwritten.
+
+    Hu et al., 2021 (arXiv:2106.09685), eq. 3: W x + s B A x.
+    """
+    out: Tensor = _JointLinear.apply(input_TJ, joint, *joint.learnt)  # type: ignore[no-untyped-call]
+    return out
+
+
+def reference(x_TI: Tensor, joint: Joint) -> Tensor:
+    """The same by plain operations, from the parameters alone."""
+    outs = []
+    for number, part in enumerate(joint.parts):
+        weight, bias, down, up = joint.learnt[4 * number : 4 * number + 4]
+        assert weight is not None
+        out = linear(x_TI, weight.to(x_TI.dtype), None if bias is None else bias.to(x_TI.dtype))
+        if down is not None and up is not None:
+            out = out + part.scale * linear(linear(x_TI, down.to(x_TI.dtype)), up.to(x_TI.dtype))
+        outs.append(out)
+    return torch.cat(outs, 1)
+
+
+class _JointLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input_TJ: Tensor, joint: Joint, *learnt: Tensor | None) -> Tensor:
+        input_TJ = input_TJ.data  # the free columns belong to this operation: writing them spoils nobody's backward
+        fill(input_TJ, joint)
+        ctx.save_for_backward(input_TJ)
+        ctx.joint = joint
+        return linear(input_TJ, joint.weight_OJ, joint.bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return joint_backward(grads[0], ctx.saved_tensors[0], ctx.joint, ctx.needs_input_grad)
+
+
+def fill(input_TJ: Tensor, joint: Joint) -> None:
+    """Write x A^T into the columns that the input left free."""
+    if joint.room:
+        width = joint.down_RI.shape[1]
+        input_TJ[:, width:] = input_TJ[:, :width] @ joint.down_RI.t()
+
+
+def joint_backward(grad_TO: Tensor, input_TJ: Tensor, joint: Joint, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """Gradients of (input, joint, *learnt) as autograd wants them; `needed` says which."""
+    width = joint.down_RI.shape[1]
+    grad_TJ, inner_TR = None, None
+    if needed[0]:
+        grad_TJ = grad_TO @ joint.weight_OJ
+        if joint.room:
+            inner_TR = grad_TJ[:, width:].contiguous()
+            grad_TJ[:, :width].addmm_(inner_TR, joint.down_RI)
+    elif joint.room:
+        inner_TR = grad_TO @ joint.weight_OJ[:, width:]
+    down_grad_RI = inner_TR.t() @ input_TJ[:, :width] if inner_TR is not None else None
+    found = [
+        _part_backward(part, grad_TO, input_TJ, width, down_grad_RI, needed[2 + 4 * number : 6 + 4 * number])
+        for number, part in enumerate(joint.parts)
+    ]
+    return grad_TJ, None, *(gradient for part in found for gradient in part)
+
+
+def _part_backward(
+    part: Part, grad_TO: Tensor, input_TJ: Tensor, width: int, down_grad_RI: Tensor | None, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of one part's weight, bias, A and B, float32."""
+    grad = grad_TO[:, part.rows]
+    weight = (grad.t() @ input_TJ[:, :width]).float() if needed[0] else None
+    bias = grad.sum(0, dtype=torch.float32) if needed[1] else None
+    down = down_grad_RI[part.columns].float() if needed[2] and down_grad_RI is not None else None
+    up = None
+    if needed[3]:
+        inner = input_TJ[:, width + part.columns.start : width + part.columns.stop]
+        up = (grad.t() @ inner).float() * part.scale
+    return weight, bias, down, up

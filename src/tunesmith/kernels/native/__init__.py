@@ -1,0 +1,97 @@
+"""Loads the compiled CPU operations (`fused.c`) for this processor; where there are none, callers use their torch reference."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+SWITCH = "TUNESMITH_KERNELS"
+"""Environment variable: `torch` turns the compiled operations off, `avx512`, `avx2` or `portable` picks one build."""
+LEVELS = ("avx512", "avx2", "portable")
+NAMES = {torch.float32: "float", torch.bfloat16: "bf16"}
+ARGUMENTS = {
+    "add_norm": "pppppnpnnf",
+    "add_norm_backward": "ppnpnppppnn",
+    "rotate": "pnnnnppfn",
+    "glu": "ppnnni",
+    "glu_backward": "ppnpnni",
+    "causal_softmax": "pnnnnf",
+    "causal_softmax_backward": "ppnnnnf",
+    "token_logp": "pppnni",
+    "decode_attention": "ppppppnpnnnnnnff",
+}
+"""Of each operation: p a pointer, n a count, f a float, i an int."""
+TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
+
+_off: ContextVar[bool] = ContextVar("off", default=False)
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Within this block every operation is its torch reference."""
+    token = _off.set(True)
+    try:
+        yield
+    finally:
+        _off.reset(token)
+
+
+@cache
+def level() -> str | None:
+    """The build that this processor runs, or None."""
+    wanted = os.environ.get(SWITCH)
+    if wanted in LEVELS:
+        return wanted if _path(wanted).exists() else None
+    if wanted == "torch":
+        return None
+    best = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
+    fitting = LEVELS[LEVELS.index(best) :]
+    return next((name for name in fitting if _path(name).exists()), None)
+
+
+def _path(name: str) -> Path:
+    return HERE / f"fused-{name}.so"
+
+
+@cache
+def _library() -> Any:
+    """The library, tied to the OpenMP that torch runs on: two pools of threads would fight for the cores."""
+    chosen = level()
+    if chosen is None:
+        return None
+    bundled = sorted(Path(torch.__file__).parent.glob("lib/libgomp*")) or ["libgomp.so.1"]
+    try:
+        ctypes.CDLL(str(bundled[0]), mode=ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(str(_path(chosen)))
+    except OSError:
+        return None
+
+
+@cache
+def _function(operation: str, dtype: torch.dtype) -> Any:
+    found = getattr(_library(), f"{operation}_{NAMES[dtype]}")
+    found.argtypes = [TYPES[letter] for letter in ARGUMENTS[operation]]
+    found.restype = None
+    return found
+
+
+def serves(tensor: Tensor) -> bool:
+    """Whether the compiled operations take this tensor; shapes on the meta device pass through them without being computed."""
+    if _off.get() or tensor.dtype not in NAMES:
+        return False
+    return tensor.is_meta or (tensor.device.type == "cpu" and _library() is not None)
+
+
+def run(operation: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
+    """Call an operation; tensors go as pointers to their first element."""
+    if any(isinstance(one, Tensor) and one.is_meta for one in arguments):
+        return
+    _function(operation, dtype)(*(one.data_ptr() if isinstance(one, Tensor) else one for one in arguments))

@@ -1,0 +1,82 @@
+// The fused operations of tunesmith for CPUs, in plain C that compilers turn into vector code; built once per instruction set.
+//
+// Every operation walks rows and is memory bound: it reads each number once and writes it once. Matrix products stay in oneDNN.
+// The operations are written once, in operations.h, for an element type REAL, and included for float and for bfloat16. Sums are
+// float whatever REAL is. The torch reference of each stands beside its Python wrapper in the package above.
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define SMALL 8192 // elements below which a second thread costs more than it brings
+#define LANES 32   // of a running maximum
+
+typedef uint16_t bf16;
+
+static inline float from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline uint32_t to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+static inline float load_bf16(bf16 value) { return from_bits((uint32_t)value << 16); }
+
+// Round to nearest, ties to even.
+static inline bf16 store_bf16(float value) {
+    uint32_t bits = to_bits(value);
+    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// e^x to 1e-7 relative: 2^n times a polynomial in the rest (Cephes).
+static inline float fast_exp(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float n = rintf(x * 1.44269504f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * from_bits((uint32_t)((int32_t)n + 127) << 23);
+}
+
+static inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+
+enum { SILU = 0, GELU_TANH = 1 };
+
+// The activation of a gated feed-forward layer and its derivative.
+static inline float activate(float x, int kind, float *slope) {
+    if (kind == SILU) {
+        float s = sigmoid(x);
+        *slope = s + x * s * (1.0f - s);
+        return x * s;
+    }
+    float inner = 0.7978845608f * (x + 0.044715f * x * x * x);
+    float half = sigmoid(2.0f * inner); // (1 + tanh(inner)) / 2
+    *slope = half + x * 2.0f * half * (1.0f - half) * 0.7978845608f * (1.0f + 0.134145f * x * x);
+    return x * half;
+}
+
+#define REAL float
+#define NAME(operation) operation##_float
+#define LOAD(value) (value)
+#define STORE(value) (value)
+#include "operations.h"
+#undef REAL
+#undef NAME
+#undef LOAD
+#undef STORE
+
+#define REAL bf16
+#define NAME(operation) operation##_bf16
+#define LOAD(value) load_bf16(value)
+#define STORE(value) store_bf16(value)
+#include "operations.h"

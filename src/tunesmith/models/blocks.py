@@ -1,0 +1,186 @@
+"""Reads a transformers decoder into blocks that fused operations compute: which layers go together, and what norms they have."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.kernels.forest_attention import Heads, Shape
+from tunesmith.kernels.gated_linear import Activation
+from tunesmith.kernels.joint_linear import Joint, Part
+from tunesmith.kernels.lora_linear import LoRALinear
+
+ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """How an architecture departs from Llama."""
+
+    fused: bool = False
+    """Its checkpoints hold one projection for queries, keys and values, and one for gate and up."""
+    head_norms: bool = False
+    """Queries and keys are normed head by head."""
+    gemma: bool = False
+    """Norms multiply by 1 + weight, and stand before and after each block."""
+
+
+TRAITS = {
+    "llama": Traits(),
+    "mistral": Traits(),
+    "qwen2": Traits(),
+    "qwen3": Traits(head_norms=True),
+    "phi3": Traits(fused=True),
+    "gemma2": Traits(gemma=True),
+    "gemma3_text": Traits(gemma=True, head_norms=True),
+}
+
+
+class Norm:
+    """An RMSNorm's weight as the kernels want it."""
+
+    def __init__(self, module: Any, offset: float) -> None:
+        self.module, self.offset = module, offset
+        self.eps: float = module.eps if offset else module.variance_epsilon
+
+    @property
+    def weight(self) -> Tensor:
+        """Float32; follows the parameter where it learns."""
+        weight: Tensor = self.module.weight.float()
+        return weight + self.offset if self.offset else weight
+
+
+class Group:
+    """Linear layers that read the same input, computed as one; it holds their frozen weights, of which the layers keep views."""
+
+    def __init__(self, layers: list[Any], dtype: torch.dtype) -> None:
+        self.layers, self.dtype = layers, dtype
+        first = self.bases[0].weight
+        self.width = first.shape[1]
+        ranks = [len(layer.lora_A) if isinstance(layer, LoRALinear) else 0 for layer in layers]
+        rows, biased = sum(len(base.weight) for base in self.bases), any(base.bias is not None for base in self.bases)
+        self.weight_OJ = first.new_zeros(rows, self.width + sum(ranks), dtype=dtype)
+        self.bias_O = first.new_zeros(rows, dtype=dtype) if biased else None
+        self.down_RI = first.new_zeros(sum(ranks), self.width, dtype=dtype)
+        self._take_over()
+        self.joint = self.refresh()
+
+    @property
+    def bases(self) -> list[nn.Linear]:
+        """The plain layers."""
+        return [layer.base if isinstance(layer, LoRALinear) else layer for layer in self.layers]
+
+    @torch.no_grad()
+    def _take_over(self) -> None:
+        """Copy the weights; a frozen one of the same dtype becomes a view of the copy, so that it is not stored twice."""
+        row = 0
+        for base in self.bases:
+            held = self.weight_OJ[row : row + len(base.weight), : self.width]
+            held.copy_(base.weight)
+            if self._viewed(base):
+                base.weight = nn.Parameter(held, requires_grad=False)
+            row += len(held)
+
+    def _viewed(self, base: nn.Linear) -> bool:
+        return base.weight.dtype == self.dtype and not base.weight.requires_grad
+
+    def release(self) -> None:
+        """Give the layers weights of their own again."""
+        for base in filter(self._viewed, self.bases):
+            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+
+    @torch.no_grad()
+    def refresh(self) -> Joint:
+        """The product as it is now; what may have learnt is copied, as data, since a pass before may still want its backward."""
+        parts, learnt = [], []
+        row, column, used = 0, 0, self.down_RI.shape[0]
+        for layer, base in zip(self.layers, self.bases, strict=True):
+            rows = slice(row, row + len(base.weight))
+            row = rows.stop
+            if base.weight.requires_grad:
+                self.weight_OJ.data[rows, : self.width] = base.weight
+            if base.bias is not None and self.bias_O is not None:
+                self.bias_O.data[rows] = base.bias
+            if not isinstance(layer, LoRALinear) or not layer.enabled:
+                used = 0 if isinstance(layer, LoRALinear) else used
+                parts.append(Part(rows, slice(column, column), 1.0))
+                learnt += [base.weight, base.bias, None, None]
+                continue
+            columns = slice(column, column + len(layer.lora_A))
+            column = columns.stop
+            self.weight_OJ.data[rows, self.width + columns.start : self.width + columns.stop] = layer.scale * layer.lora_B
+            self.down_RI.data[columns] = layer.lora_A.to(self.dtype)
+            parts.append(Part(rows, columns, layer.scale))
+            learnt += [base.weight, base.bias, layer.lora_A, layer.lora_B]
+        weight = self.weight_OJ[:, : self.width + used]  # with the corrections off, they are left out
+        self.joint = Joint(weight, self.bias_O, self.down_RI[:used], tuple(parts), tuple(learnt))
+        return self.joint
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder layer."""
+
+    before_attention: Norm
+    joint: Group
+    """Queries, keys and values."""
+    head_norms: tuple[Norm, Norm] | None
+    heads: Heads
+    shape: Shape
+    rotary: str
+    """Which rotary embedding, where layers differ in it."""
+    out: Group
+    after_attention: Norm | None
+    before_feedforward: Norm
+    gate_up: Group
+    activation: Activation
+    down: Group
+    after_feedforward: Norm | None
+
+    @property
+    def groups(self) -> tuple[Group, Group, Group, Group]:
+        """All of its linear layers."""
+        return self.joint, self.out, self.gate_up, self.down
+
+
+def linear_layers(layer: Any, traits: Traits) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    """The linear layers of a decoder layer, those with the same input together."""
+    attention, mlp = layer.self_attn, layer.mlp
+    if traits.fused:
+        return [attention.qkv_proj], [attention.o_proj], [mlp.gate_up_proj], [mlp.down_proj]
+    joint = [attention.q_proj, attention.k_proj, attention.v_proj]
+    return joint, [attention.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]
+
+
+def read_block(layer: Any, number: int, config: Any, traits: Traits, dtype: torch.dtype) -> Block:
+    """A decoder layer as a block."""
+    attention = layer.self_attn
+    offset = 1.0 if traits.gemma else 0.0
+    joint, out, gate_up, down = (Group(layers, dtype) for layers in linear_layers(layer, traits))
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    sliding = kinds[number] == "sliding_attention" or config.model_type in ("mistral", "phi3")
+    softcap = config.attn_logit_softcapping if config.model_type == "gemma2" else None
+    width = attention.head_dim
+    second = layer.pre_feedforward_layernorm if traits.gemma else layer.post_attention_layernorm
+    return Block(
+        before_attention=Norm(layer.input_layernorm, offset),
+        joint=joint,
+        head_norms=(Norm(attention.q_norm, offset), Norm(attention.k_norm, offset)) if traits.head_norms else None,
+        heads=Heads(config.num_attention_heads, config.num_key_value_heads, width),
+        shape=Shape(attention.scaling, config.sliding_window if sliding else None, softcap),
+        rotary=kinds[number],
+        out=out,
+        after_attention=Norm(layer.post_attention_layernorm, offset) if traits.gemma else None,
+        before_feedforward=Norm(second, offset),
+        gate_up=gate_up,
+        activation=ACTIVATIONS[activation_of(config)],
+        down=down,
+        after_feedforward=Norm(layer.post_feedforward_layernorm, offset) if traits.gemma else None,
+    )
+
+
+def activation_of(config: Any) -> str:
+    """The name of the feed-forward's activation."""
+    name: str = config.hidden_activation if config.model_type.startswith("gemma") else config.hidden_act
+    return name

@@ -1,0 +1,71 @@
+"""The fast path against the generic one: values and gradients, architecture by architecture, for every kind of weight that learns."""
+
+import pytest
+import torch
+
+from tunesmith.data.batch import Batch
+from tunesmith.kernels import native
+from tunesmith.methods.adapters.full import Full
+from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.models import fused
+from tunesmith.models.forward import generic_logps, token_logps
+
+VOCABULARY = 97
+ARCHITECTURES = {
+    "llama": {},
+    "mistral": {"sliding_window": 6},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"sliding_window": 6, "query_pre_attn_scalar": 8},
+    "phi3": {},
+}
+ADAPTERS = {"lora": LoRA(rank=3, alpha=6.0), "some": LoRA(rank=2, targets=("q_proj", "down_proj")), "full": Full()}
+
+
+def gradients(loaded, logps):
+    loaded.model.zero_grad()
+    weights = torch.linspace(-1, 1, len(logps))  # no objective weighs all tokens alike
+    (logps * weights).sum().backward()
+    return {name: weight.grad.clone() for name, weight in loaded.model.named_parameters() if weight.grad is not None}
+
+
+def perturb(loaded):
+    """Give zero-initialised corrections something to correct."""
+    with torch.no_grad():
+        for name, weight in loaded.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.1)
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_fused_operations_are_the_models_own(kind, adapter, compiled, build, random_rows, monkeypatch):
+    if adapter == "some" and kind == "phi3":
+        pytest.skip("phi3 has one projection for all of attention")
+    loaded = build(kind, spread=0.3, vocab_size=VOCABULARY, **ARCHITECTURES[kind])
+    ADAPTERS[adapter].attach(loaded, 0)
+    perturb(loaded)
+    batch = Batch.of(random_rows(3, answers=2) + random_rows(2, seed=5))
+    expected = generic_logps(loaded, batch)
+    expected_gradient = gradients(loaded, expected)
+    if not compiled:
+        monkeypatch.setattr(native, "run", None)
+        for module in ("add_norm", "forest_attention", "gated_linear", "head"):
+            monkeypatch.setattr(f"tunesmith.kernels.{module}.native.serves", lambda tensor: False)
+        decoder = fused.Decoder(loaded.model, torch.float32)
+        from tunesmith.kernels import head
+
+        found = head.token_logps(
+            decoder.hidden(batch.forest, batch.source_M), decoder.head, batch.target_M, decoder.softcap
+        )
+    else:
+        assert loaded.decoder() is not None
+        found = token_logps(loaded, batch)
+    torch.testing.assert_close(found, expected, atol=2e-5 * max(1, float(expected.detach().abs().max())), rtol=0)
+    found_gradient = gradients(loaded, found)
+    assert found_gradient.keys() == expected_gradient.keys()
+    largest = max(float(gradient.norm()) for gradient in expected_gradient.values())
+    for name, gradient in expected_gradient.items():
+        assert (found_gradient[name] - gradient).norm() <= 2e-5 * gradient.norm() + 1e-6 * largest, name
