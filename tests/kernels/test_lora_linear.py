@@ -20,9 +20,7 @@ def test_values_and_gradients_are_those_of_the_formula(bias):
     found = []
     for fast in (True, False):
         x, weight, b, down, up = inputs(bias=bias)
-        out = (
-            lora_linear(x, weight, b, down, up, SCALE) if fast else reference(x, weight, b, down, up, SCALE)
-        )
+        out = lora_linear(x, weight, b, down, up, SCALE) if fast else reference(x, weight, b, down, up, SCALE)
         out.square().sum().backward()
         found.append([out.detach(), *(tensor.grad for tensor in (x, b, down, up) if tensor is not None)])
     for one, other in zip(*found, strict=True):

@@ -6,8 +6,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from tunesmith.base import ModelError
 from tunesmith.data.batch import Batch
-from tunesmith.methods.adapters import trainable
 from tunesmith.kernels.lora_linear import LoRALinear
+from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW

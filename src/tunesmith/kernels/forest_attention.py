@@ -63,7 +63,7 @@ class Heads:
     def split(self, joint_TP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views [H, T, D], [K, T, D], [K, T, D] of a joint projection."""
         heads_HTD = joint_TP.view(len(joint_TP), -1, self.width).transpose(0, 1)
-        query, key, value = heads_HTD.split([self.count, self.groups, self.groups])
+        query, key, value = torch.split(heads_HTD, [self.count, self.groups, self.groups])
         return query, key, value
 
 
@@ -166,7 +166,9 @@ class _ForestAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query_HND, key_KND, value_KND, *weights = ctx.saved_tensors
         d_query, d_key, d_value = (torch.empty_like(tensor) for tensor in (query_HND, key_KND, value_KND))
-        _attend_backward(grads[0], query_HND, key_KND, value_KND, weights, ctx.paths, ctx.shape, (d_query, d_key, d_value))
+        _attend_backward(
+            grads[0], query_HND, key_KND, value_KND, weights, ctx.paths, ctx.shape, (d_query, d_key, d_value)
+        )
         return d_query, d_key, d_value, None, None
 
 
@@ -183,7 +185,8 @@ class _RotaryAttention(torch.autograd.Function):
         out_TW = joint_TP.new_empty(len(joint_TP), width + room)
         out_TW[:, width:] = 0
         out_HTD = out_TW[:, :width].view(len(joint_TP), heads.count, heads.width).transpose(0, 1)
-        weights = _attend(*heads.split(joint_TP), out_HTD, paths, shape, any(ctx.needs_input_grad))
+        query, key, value = heads.split(joint_TP)
+        weights = _attend(query, key, value, out_HTD, paths, shape, any(ctx.needs_input_grad))
         ctx.heads, ctx.paths, ctx.shape = heads, paths, shape
         ctx.save_for_backward(joint_TP, cosine_TR, sine_TR, *weights)
         return out_TW
@@ -195,7 +198,8 @@ class _RotaryAttention(torch.autograd.Function):
         grad_TD = grads[0][:, : heads.count * heads.width]
         grad_HTD = grad_TD.view(len(grad_TD), heads.count, heads.width).transpose(0, 1)
         d_joint_TP = torch.empty_like(joint_TP)
-        _attend_backward(grad_HTD, *heads.split(joint_TP), weights, ctx.paths, ctx.shape, heads.split(d_joint_TP))
+        query, key, value = heads.split(joint_TP)
+        _attend_backward(grad_HTD, query, key, value, weights, ctx.paths, ctx.shape, heads.split(d_joint_TP))
         rotate(d_joint_TP, cosine_TR, sine_TR, heads, -1.0)
         return d_joint_TP, None, None, None, None, None, None
 

@@ -61,6 +61,14 @@ class _GatedLinear(torch.autograd.Function):
         if grad_TJ is not None:
             grad_TG = torch.empty_like(gate_up_TG)
             native.run(
-                "glu_backward", gate_up_TG.dtype, gate_up_TG, grad_TJ, grad_TJ.shape[1], grad_TG, rows, width, KINDS[ctx.activation]
+                "glu_backward",
+                gate_up_TG.dtype,
+                gate_up_TG,
+                grad_TJ,
+                grad_TJ.shape[1],
+                grad_TG,
+                rows,
+                width,
+                KINDS[ctx.activation],
             )
         return grad_TG, None, None, *rest

@@ -87,7 +87,9 @@ def fill(input_TJ: Tensor, joint: Joint) -> None:
         input_TJ[:, width:] = input_TJ[:, :width] @ joint.down_RI.t()
 
 
-def joint_backward(grad_TO: Tensor, input_TJ: Tensor, joint: Joint, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+def joint_backward(
+    grad_TO: Tensor, input_TJ: Tensor, joint: Joint, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
     """Gradients of (input, joint, *learnt) as autograd wants them; `needed` says which."""
     width = joint.down_RI.shape[1]
     grad_TJ, inner_TR = None, None

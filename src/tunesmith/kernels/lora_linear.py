@@ -30,7 +30,8 @@ class LoRALinear(nn.Module):
             plain: Tensor = self.base(x)
             return plain
         if self.training and self.dropout > 0:
-            return self.base(x) + correction(dropout(x, self.dropout), self.lora_A, self.lora_B, self.scale)
+            dropped: Tensor = self.base(x) + correction(dropout(x, self.dropout), self.lora_A, self.lora_B, self.scale)
+            return dropped
         flat = x.reshape(-1, x.shape[-1])
         out = lora_linear(flat, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
         return out.view(*x.shape[:-1], -1)

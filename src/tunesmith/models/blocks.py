@@ -109,7 +109,9 @@ class Group:
                 continue
             columns = slice(column, column + len(layer.lora_A))
             column = columns.stop
-            self.weight_OJ.data[rows, self.width + columns.start : self.width + columns.stop] = layer.scale * layer.lora_B
+            self.weight_OJ.data[rows, self.width + columns.start : self.width + columns.stop] = (
+                layer.scale * layer.lora_B
+            )
             self.down_RI.data[columns] = layer.lora_A.to(self.dtype)
             parts.append(Part(rows, columns, layer.scale))
             learnt += [base.weight, base.bias, layer.lora_A, layer.lora_B]

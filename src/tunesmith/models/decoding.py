@@ -133,7 +133,9 @@ class GenericDecoding(Decoding):
         self._hidden = {}
         with attending(self), autocast(self.loaded):
             out = self.loaded.model(
-                input_ids=torch.tensor(tokens, device=device)[:, None], position_ids=position_B[:, None], use_cache=False
+                input_ids=torch.tensor(tokens, device=device)[:, None],
+                position_ids=position_B[:, None],
+                use_cache=False,
             )
         found: Tensor = out.logits[:, -1].float()
         return found
@@ -143,9 +145,7 @@ class GenericDecoding(Decoding):
         if window not in self._hidden:
             length_B = self.cache.length_B
             column, last = torch.arange(most, device=length_B.device), length_B[:, None, None, None] - 1
-            self._hidden[window] = (
-                column > last if window is None else (column > last) | (column <= last - window)
-            )
+            self._hidden[window] = column > last if window is None else (column > last) | (column <= last - window)
         return self._hidden[window]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:

@@ -45,6 +45,16 @@ class Decoder:
             for group in block.groups:
                 group.refresh()
 
+    def held(self) -> list[Tensor]:
+        """What it keeps: the joint weights, of which the model's frozen layers hold views, and copies of what learns."""
+        groups = [group for block in self.blocks for group in block.groups]
+        return [
+            tensor
+            for group in groups
+            for tensor in (group.weight_OJ, group.bias_O, group.down_RI)
+            if tensor is not None
+        ]
+
     def release(self) -> None:
         """Give the model's layers weights of their own again, as programs that save models expect."""
         for block in self.blocks:
@@ -129,7 +139,8 @@ class Decoder:
         if block.head_norms is None:
             return joint
         heads = block.heads
-        parts = joint.split([heads.count * heads.width, heads.groups * heads.width, heads.groups * heads.width], 1)
+        sizes = [heads.count * heads.width, heads.groups * heads.width, heads.groups * heads.width]
+        parts = torch.split(joint, sizes, 1)
         normed = [
             self._norm(norm, part.reshape(-1, heads.width).float(), None, 0)[1].view(part.shape)
             for norm, part in zip(block.head_norms, parts[:2], strict=True)

@@ -15,7 +15,7 @@ from .sampling import Completion, Piece, Sampling, Writer
 
 __all__ = ["Completion", "Piece", "Sampling", "generate", "stream"]
 
-BATCH = 32
+BATCH = 64
 """Prompts decoded together by `generate`."""
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from tunesmith.base import ModelError
 from tunesmith.base.files import sha256
 from tunesmith.kernels.memory import keep_freed_memory
+from tunesmith.kernels.products import fast_float32
 
 from . import attention, fused
 from .gguf import EMBEDDED, convert, embedded, notes
@@ -193,6 +194,8 @@ def load(name: str, precision: Precision = "auto") -> Loaded:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     attention.register()
     keep_freed_memory()
+    if not torch.cuda.is_available():  # there the same switch would mean TF32
+        fast_float32()
     folder = locate(name)
     load_config(folder)
     chosen = resolve_precision(precision)

@@ -74,15 +74,12 @@ def skeleton(config: Any, precision: str) -> Any:
     return model.train()
 
 
-def storages(model: nn.Module) -> list[torch.UntypedStorage]:
-    """Everything a model keeps, each piece of memory once: parameters, buffers and tensors its modules hold beside them."""
-    held = [tensor for module in model.modules() for tensor in vars(module).values() if isinstance(tensor, Tensor)]
-    return list(
-        {
-            found._cdata: found
-            for found in (each.untyped_storage() for each in (*model.parameters(), *model.buffers(), *held))
-        }.values()
-    )
+def storages(loaded: Loaded) -> list[torch.UntypedStorage]:
+    """Everything a model keeps, each piece of memory once: parameters, buffers, and the joint weights of its fused form."""
+    decoder = loaded.decoder()
+    held = decoder.held() if decoder is not None else []
+    every = (each.untyped_storage() for each in (*loaded.model.parameters(), *loaded.model.buffers(), *held))
+    return list({found._cdata: found for found in every}.values())
 
 
 def rehearse(
@@ -104,10 +101,11 @@ def rehearse(
     for parameter in learnt:
         parameter.grad = torch.zeros_like(parameter) if accumulate and gradients else None
     before = [parameter.grad for parameter in learnt if parameter.grad is not None]
-    tally = Tally(loaded.model, before)
+    tally = Tally(loaded, before)
     casts = loaded.precision == "bf16" and next(loaded.model.parameters()).dtype == torch.float32
+    casts = casts and loaded.decoder() is None  # the fused form casts by itself
     # autocast knows no meta device: Bf16Products does what it would, so the forward pass itself must not ask for it
-    quiet = Loaded(loaded.name, loaded.folder, loaded.model, None, "fp32" if casts else loaded.precision)
+    quiet = Loaded(loaded.name, loaded.folder, loaded.model, None, "fp32", fuse=False) if casts else loaded
     try:
         with tally, torch.set_grad_enabled(gradients):
             with Bf16Products(casts):
@@ -127,13 +125,13 @@ def rehearse(
 class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base class untyped
     """Sees every operation: which storages it makes, when they die, and how much work it is."""
 
-    def __init__(self, model: nn.Module, gradients: Sequence[Tensor]) -> None:
+    def __init__(self, loaded: Loaded, gradients: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.work: Counter[Work] = Counter()
         self.changes: list[tuple[int, int]] = []
         self.widths: list[int] = []
         self.alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
-        self.kept = [*storages(model), *(gradient.untyped_storage() for gradient in gradients)]
+        self.kept = [*storages(loaded), *(gradient.untyped_storage() for gradient in gradients)]
         self.known = {storage._cdata for storage in self.kept}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

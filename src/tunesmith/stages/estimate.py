@@ -179,7 +179,7 @@ def estimate(
     pass_ = rehearse(loaded, objective, work.largest, gradients=passes.with_gradient > 0, accumulate=several)
     return Estimate(
         **_memory(pass_, own, own if passes.with_gradient else 0),
-        weights=sum(storage.nbytes() for storage in storages(loaded.model)) - own,
+        weights=sum(storage.nbytes() for storage in storages(loaded)) - own,
         state=optimizer.bytes_per_parameter * sum(parameter.numel() for parameter in learnt),
         parameters=parameters,
         learning=sum(parameter.numel() for parameter in learnt),

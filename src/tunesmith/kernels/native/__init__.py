@@ -67,7 +67,7 @@ def _library() -> Any:
     chosen = level()
     if chosen is None:
         return None
-    bundled = sorted(Path(torch.__file__).parent.glob("lib/libgomp*")) or ["libgomp.so.1"]
+    bundled = sorted(Path(torch.__file__).parent.glob("lib/libgomp*")) or [Path("libgomp.so.1")]
     try:
         ctypes.CDLL(str(bundled[0]), mode=ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(_path(chosen)))
@@ -85,9 +85,9 @@ def _function(operation: str, dtype: torch.dtype) -> Any:
 
 def serves(tensor: Tensor) -> bool:
     """Whether the compiled operations take this tensor; shapes on the meta device pass through them without being computed."""
-    if _off.get() or tensor.dtype not in NAMES:
+    if _off.get() or tensor.dtype not in NAMES or tensor.device.type not in ("cpu", "meta"):
         return False
-    return tensor.is_meta or (tensor.device.type == "cpu" and _library() is not None)
+    return _library() is not None
 
 
 def run(operation: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
