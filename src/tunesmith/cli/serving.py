@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tunesmith.base import MachineError, Run
+from tunesmith.base import Interrupted, MachineError, Run
 from tunesmith.base.spec import validate
 from tunesmith.models.load import load
 from tunesmith.serving.settings import Serve
@@ -43,6 +43,8 @@ def serve_run(folder: Path, host: str | None, port: int | None) -> None:
         console.print(f"serving {' and '.join(models)} at [bold]{address}[/]; requests are logged to {folder / LOG}")
         if made:
             console.print(f"token: {token}  (set TUNESMITH_TOKEN or serve.token_file to choose your own)")
-        run_server(
-            create_app(Engine(models, settings), settings, RequestLog(folder / LOG, settings.log), token), socket
-        )
+        application = create_app(Engine(models, settings), settings, RequestLog(folder / LOG, settings.log), token)
+        try:
+            run_server(application, socket)
+        except Interrupted:  # how a server is stopped
+            console.print("stopped")
