@@ -87,7 +87,7 @@ class FusedDecoding(Decoding):
         residual, update = decoder.embed(torch.tensor(tokens, device=cache.slot_B.device)), None
         angles = decoder.angles(cache.length_B, residual)
         heads = decoder.blocks[0].heads
-        scratch = residual.new_empty(len(tokens), heads.count, cache.room + heads.width)
+        scratch = residual.new_empty(len(tokens), heads.count, cache.room)
         for block, (keys, values) in zip(decoder.blocks, cache.layers, strict=True):
             residual, joint = decoder.project(block, residual, update)
             rotate(joint, *angles[block.rotary], block.heads)

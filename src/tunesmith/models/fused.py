@@ -27,6 +27,10 @@ Kept = list[tuple[Tensor, Tensor]]
 """Per layer the keys and values [K, N, D] of a forest's nodes."""
 
 
+WIDEST = 256
+"""Width of a head that the compiled decoding step has room for."""
+
+
 class Decoder:
     """A decoder's blocks, ready to run; built anew when layers of the model are exchanged."""
 
@@ -170,6 +174,8 @@ def misfit(loaded: "Loaded") -> str | None:
         return "no compiled operations for this device"
     if activation_of(config) not in ACTIVATIONS:
         return f"no fused form of {activation_of(config)}"
+    if model.model.layers[0].self_attn.head_dim > WIDEST:
+        return f"heads wider than {WIDEST}"
     for layer in model.model.layers:
         for group in linear_layers(layer, TRAITS[config.model_type]):
             for module in group:

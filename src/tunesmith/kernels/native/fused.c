@@ -10,6 +10,7 @@
 
 #define SMALL 8192 // elements below which a second thread costs more than it brings
 #define LANES 32   // of a running maximum
+#define WIDEST 256 // width of a head when decoding
 
 typedef uint16_t bf16;
 

@@ -175,27 +175,37 @@ void NAME(token_logp)(REAL *logits, const int64_t *token, float *logp, long rows
     }
 }
 
-// out = softmax(query keys^T * scale) values over the keys from start to end; score has room for `room` weights and `width` sums.
-static void NAME(attend_one)(const REAL *query, const REAL *keys, const REAL *values, REAL *out, float *score, long start, long end,
-                             long room, long width, float scale, float softcap) {
-    float *sum_value = score + room, most = -INFINITY, sum = 0.0f;
-    for (long i = start; i < end; i++) {
-        float dot = 0.0f;
-        for (long j = 0; j < width; j++) dot += LOAD(query[j]) * LOAD(keys[i * width + j]);
-        score[i] = softcap > 0.0f ? softcap * (1.0f - 2.0f / (fast_exp(2.0f * dot * scale / softcap) + 1.0f)) : dot * scale;
-        most = score[i] > most ? score[i] : most;
+// out = softmax(query keys^T * scale) values over keys start to end, for the `share` query heads of a key head. Inlined with a constant
+// width, so that a head's sums stay in registers. scores holds [share, room].
+static inline __attribute__((always_inline)) void NAME(attend_group)(const REAL *query, const REAL *keys, const REAL *values, REAL *out,
+                                                                     float *scores, long share, long start, long end, long room,
+                                                                     long width, float scale, float softcap) {
+    float ask[WIDEST], row[WIDEST];
+    for (long head = 0; head < share; head++) {
+        float *score = scores + head * room, sum = 0.0f;
+        for (long j = 0; j < width; j++) ask[j] = LOAD(query[head * width + j]) * scale;
+        for (long i = start; i < end; i++) {
+            float dot = 0.0f;
+            for (long j = 0; j < width; j++) dot += ask[j] * LOAD(keys[i * width + j]);
+            score[i] = dot;
+        }
+        if (softcap > 0.0f)
+            for (long i = start; i < end; i++) score[i] = softcap * (1.0f - 2.0f / (fast_exp(2.0f * score[i] / softcap) + 1.0f));
+        float most = largest_float(score + start, end - start);
+        for (long i = start; i < end; i++) score[i] = fast_exp(score[i] - most);
+        for (long i = start; i < end; i++) sum += score[i];
+        for (long j = 0; j < width; j++) row[j] = 0.0f;
+        for (long i = start; i < end; i++) {
+            float share_of_i = score[i];
+            for (long j = 0; j < width; j++) row[j] += share_of_i * LOAD(values[i * width + j]);
+        }
+        for (long j = 0; j < width; j++) out[head * width + j] = STORE(row[j] / sum);
     }
-    for (long i = start; i < end; i++) score[i] = fast_exp(score[i] - most);
-    for (long i = start; i < end; i++) sum += score[i];
-    for (long j = 0; j < width; j++) sum_value[j] = 0.0f;
-    for (long i = start; i < end; i++)
-        for (long j = 0; j < width; j++) sum_value[j] += score[i] * LOAD(values[i * width + j]);
-    for (long j = 0; j < width; j++) out[j] = STORE(sum_value[j] / sum);
 }
 
 // One new token a sequence: its key and value are put into the cache at `length`, then it attends to all of it within `window`.
 // qkv [batch, (heads + 2 groups) * width]; keys and values [slots, groups, room, width], of which row b uses slot[b]; out [batch, ld_out];
-// scratch [batch, heads, room + width]. Scores pass through softcap * tanh(score / softcap) if softcap is above 0.
+// scratch [batch, heads, room]. Scores pass through softcap * tanh(score / softcap) if softcap is above 0.
 void NAME(decode_attention)(const REAL *qkv, REAL *keys, REAL *values, const int64_t *slot, const int64_t *length, REAL *out,
                             long ld_out, float *scratch, long batch, long heads, long groups, long width, long room, long window,
                             float scale, float softcap) {
@@ -208,10 +218,14 @@ void NAME(decode_attention)(const REAL *qkv, REAL *keys, REAL *values, const int
             REAL *key = keys + at, *value = values + at;
             memcpy(key + length[b] * width, row + (heads + group) * width, width * sizeof(REAL));
             memcpy(value + length[b] * width, row + (heads + groups + group) * width, width * sizeof(REAL));
-            for (long head = group * share; head < (group + 1) * share; head++) {
-                float *score = scratch + (b * heads + head) * (room + width);
-                NAME(attend_one)(row + head * width, key, value, out + b * ld_out + head * width, score, start, end, room, width, scale,
-                                 softcap);
-            }
+            const REAL *query = row + group * share * width;
+            REAL *to = out + b * ld_out + group * share * width;
+            float *mine = scratch + (b * groups + group) * share * room;
+            if (width == 64)
+                NAME(attend_group)(query, key, value, to, mine, share, start, end, room, 64, scale, softcap);
+            else if (width == 128)
+                NAME(attend_group)(query, key, value, to, mine, share, start, end, room, 128, scale, softcap);
+            else
+                NAME(attend_group)(query, key, value, to, mine, share, start, end, room, width, scale, softcap);
         }
 }
