@@ -33,6 +33,16 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The peer gets an environment of its own, with its own versions.
+.venv-trl:
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet torch==2.13.0
+	.venv-trl/bin/python -m pip install --quiet trl==1.16.* peft==0.21.* transformers==5.23.* datasets
+
+bench: $(VENV)/core .venv-trl
+	$(BIN)/python benchmarks/sft.py --peer .venv-trl/bin/python
+	$(BIN)/python benchmarks/gpu.py
+
 # The reference is written anew from the code, then the site is built into site/.
 $(VENV)/docs: $(VENV)/core
 	$(PIP) --editable '.[docs]'

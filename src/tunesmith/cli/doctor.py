@@ -22,6 +22,7 @@ EXTRAS = {
     "track": ("tensorboard", "mlflow"),
 }
 TORCH = "2.13.0"
+COMPILE = "apt install gcc, then pip install --force-reinstall --no-deps tunesmith (or --editable .)"
 LEAST_DISK = 3 * 2**30
 
 
@@ -64,6 +65,7 @@ def _versions() -> list[Finding]:
 def _machine() -> list[Finding]:
     import torch
 
+    from tunesmith.kernels import native
     from tunesmith.models.load import resolve_precision
 
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(os.getcwd())
@@ -72,6 +74,11 @@ def _machine() -> list[Finding]:
     return [
         Finding("processor", device),
         Finding("precision", f"auto is {resolve_precision('auto')} here"),
+        Finding(
+            "fused operations",
+            native.level() or "not compiled: torch does their work",
+            "" if native.level() else COMPILE,
+        ),
         Finding("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
         Finding(
             "disk",

@@ -12,7 +12,7 @@ from torch import nn
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import sha256
-from tunesmith.kernels.memory import keep_freed_memory
+from tunesmith.kernels.memory import keep_steady
 from tunesmith.kernels.products import fast_float32
 
 from . import attention, fused
@@ -193,7 +193,7 @@ def load(name: str, precision: Precision = "auto") -> Loaded:
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     attention.register()
-    keep_freed_memory()
+    keep_steady()
     if not torch.cuda.is_available():  # there the same switch would mean TF32
         fast_float32()
     folder = locate(name)

@@ -1,6 +1,5 @@
 """Finetune: the loop over the prepared rows, with validation, early stopping and checkpoints that lose nothing."""
 
-import resource
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from tunesmith.base.signals import deferred
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.grading import Grader
+from tunesmith.kernels.memory import Peak
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.sft import SFT
@@ -106,7 +106,7 @@ class Training:
         self.examples, self.rows = examples[: spec.validation.rows], held_rows[: spec.validation.rows]
         self.parameters = trainable(loaded.model)
         self.optimizer = spec.optimizer.build(self.parameters)
-        self.watch = Watch()
+        self.watch, self.peak = Watch(), Peak()
         every = spec.validation.every
         self.every = every if isinstance(every, int) else max(1, round(every * self.data.steps_per_epoch))
 
@@ -244,7 +244,7 @@ def _figures(training: Training, done: int, out: Output) -> dict[str, Any]:
         "tokens": sum(event["tokens"] for event in steps),
         "tokens_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
         "step_seconds": round(sum(event["seconds"] for event in steps), 1),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mb": training.peak.megabytes,
         "learnt_sha256": {path.name: sha256(path) for path in sorted((out / "adapter").glob("*.safetensors"))},
     }
 

@@ -1,0 +1,51 @@
+"""tunesmith's side of the SFT benchmark: `python ours.py --steps 8 [--generic] [--no-sharing] [--model FOLDER]`."""
+
+import time
+
+STARTED = time.perf_counter()
+
+import argparse  # noqa: E402  the clock starts before anything is imported
+
+from rows import ALPHA, BATCH, LEARNING_RATE, RANK, ROWS, SEED, messages, report  # noqa: E402
+
+from tunesmith.data.example import Example  # noqa: E402
+from tunesmith.data.render import Renderer  # noqa: E402
+from tunesmith.methods.adapters import trainable  # noqa: E402
+from tunesmith.methods.adapters.lora import LoRA  # noqa: E402
+from tunesmith.methods.objectives.sft import SFT  # noqa: E402
+from tunesmith.methods.optimizers.adamw import AdamW  # noqa: E402
+from tunesmith.models.load import load  # noqa: E402
+from tunesmith.training.batches import Dataset  # noqa: E402
+from tunesmith.training.loop import train  # noqa: E402
+
+
+def main() -> None:
+    """Train and report."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--generic", action="store_true", help="transformers' own layers")
+    given = parser.parse_args()
+    loaded = load(given.model)
+    loaded.fuse = not given.generic
+    renderer = Renderer(loaded.tokenizer)
+    rows = [
+        renderer.row(Example(f"train:{number}", tuple(talk[:-1]), ((talk[-1],),)))
+        for number, talk in enumerate(messages())
+    ]
+    LoRA(rank=RANK, alpha=ALPHA).attach(loaded, SEED)
+    optimizer = AdamW(learning_rate=LEARNING_RATE, weight_decay=0.0).build(trainable(loaded.model))
+    data = Dataset(rows, BATCH, BATCH, given.steps * BATCH / ROWS, SEED)
+    steps, losses = [], []
+    wall, cpu, first = time.perf_counter(), time.process_time(), 0.0
+    for step in train(loaded, SFT(), data.from_step(0), optimizer, lambda _: 1.0, seed=SEED):
+        now, used = time.perf_counter(), time.process_time()
+        first = first or now
+        steps.append({"tokens": step.tokens, "seconds": now - wall, "cpu": used - cpu})
+        losses.append(step.loss)
+        wall, cpu = now, used
+    report(steps, STARTED, first, losses)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The work that all contenders of the SFT benchmark are given: the same rows, batch, rank and learning rate."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parents[2] / "examples" / "debtags" / "train.jsonl.gz"
+ROWS, BATCH, RANK, ALPHA, LEARNING_RATE, SEED = 400, 8, 16, 32, 2e-4, 0
+WARM = 2
+"""Steps that do not count: caches fill, shapes are compiled."""
+
+
+def messages() -> list[list[dict[str, Any]]]:
+    """The conversations, each ending in its answer."""
+    with gzip.open(DATA, "rt", encoding="utf-8") as lines:
+        return [json.loads(line)["messages"] for line, _ in zip(lines, range(ROWS), strict=False)]
+
+
+def peak_megabytes() -> int:
+    """Largest resident set of this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024
+
+
+def report(steps: list[dict[str, float]], started: float, first: float, losses: list[float], **more: Any) -> None:
+    """Print one JSON line: figures of the steps that count, each step {tokens, seconds, cpu}."""
+    counted = steps[WARM:]
+    result = {
+        "tokens_per_second": sum(step["tokens"] for step in counted) / sum(step["seconds"] for step in counted),
+        "tokens_per_cpu_second": sum(step["tokens"] for step in counted) / sum(step["cpu"] for step in counted),
+        "peak_rss_mb": peak_megabytes(),
+        "seconds_to_first_step": first - started,
+        "losses": losses,
+        "steps": steps,
+        **more,
+    }
+    print("RESULT " + json.dumps(result), flush=True)

@@ -1,0 +1,83 @@
+"""TRL's side of the SFT benchmark: `python trl_sft.py --model FOLDER --steps 8 [--best]`, as its documentation has it.
+
+Default: SFTTrainer with a LoraConfig and nothing else said. Best: what its documentation and a search of settings on this work find fastest on
+a CPU: bf16 autocast, no gradient checkpointing, rows of like length together.
+"""
+
+import os
+import time
+
+STARTED = time.perf_counter()
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import argparse  # noqa: E402  the clock starts before anything is imported
+from typing import Any  # noqa: E402
+
+from datasets import Dataset  # noqa: E402
+from peft import LoraConfig  # noqa: E402
+from rows import ALPHA, BATCH, LEARNING_RATE, RANK, SEED, messages, report  # noqa: E402
+from transformers import AutoTokenizer, TrainerCallback  # noqa: E402
+from trl import SFTConfig, SFTTrainer  # noqa: E402
+
+BEST = {"bf16": True, "gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
+
+
+class Clock(TrainerCallback):
+    """Notes when steps end, and their losses."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[float, float]] = []
+        self.losses: list[float] = []
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """The first step starts here."""
+        self.ends.append((time.perf_counter(), time.process_time()))
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """A step is over."""
+        self.ends.append((time.perf_counter(), time.process_time()))
+
+    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
+        """Its loss."""
+        if logs and "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+def main() -> None:
+    """Train and report."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--best", action="store_true")
+    given = parser.parse_args()
+    talks = [{"prompt": talk[:-1], "completion": talk[-1:]} for talk in messages()]
+    config = SFTConfig(
+        output_dir="/tmp/trl-benchmark", per_device_train_batch_size=BATCH, max_length=512, max_steps=given.steps, use_cpu=True,
+        report_to="none", save_strategy="no", logging_steps=1, learning_rate=LEARNING_RATE, lr_scheduler_type="constant", seed=SEED,
+        disable_tqdm=True, dataloader_pin_memory=False, **(BEST if given.best else {}),
+    )  # fmt: skip
+    clock = Clock()
+    trainer = SFTTrainer(
+        given.model, args=config, train_dataset=Dataset.from_list(talks), callbacks=[clock],
+        processing_class=AutoTokenizer.from_pretrained(given.model),
+        peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    tokens: list[int] = []
+    collate = trainer.data_collator
+
+    def counted(rows: Any) -> Any:
+        batch = collate(rows)
+        tokens.append(int(batch["attention_mask"].sum()))
+        return batch
+
+    trainer.data_collator = counted
+    trainer.train()
+    steps = [
+        {"tokens": count, "seconds": end[0] - start[0], "cpu": end[1] - start[1]}
+        for count, start, end in zip(tokens, clock.ends, clock.ends[1:], strict=False)
+    ]
+    report(steps, STARTED, clock.ends[1][0], clock.losses)
+
+
+if __name__ == "__main__":
+    main()
