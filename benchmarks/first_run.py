@@ -45,6 +45,12 @@ def stages(clone: Path, home: Path) -> dict[str, Any]:
     return facts
 
 
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Keep what is known so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main() -> None:
     """Clone, run, note."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -67,6 +73,7 @@ def main() -> None:
                 "show": stages(clone, home),
             },
         }
+        write(given.out, result)
         if not given.skip_test:
             more, out = timed(["make", "test"], clone, home)
             result["test"] = {
@@ -74,8 +81,7 @@ def main() -> None:
                 "megabytes": megabytes(clone / ".venv", home / ".cache" / "tunesmith"),
                 "last_lines": out.strip().splitlines()[-3:],
             }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+            write(given.out, result)
     print(json.dumps({name: result[name] for name in ("quickstart", "test") if name in result}, indent=1)[:3000])
 
 
