@@ -63,6 +63,53 @@ def test_values_and_gradients_are_those_of_the_sequences_alone(drawn, heads, win
             torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
 
 
+def paths_of_some_length():
+    """Beginnings shared at lengths that no tile of queries or keys divides."""
+    draw = np.random.default_rng(0)
+    start, more, rest, long = (draw.integers(0, 50, size) for size in (71, 30, 49, 201))
+    return grow(
+        [np.concatenate([start, more]), np.concatenate([start, more, rest]), np.concatenate([start[:5], rest]), long]
+    )
+
+
+@pytest.mark.parametrize("width", [5, 16, 64, 72])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (50, None), (100, 3.0)])
+def test_tiles_join_without_a_seam(width, window, softcap):
+    forest, shape = paths_of_some_length(), Shape(width**-0.5, window, softcap)
+    found = {}
+    for attend in (forest_attention, reference):
+        tensors = inputs(len(forest.tokens_N), 6, 2, width)
+        out = attend(*tensors, forest.segments, shape)
+        (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+        found[attend] = [out.detach(), *(tensor.grad for tensor in tensors)]
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_in_bf16_tiles_are_nearer_to_fp32_than_plain_operations():
+    forest, shape = paths_of_some_length(), Shape(0.125)
+    truth = inputs(len(forest.tokens_N), 6, 2, 64)
+    reference(*truth, forest.segments, shape).square().sum().backward()
+    errors = []
+    for attend in (forest_attention, reference):
+        half = [tensor.detach().bfloat16().requires_grad_() for tensor in truth]
+        attend(*half, forest.segments, shape).float().square().sum().backward()
+        errors.append(
+            [float((a.grad.float() - b.grad).norm() / b.grad.norm()) for a, b in zip(half, truth, strict=True)]
+        )
+    for fast, slow in zip(*errors, strict=True):
+        assert fast <= 1.05 * slow
+
+
+def test_a_node_sees_nothing_that_comes_after_it():
+    """Not even a number that is none: what is hidden has weight zero, not a small one."""
+    forest = grow([np.arange(90)])
+    query, key, value = (tensor.detach() for tensor in inputs(90, 2, 1))
+    before = forest_attention(query, key, value, forest.segments, Shape(0.5))
+    key[:, 40:], value[:, 40:] = 1e4, 1e4
+    assert torch.equal(forest_attention(query, key, value, forest.segments, Shape(0.5))[:, :40], before[:, :40])
+
+
 def test_without_gradients_nothing_is_kept():
     forest = grow([np.arange(5), np.arange(3)])
     query, key, value = inputs(5, 2, 1)

@@ -1,19 +1,22 @@
 """Causal attention over a forest: each node attends to its ancestors and itself, path by path, nothing padded.
 
-Scores are products of a path's own queries with the keys of the whole path, the heads of a group stacked so that keys and
-values are never repeated. The backward is written out, since its scatters are sums over slices rather than over indices.
+Compiled, it goes by tiles and keeps nothing of size queries * keys (`native/attention.h`); `reference` says the same in plain operations.
 `forest_attention` takes queries, keys and values as a model's own layer hands them over; `rotary_attention` takes the joint projection
 of a fused layer, and turns it to its positions in place first.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import native
+
+KEYS, DEEP = 64, 16
+"""Keys of a tile, and what the kernel rounds a head's width up to at most."""
 
 
 class Path(Protocol):
@@ -44,7 +47,7 @@ def forest_attention(
     query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, paths: Sequence[Path], shape: Shape
 ) -> Tensor:
     """Attention output [H, N, D] of queries [H, N, D] over keys and values [K, N, D], H a multiple of K."""
-    if shape.softcap is not None:
+    if not native.serves(query_HND):
         return reference(query_HND, key_KND, value_KND, paths, shape)
     out: Tensor = _ForestAttention.apply(query_HND, key_KND, value_KND, tuple(paths), shape)  # type: ignore[no-untyped-call]
     return out
@@ -66,6 +69,10 @@ class Heads:
         query, key, value = torch.split(heads_HTD, [self.count, self.groups, self.groups])
         return query, key, value
 
+    def columns(self, out_TW: Tensor) -> Tensor:
+        """View [H, T, D] of an attention output's first columns."""
+        return out_TW[:, : self.count * self.width].view(len(out_TW), self.count, self.width).transpose(0, 1)
+
 
 def rotary_attention(
     joint_TP: Tensor, cosine_TR: Tensor, sine_TR: Tensor, heads: Heads, paths: Sequence[Path], shape: Shape, room: int
@@ -81,7 +88,7 @@ def rotary_attention(
         shape: of this layer's attention.
         room: free columns for a low-rank part (`joint_linear`).
     """
-    if shape.softcap is not None or not native.serves(joint_TP):
+    if not native.serves(joint_TP):
         turned_HTD = rotate_reference(joint_TP, cosine_TR, sine_TR, heads)
         query, key = turned_HTD[: heads.count], turned_HTD[heads.count :]
         if not joint_TP.requires_grad:  # whoever keeps the keys takes them from there
@@ -137,39 +144,91 @@ def _hidden(own: int, length: int, window: int | None, device: torch.device) -> 
     return hidden if window is None else hidden | (column <= row - window)
 
 
-def _gather(nodes_KND: Tensor, path: Path) -> Tensor:
-    """[K, L, D]: a path's nodes, without a copy where they stand together."""
-    parts = [nodes_KND[:, a:b] for a, b in path.path]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+@dataclass(frozen=True)
+class Layout:
+    """Paths as the compiled kernel reads them (`attention.h`)."""
+
+    paths: Tensor
+    """int64 [P, 6]: own nodes from and to, its runs from and to, its length, and where it begins if each takes whole tiles."""
+    runs: Tensor
+    """int64 [R, 2]."""
+    longest: int
+    broad: int
+    """Length of all paths in whole tiles of keys."""
 
 
-def _stack(nodes_HND: Tensor, path: Path, groups: int) -> Tensor:
-    """[K, G * n, D]: a path's own nodes with the query heads that share a key head stacked."""
-    own = nodes_HND[:, path.start : path.stop]
-    return own.reshape(groups, -1, own.shape[-1])
+@lru_cache(maxsize=16)
+def layout(paths: tuple[Path, ...]) -> Layout:
+    """Of the paths that own nodes."""
+    fields: list[tuple[int, ...]] = []
+    runs: list[tuple[int, int]] = []
+    broad = 0
+    for path in paths:
+        if path.start == path.stop:
+            continue
+        length = sum(b - a for a, b in path.path)
+        fields.append((path.start, path.stop, len(runs), len(runs) + len(path.path), length, broad))
+        runs += path.path
+        broad += -(-length // KEYS) * KEYS
+    return Layout(torch.tensor(fields), torch.tensor(runs), max(one[4] for one in fields), broad)
+
+
+def _strides(*tensors: Tensor) -> Tensor:
+    """int64: steps from node to node and from head to head of tensors [H, N, D]."""
+    return torch.tensor([step for tensor in tensors for step in (tensor.stride(1), tensor.stride(0))])
+
+
+def _close(heads_HND: Tensor) -> Tensor:
+    """With the elements of a head side by side, as the kernel wants them."""
+    return heads_HND if heads_HND.stride(2) == 1 else heads_HND.contiguous()
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor, paths: tuple[Path, ...], shape: Shape) -> Tensor:
+    """Fill `out` [H, N, D]; log-sum-exp [N, H] of each query's scores."""
+    (heads, nodes, width), lay = query.shape, layout(paths)
+    lse_NH = torch.empty(nodes, heads, device=query.device)
+    native.run(
+        "attention", query.dtype, query, key, value, out, _strides(query, key, value, out), lse_NH, lay.paths, lay.runs,
+        len(lay.paths), heads, len(key), width, lay.longest, shape.window or nodes, shape.scale, shape.softcap or 0.0,
+    )  # fmt: skip
+    return lse_NH
+
+
+def _attend_backward(
+    grad: Tensor, saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], into: tuple[Tensor, Tensor, Tensor],
+    paths: tuple[Path, ...], shape: Shape,
+) -> None:  # fmt: skip
+    """Fill the gradients of queries, keys and values; those of shared nodes are summed in float32."""
+    query, key, value, out, lse_NH = saved
+    (heads, nodes, width), lay = query.shape, layout(paths)
+    part = torch.empty(lay.broad, len(key), 2, -(-width // DEEP) * DEEP, device=query.device)
+    native.run(
+        "attention_backward", query.dtype, query, key, value, out, grad, *into, _strides(query, key, value, out, grad, *into), lse_NH,
+        part, lay.paths, lay.runs, len(lay.paths), nodes, heads, len(key), width, lay.longest, shape.window or nodes, shape.scale,
+        shape.softcap or 0.0,
+    )  # fmt: skip
 
 
 class _ForestAttention(torch.autograd.Function):
-    """Forward keeps the attention weights; backward reuses them."""
+    """Keeps one number a query and head; the backward computes the weights again."""
 
     @staticmethod
     def forward(
         ctx: Any, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, paths: tuple[Path, ...], shape: Shape
     ) -> Tensor:
-        out = torch.empty_like(query_HND)
-        weights = _attend(query_HND, key_KND, value_KND, out, paths, shape, any(ctx.needs_input_grad))
+        query, key, value = map(_close, (query_HND, key_KND, value_KND))
+        out = torch.empty_like(query)
+        lse_NH = _attend(query, key, value, out, paths, shape)
         ctx.paths, ctx.shape = paths, shape
-        ctx.save_for_backward(query_HND, key_KND, value_KND, *weights)
+        ctx.save_for_backward(query, key, value, out, lse_NH)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query_HND, key_KND, value_KND, *weights = ctx.saved_tensors
-        d_query, d_key, d_value = (torch.empty_like(tensor) for tensor in (query_HND, key_KND, value_KND))
-        _attend_backward(
-            grads[0], query_HND, key_KND, value_KND, weights, ctx.paths, ctx.shape, (d_query, d_key, d_value)
-        )
-        return d_query, d_key, d_value, None, None
+        query, key, value = ctx.saved_tensors[:3]
+        into = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        _attend_backward(_close(grads[0]), ctx.saved_tensors, into, ctx.paths, ctx.shape)
+        return *into, None, None
 
 
 class _RotaryAttention(torch.autograd.Function):
@@ -181,95 +240,18 @@ class _RotaryAttention(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         joint_TP = joint_TP.data  # what made it does not read it again
         rotate(joint_TP, cosine_TR, sine_TR, heads)
-        width = heads.count * heads.width
-        out_TW = joint_TP.new_empty(len(joint_TP), width + room)
-        out_TW[:, width:] = 0
-        out_HTD = out_TW[:, :width].view(len(joint_TP), heads.count, heads.width).transpose(0, 1)
-        query, key, value = heads.split(joint_TP)
-        weights = _attend(query, key, value, out_HTD, paths, shape, any(ctx.needs_input_grad))
+        out_TW = joint_TP.new_empty(len(joint_TP), heads.count * heads.width + room)
+        out_TW[:, heads.count * heads.width :] = 0
+        lse_TH = _attend(*heads.split(joint_TP), heads.columns(out_TW), paths, shape)
         ctx.heads, ctx.paths, ctx.shape = heads, paths, shape
-        ctx.save_for_backward(joint_TP, cosine_TR, sine_TR, *weights)
+        ctx.save_for_backward(joint_TP, cosine_TR, sine_TR, out_TW, lse_TH)
         return out_TW
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        joint_TP, cosine_TR, sine_TR, *weights = ctx.saved_tensors
-        heads = ctx.heads
-        grad_TD = grads[0][:, : heads.count * heads.width]
-        grad_HTD = grad_TD.view(len(grad_TD), heads.count, heads.width).transpose(0, 1)
-        d_joint_TP = torch.empty_like(joint_TP)
-        query, key, value = heads.split(joint_TP)
-        _attend_backward(grad_HTD, query, key, value, weights, ctx.paths, ctx.shape, heads.split(d_joint_TP))
+        joint_TP, cosine_TR, sine_TR, out_TW, lse_TH = ctx.saved_tensors
+        heads, d_joint_TP = ctx.heads, torch.empty_like(joint_TP)
+        saved = (*heads.split(joint_TP), heads.columns(out_TW), lse_TH)
+        _attend_backward(heads.columns(grads[0]), saved, heads.split(d_joint_TP), ctx.paths, ctx.shape)
         rotate(d_joint_TP, cosine_TR, sine_TR, heads, -1.0)
         return d_joint_TP, None, None, None, None, None, None
-
-
-def _attend(
-    query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, out_HND: Tensor, paths: Sequence[Path], shape: Shape, keep: bool
-) -> list[Tensor]:  # fmt: skip
-    """Fill `out_HND`; the attention weights [K, G * n, L] of each path with nodes of its own, if they are to be kept."""
-    groups, weights = key_KND.shape[0], []
-    for path in paths:
-        own = path.stop - path.start
-        if own == 0:
-            continue
-        key, value = _gather(key_KND, path), _gather(value_KND, path)
-        weight = torch.bmm(_stack(query_HND, path, groups), key.transpose(1, 2))
-        _softmax(weight, own, shape)
-        attended = torch.bmm(weight, value)
-        out_HND[:, path.start : path.stop] = attended.view(query_HND.shape[0], own, -1)
-        if keep:
-            weights.append(weight)
-    return weights
-
-
-def _softmax(score: Tensor, own: int, shape: Shape) -> None:
-    """Scores [K, G * n, L] become weights, in place."""
-    groups, rows, length = score.shape
-    if native.serves(score):
-        window = length if shape.window is None else shape.window
-        native.run("causal_softmax", score.dtype, score, groups * rows, own, length, window, shape.scale)
-        return
-    hidden = _hidden(own, length, shape.window, score.device)
-    scaled = score.view(groups, -1, own, length).float().mul_(shape.scale)
-    score.view(groups, -1, own, length).copy_(scaled.masked_fill_(hidden, float("-inf")).softmax(-1))
-
-
-def _softmax_backward(grad: Tensor, weight: Tensor, own: int, shape: Shape) -> Tensor:
-    """Gradient of the scores before scaling, from that of the weights; may reuse its memory."""
-    if native.serves(grad):
-        groups, rows, length = grad.shape
-        window = length if shape.window is None else shape.window
-        native.run("causal_softmax_backward", grad.dtype, grad, weight, groups * rows, own, length, window, shape.scale)
-        return grad
-    exact = grad.float()
-    return exact.sub_((exact * weight).sum(-1, keepdim=True)).mul_(weight).mul_(shape.scale).to(weight.dtype)
-
-
-def _attend_backward(
-    grad_HND: Tensor, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, weights: Sequence[Tensor], paths: Sequence[Path],
-    shape: Shape, into: tuple[Tensor, Tensor, Tensor],
-) -> None:  # fmt: skip
-    """Fill the gradients of queries, keys and values; those of shared nodes are summed in float32."""
-    groups, heads = key_KND.shape[0], query_HND.shape[0]
-    d_query, d_key, d_value = into
-    sum_key, sum_value = (torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in (key_KND, value_KND))
-    owning = [path for path in paths if path.stop > path.start]
-    for path, weight in zip(owning, weights, strict=True):
-        own = path.stop - path.start
-        key, value = _gather(key_KND, path), _gather(value_KND, path)
-        query, grad = _stack(query_HND, path, groups), _stack(grad_HND, path, groups)
-        d_score = _softmax_backward(torch.bmm(grad, value.transpose(1, 2)), weight, own, shape)
-        d_query[:, path.start : path.stop] = torch.bmm(d_score, key).view(heads, own, -1)
-        _scatter(sum_key, torch.bmm(d_score.transpose(1, 2), query), path)
-        _scatter(sum_value, torch.bmm(weight.transpose(1, 2), grad), path)
-    d_key.copy_(sum_key)
-    d_value.copy_(sum_value)
-
-
-def _scatter(into_KND: Tensor, part_KLD: Tensor, path: Path) -> None:
-    """Add a path's gradient to its nodes."""
-    at = 0
-    for start, stop in path.path:
-        into_KND[:, start:stop] += part_KLD[:, at : at + stop - start]
-        at += stop - start

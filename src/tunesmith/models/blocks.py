@@ -59,10 +59,11 @@ class Group:
         first = self.bases[0].weight
         self.width = first.shape[1]
         ranks = [len(layer.lora_A) if isinstance(layer, LoRALinear) else 0 for layer in layers]
+        room = sum(ranks) + sum(ranks) % 2  # even, as products in pairs want it
         rows, biased = sum(len(base.weight) for base in self.bases), any(base.bias is not None for base in self.bases)
-        self.weight_OJ = first.new_zeros(rows, self.width + sum(ranks), dtype=dtype)
+        self.weight_OJ = first.new_zeros(rows, self.width + room, dtype=dtype)
         self.bias_O = first.new_zeros(rows, dtype=dtype) if biased else None
-        self.down_RI = first.new_zeros(sum(ranks), self.width, dtype=dtype)
+        self.down_RI = first.new_zeros(room, self.width, dtype=dtype)
         self._take_over()
         self.joint = self.refresh()
 

@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.batch import Forest
-from tunesmith.kernels import native
-from tunesmith.kernels.forest_attention import Shape, rotate
+from tunesmith.kernels import decode
+from tunesmith.kernels.forest_attention import Shape
+from tunesmith.kernels.head import capped
 
 from .attention import ForestAttend, attending
 from .forward import autocast
-from .fused import Decoder, Kept
+from .fused import Decoder
 from .load import Loaded
+
+Kept = list[tuple[Tensor, Tensor]]
+"""Per layer the keys and values [K, N, D] of a forest's nodes."""
 
 
 class Cache:
@@ -50,8 +54,6 @@ class Cache:
 class Decoding(ABC):
     """Answers under way."""
 
-    cache: Cache
-
     @classmethod
     @abstractmethod
     def prefill(cls, loaded: Loaded, forest: Forest, nodes: Sequence[Tensor], room: int) -> tuple[Tensor, Self]:
@@ -61,46 +63,78 @@ class Decoding(ABC):
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Logits [B, V] after one more token of each sequence."""
 
+    @abstractmethod
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the sequences only."""
-        self.cache.keep(rows)
 
 
 class FusedDecoding(Decoding):
-    """By fused operations."""
+    """By fused operations: a call for each layer; prompts' keys and values stay where the forest has them."""
 
-    def __init__(self, decoder: Decoder, cache: Cache) -> None:
-        self.decoder, self.cache = decoder, cache
+    layers: decode.Layers
+
+    def __init__(self, decoder: Decoder, forest: Forest, room: int) -> None:
+        self.decoder, self.room, self.caches = decoder, room, list[decode.Cache]()
+        self.kinds = sorted({block.rotary for block in decoder.blocks})
+        paths = [segment.path for segment in forest.segments]
+        self.runs = decode.Runs(paths)
+        self.slot_B = torch.arange(len(paths))
+        self.given_B = torch.tensor([sum(b - a for a, b in path) for path in paths])
+        self.length_B = self.given_B.clone()
 
     @classmethod
     def prefill(cls, loaded: Loaded, forest: Forest, nodes: Sequence[Tensor], room: int) -> tuple[Tensor, Self]:
         """One pass over the forest, the head on its last nodes only."""
-        decoder, kept = loaded.decoder(), Kept()
+        decoder = loaded.decoder()
         assert decoder is not None
+        decoding = cls(decoder, forest, room)
         last_B = torch.stack([path[-1] for path in nodes]).to(loaded.device)
-        hidden_BD = decoder.hidden(forest, last_B, kept)
-        return decoder.logits(hidden_BD), cls(decoder, Cache(kept, nodes, room))
+        hidden_BD = decoder.hidden(forest, last_B, decoding.take)
+        decoding.layers = decode.Layers(decoding.read(), decoding.caches)
+        return decoder.logits(hidden_BD), decoding
+
+    def take(self, key_KND: Tensor, value_KND: Tensor) -> None:
+        """Keep the next layer's keys and values."""
+        self.caches.append(decode.Cache.of(key_KND, value_KND, len(self.slot_B), self.room))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the sequences only; nothing is moved."""
+        self.slot_B, self.given_B, self.length_B = self.slot_B[rows], self.given_B[rows], self.length_B[rows]
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Each layer attends by one operation, which also puts the new key and value into the cache."""
-        decoder, cache = self.decoder, self.cache
-        residual, update = decoder.embed(torch.tensor(tokens, device=cache.slot_B.device)), None
-        angles = decoder.angles(cache.length_B, residual)
-        heads = decoder.blocks[0].heads
-        scratch = residual.new_empty(len(tokens), heads.count, cache.room)
-        for block, (keys, values) in zip(decoder.blocks, cache.layers, strict=True):
-            residual, joint = decoder.project(block, residual, update)
-            rotate(joint, *angles[block.rotary], block.heads)
-            width, free = heads.count * heads.width, block.out.joint.room
-            attended = joint.new_zeros(len(tokens), width + free)
-            window = cache.room if block.shape.window is None else block.shape.window
-            native.run(
-                "decode_attention", joint.dtype, joint, keys, values, cache.slot_B, cache.length_B, attended, width + free, scratch,
-                len(tokens), heads.count, heads.groups, heads.width, cache.room, window, block.shape.scale, block.shape.softcap or 0.0,
-            )  # fmt: skip
-            residual, update = decoder.feed(block, residual, attended)
-        cache.length_B += 1
-        return decoder.logits(decoder.last(residual, update))
+        """Every layer, then the head."""
+        decoder, residual = self.decoder, self.decoder.embed(torch.tensor(tokens)).contiguous()
+        angles = decoder.angles(self.length_B, residual)
+        cosine, sine = (torch.stack([angles[kind][side] for kind in self.kinds]) for side in (0, 1))
+        step = decode.Step.of(self.slot_B, self.length_B, self.given_B, self.runs, cosine, sine)
+        self.layers.pass_through(step, residual, decoder.dtype)
+        self.length_B = self.length_B + 1
+        if decoder.head.dtype != decoder.dtype:  # a head that learns, in float32
+            return decoder.logits(decoder.last(residual, None))
+        norm, head = decode.Norm.of(decoder.norm.weight, decoder.norm.eps), decode.Linear.of(decoder.head)
+        return capped(decode.decode_head(norm, head, residual, decoder.dtype), decoder.softcap)
+
+    def read(self) -> list[decode.Layer]:
+        """The decoder's blocks as the compiled step wants them."""
+        found = []
+        for block in self.decoder.blocks:
+            query, key = block.head_norms or (None, None)
+            norms = {
+                "before_attention": block.before_attention, "query": query, "key": key, "after_attention": block.after_attention,
+                "before_feedforward": block.before_feedforward, "after_feedforward": block.after_feedforward,
+            }  # fmt: skip
+            linears = zip(decode.Layer.LINEARS, block.groups, strict=True)
+            found.append(
+                decode.Layer.of(
+                    {name: decode.Norm.of(norm.weight, norm.eps) for name, norm in norms.items() if norm},
+                    {name: decode.Linear.joint(group.joint) for name, group in linears},
+                    block.heads,
+                    block.shape,
+                    block.activation,
+                    self.kinds.index(block.rotary),
+                )
+            )
+        return found
 
 
 class GenericDecoding(Decoding):
@@ -109,6 +143,10 @@ class GenericDecoding(Decoding):
     def __init__(self, loaded: Loaded, cache: Cache) -> None:
         self.loaded, self.cache = loaded, cache
         self._hidden: dict[int | None, Tensor] = {}
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the sequences only."""
+        self.cache.keep(rows)
 
     @classmethod
     def prefill(cls, loaded: Loaded, forest: Forest, nodes: Sequence[Tensor], room: int) -> tuple[Tensor, Self]:

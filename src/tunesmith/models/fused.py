@@ -4,6 +4,7 @@ It computes what `model(...)` computes, from the same modules, so adapters, chec
 every intermediate that a fused operation need not write, the last layer's work on nodes that no loss reads, and all logits but a chunk.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,12 +24,8 @@ from .blocks import ACTIVATIONS, TRAITS, Block, Norm, activation_of, linear_laye
 if TYPE_CHECKING:
     from .load import Loaded
 
-Kept = list[tuple[Tensor, Tensor]]
-"""Per layer the keys and values [K, N, D] of a forest's nodes."""
-
-
-WIDEST = 256
-"""Width of a head that the compiled decoding step has room for."""
+Take = Callable[[Tensor, Tensor], None]
+"""Given each layer's keys and values [K, N, D] of a forest's nodes, in order; they do not last."""
 
 
 class Decoder:
@@ -86,13 +83,13 @@ class Decoder:
             turned = dict.fromkeys(kinds, rotary(like[None], place))
         return {kind: (cosine[0].contiguous(), sine[0].contiguous()) for kind, (cosine, sine) in turned.items()}
 
-    def hidden(self, forest: Forest, nodes_M: Tensor, kept: Kept | None = None) -> Tensor:
+    def hidden(self, forest: Forest, nodes_M: Tensor, take: Take | None = None) -> Tensor:
         """Last hidden states [M, D] of some nodes, ready for the head; differentiable.
 
         Args:
             forest: the batch.
             nodes_M: int64; repeated nodes are allowed.
-            kept: if given, each layer's keys and values are appended.
+            take: if given, it is called with each layer's keys and values.
         """
         residual, update = self.embed(forest.tokens_N), None
         angles = self.angles(forest.depth_N, residual)
@@ -101,9 +98,8 @@ class Decoder:
             room = block.out.joint.room
             cosine, sine = angles[block.rotary]
             attended = rotary_attention(joint, cosine, sine, block.heads, forest.segments, block.shape, room)
-            if kept is not None:
-                _, key, value = block.heads.split(joint.detach())
-                kept.append((key, value))
+            if take is not None:
+                take(*block.heads.split(joint.detach())[1:])
             if number == len(self.blocks) - 1:  # beyond this, nodes no longer meet
                 residual, attended = residual.index_select(0, nodes_M), attended.index_select(0, nodes_M)
             residual, update = self.feed(block, residual, attended)
@@ -174,8 +170,6 @@ def misfit(loaded: "Loaded") -> str | None:
         return "no compiled operations for this device"
     if activation_of(config) not in ACTIVATIONS:
         return f"no fused form of {activation_of(config)}"
-    if model.model.layers[0].self_attn.head_dim > WIDEST:
-        return f"heads wider than {WIDEST}"
     for layer in model.model.layers:
         for group in linear_layers(layer, TRAITS[config.model_type]):
             for module in group:

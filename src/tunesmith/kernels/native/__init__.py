@@ -15,7 +15,7 @@ from torch import Tensor
 HERE = Path(__file__).parent
 SWITCH = "TUNESMITH_KERNELS"
 """Environment variable: `torch` turns the compiled operations off, `avx512`, `avx2` or `portable` picks one build."""
-LEVELS = ("avx512", "avx2", "portable")
+LEVELS = ("avx512bf16", "avx512", "avx2", "portable")
 NAMES = {torch.float32: "float", torch.bfloat16: "bf16"}
 ARGUMENTS = {
     "add_norm": "pppppnpnnf",
@@ -23,13 +23,19 @@ ARGUMENTS = {
     "rotate": "pnnnnppfn",
     "glu": "ppnnni",
     "glu_backward": "ppnpnni",
-    "causal_softmax": "pnnnnf",
-    "causal_softmax_backward": "ppnnnnf",
+    "attention": "ppppppppnnnnnnff",
+    "attention_backward": "pppppppppppppnnnnnnnff",
     "token_logp": "pppnni",
-    "decode_attention": "ppppppnpnnnnnnff",
+    "pack_cache": "pnnnnnpi",
+    "decode_layers": "ppnpp",
+    "decode_head": "ppppn",
+    "packed_bytes": "",
 }
 """Of each operation: p a pointer, n a count, f a float, i an int."""
 TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
+
+Passed = Tensor | ctypes.Structure | ctypes.Array[Any] | float | None
+"""What goes to an operation."""
 
 _off: ContextVar[bool] = ContextVar("off", default=False)
 
@@ -53,6 +59,8 @@ def level() -> str | None:
     if wanted == "torch":
         return None
     best = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
+    if best == "avx512" and "avx512_bf16" in Path("/proc/cpuinfo").read_text():
+        best = "avx512bf16"
     fitting = LEVELS[LEVELS.index(best) :]
     return next((name for name in fitting if _path(name).exists()), None)
 
@@ -79,7 +87,7 @@ def _library() -> Any:
 def _function(operation: str, dtype: torch.dtype) -> Any:
     found = getattr(_library(), f"{operation}_{NAMES[dtype]}")
     found.argtypes = [TYPES[letter] for letter in ARGUMENTS[operation]]
-    found.restype = None
+    found.restype = ctypes.c_int
     return found
 
 
@@ -90,8 +98,15 @@ def serves(tensor: Tensor) -> bool:
     return _library() is not None
 
 
-def run(operation: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
-    """Call an operation; tensors go as pointers to their first element."""
+def run(operation: str, dtype: torch.dtype, *arguments: Passed) -> int:
+    """Call an operation; tensors go as pointers to their first element, structures by reference."""
     if any(isinstance(one, Tensor) and one.is_meta for one in arguments):
-        return
-    _function(operation, dtype)(*(one.data_ptr() if isinstance(one, Tensor) else one for one in arguments))
+        return 0
+    found: int = _function(operation, dtype)(*map(_passed, arguments))
+    return found
+
+
+def _passed(one: Passed) -> Any:
+    if isinstance(one, Tensor):
+        return one.data_ptr()
+    return ctypes.byref(one) if isinstance(one, ctypes.Structure | ctypes.Array) else one

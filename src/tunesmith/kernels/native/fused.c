@@ -6,11 +6,36 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #define SMALL 8192 // elements below which a second thread costs more than it brings
 #define LANES 32   // of a running maximum
-#define WIDEST 256 // width of a head when decoding
+#define SLICE 48   // rows of a weight that a thread takes at a time when decoding
+
+// What a register of this instruction set holds, and how many of them a row of a small product is wide.
+#if defined(__AVX512F__)
+#define WIDE 16
+#define VECTORS 4
+#elif defined(__AVX2__)
+#define WIDE 8
+#define VECTORS 2
+#else
+#define WIDE 4
+#define VECTORS 2
+#endif
+typedef float lanes __attribute__((vector_size(WIDE * 4)));
+
+static inline lanes load_lanes(const float *from) {
+    lanes found;
+    memcpy(&found, from, sizeof(found));
+    return found;
+}
+
+static void *aligned(long bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
 typedef uint16_t bf16;
 
@@ -66,18 +91,69 @@ static inline float activate(float x, int kind, float *slope) {
     return x * half;
 }
 
+// Tiles of attention (attention.h).
+#define ROWS 48 // queries
+#define KEYS 64
+#define DEEP(width) (((width) + WIDE - 1) / WIDE * WIDE)
+#define BROAD(length) (((length) + KEYS - 1) / KEYS * KEYS)
+
+// A path: its own nodes [start, stop), its runs of nodes, its length, and where it begins if each is BROAD(length) long.
+enum { START, STOP, FIRST_RUN, LAST_RUN, LENGTH, OFFSET, FIELDS };
+
+// A decoder layer as decode_layer reads it; a norm without weight is absent. The Python side is `kernels/decode_layer.py`.
+struct norm {
+    const float *weight;
+    float eps;
+};
+struct linear { // weight [rows, ld], of which width + room columns count; down [room, width]
+    const void *weight, *bias, *down;
+    long rows, width, room, ld;
+};
+struct layer {
+    struct norm before_attention, query, key, after_attention, before_feedforward, after_feedforward;
+    struct linear joint, out, gate_up, down;
+    long kind, heads, groups, width, window, activation;
+    float scale, softcap;
+};
+// Keys and values of one layer: of prefilled nodes [groups, deep / PAIR, nodes, PAIR] and [groups, nodes / PAIR, deep, PAIR], and of new
+// tokens likewise, per slot, with room for so many.
+struct cache {
+    const void *keys, *values;
+    void *new_keys, *new_values;
+    long nodes, room;
+};
+// Per sequence of the batch: its slot, its length and how much of it was prefilled; per slot: where its runs of nodes begin; angles
+// [kinds, batch, turned] of the new tokens' positions.
+struct step {
+    long batch, stretches, longest, turned;
+    const float *cosine, *sine;
+    const int64_t *slot, *length, *given, *first_run, *runs;
+};
+
 #define REAL float
+#define REAL_IS_BF16 0
 #define NAME(operation) operation##_float
 #define LOAD(value) (value)
 #define STORE(value) (value)
 #include "operations.h"
+#include "product.h"
+#include "attention.h"
+#include "decode.h"
 #undef REAL
+#undef REAL_IS_BF16
 #undef NAME
 #undef LOAD
 #undef STORE
+#undef PAIR
+#undef PACK
+#undef TO_PACK
 
 #define REAL bf16
+#define REAL_IS_BF16 1
 #define NAME(operation) operation##_bf16
 #define LOAD(value) load_bf16(value)
 #define STORE(value) store_bf16(value)
 #include "operations.h"
+#include "product.h"
+#include "attention.h"
+#include "decode.h"

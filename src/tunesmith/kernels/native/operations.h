@@ -128,37 +128,6 @@ void NAME(glu_backward)(const REAL *gate_up, const REAL *grad_out, long ld_grad,
     }
 }
 
-// Softmax of scores * scale in place, over the keys that a query sees. Rows are [heads * queries, keys], a query's place is
-// row % queries, and it sees keys (keys - queries + place - window, keys - queries + place].
-void NAME(causal_softmax)(REAL *scores, long rows, long queries, long keys, long window, float scale) {
-#pragma omp parallel for schedule(static, 16) if (rows * keys > SMALL)
-    for (long row = 0; row < rows; row++) {
-        REAL *x = scores + row * keys;
-        long end = keys - queries + row % queries + 1, start = end > window ? end - window : 0;
-        float most = NAME(largest)(x + start, end - start), sum = 0.0f;
-        for (long i = start; i < end; i++) sum += fast_exp((LOAD(x[i]) - most) * scale);
-        float share = 1.0f / sum;
-        for (long i = start; i < end; i++) x[i] = STORE(fast_exp((LOAD(x[i]) - most) * scale) * share);
-        memset(x, 0, start * sizeof(REAL));
-        memset(x + end, 0, (keys - end) * sizeof(REAL));
-    }
-}
-
-// Gradient of causal_softmax with respect to the unscaled scores, in place on `grad`; `weights` is what the forward left.
-void NAME(causal_softmax_backward)(REAL *grad, const REAL *weights, long rows, long queries, long keys, long window, float scale) {
-#pragma omp parallel for schedule(static, 16) if (rows * keys > SMALL)
-    for (long row = 0; row < rows; row++) {
-        REAL *g = grad + row * keys;
-        const REAL *p = weights + row * keys;
-        long end = keys - queries + row % queries + 1, start = end > window ? end - window : 0;
-        float dot = 0.0f;
-        for (long i = start; i < end; i++) dot += LOAD(g[i]) * LOAD(p[i]);
-        for (long i = start; i < end; i++) g[i] = STORE(LOAD(p[i]) * scale * (LOAD(g[i]) - dot));
-        memset(g, 0, start * sizeof(REAL));
-        memset(g + end, 0, (keys - end) * sizeof(REAL));
-    }
-}
-
 // Log-probability of one token a row; with `direction` set, logits become its gradient: onehot - softmax.
 void NAME(token_logp)(REAL *logits, const int64_t *token, float *logp, long rows, long vocabulary, int direction) {
 #pragma omp parallel for schedule(static) if (rows * vocabulary > SMALL)
@@ -173,59 +142,4 @@ void NAME(token_logp)(REAL *logits, const int64_t *token, float *logp, long rows
             x[token[row]] = STORE(1.0f + fast_exp(chosen) * share);
         }
     }
-}
-
-// out = softmax(query keys^T * scale) values over keys start to end, for the `share` query heads of a key head. Inlined with a constant
-// width, so that a head's sums stay in registers. scores holds [share, room].
-static inline __attribute__((always_inline)) void NAME(attend_group)(const REAL *query, const REAL *keys, const REAL *values, REAL *out,
-                                                                     float *scores, long share, long start, long end, long room,
-                                                                     long width, float scale, float softcap) {
-    float ask[WIDEST], row[WIDEST];
-    for (long head = 0; head < share; head++) {
-        float *score = scores + head * room, sum = 0.0f;
-        for (long j = 0; j < width; j++) ask[j] = LOAD(query[head * width + j]) * scale;
-        for (long i = start; i < end; i++) {
-            float dot = 0.0f;
-            for (long j = 0; j < width; j++) dot += ask[j] * LOAD(keys[i * width + j]);
-            score[i] = dot;
-        }
-        if (softcap > 0.0f)
-            for (long i = start; i < end; i++) score[i] = softcap * (1.0f - 2.0f / (fast_exp(2.0f * score[i] / softcap) + 1.0f));
-        float most = largest_float(score + start, end - start);
-        for (long i = start; i < end; i++) score[i] = fast_exp(score[i] - most);
-        for (long i = start; i < end; i++) sum += score[i];
-        for (long j = 0; j < width; j++) row[j] = 0.0f;
-        for (long i = start; i < end; i++) {
-            float share_of_i = score[i];
-            for (long j = 0; j < width; j++) row[j] += share_of_i * LOAD(values[i * width + j]);
-        }
-        for (long j = 0; j < width; j++) out[head * width + j] = STORE(row[j] / sum);
-    }
-}
-
-// One new token a sequence: its key and value are put into the cache at `length`, then it attends to all of it within `window`.
-// qkv [batch, (heads + 2 groups) * width]; keys and values [slots, groups, room, width], of which row b uses slot[b]; out [batch, ld_out];
-// scratch [batch, heads, room]. Scores pass through softcap * tanh(score / softcap) if softcap is above 0.
-void NAME(decode_attention)(const REAL *qkv, REAL *keys, REAL *values, const int64_t *slot, const int64_t *length, REAL *out,
-                            long ld_out, float *scratch, long batch, long heads, long groups, long width, long room, long window,
-                            float scale, float softcap) {
-    long share = heads / groups;
-#pragma omp parallel for schedule(static) collapse(2) if (batch * groups * width > 1024)
-    for (long b = 0; b < batch; b++)
-        for (long group = 0; group < groups; group++) {
-            const REAL *row = qkv + b * (heads + 2 * groups) * width;
-            long at = (slot[b] * groups + group) * room * width, end = length[b] + 1, start = end > window ? end - window : 0;
-            REAL *key = keys + at, *value = values + at;
-            memcpy(key + length[b] * width, row + (heads + group) * width, width * sizeof(REAL));
-            memcpy(value + length[b] * width, row + (heads + groups + group) * width, width * sizeof(REAL));
-            const REAL *query = row + group * share * width;
-            REAL *to = out + b * ld_out + group * share * width;
-            float *mine = scratch + (b * groups + group) * share * room;
-            if (width == 64)
-                NAME(attend_group)(query, key, value, to, mine, share, start, end, room, 64, scale, softcap);
-            else if (width == 128)
-                NAME(attend_group)(query, key, value, to, mine, share, start, end, room, 128, scale, softcap);
-            else
-                NAME(attend_group)(query, key, value, to, mine, share, start, end, room, width, scale, softcap);
-        }
 }

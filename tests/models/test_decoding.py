@@ -1,0 +1,78 @@
+"""The compiled step against the step through transformers' own layers, token by token, for every architecture that has a fused form."""
+
+import numpy as np
+import pytest
+import torch
+
+from tunesmith.data.batch import grow
+from tunesmith.kernels import native
+from tunesmith.methods.adapters.full import Full
+from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.models.decoding import FusedDecoding, GenericDecoding
+
+ARCHITECTURES = {
+    "llama": {},
+    "mistral": {"sliding_window": 6},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"sliding_window": 6, "query_pre_attn_scalar": 8},
+    "phi3": {},
+}
+ADAPTERS = {"none": None, "lora": LoRA(rank=3), "full": Full()}
+STEPS = 6
+
+pytestmark = pytest.mark.skipif(native.level() is None, reason="no compiled operations on this machine")
+
+
+def prompts():
+    """Shared beginnings of odd and even length, one that begins another, a repetition, one longer than a tile of keys."""
+    draw = np.random.default_rng(0)
+    start, other, long = (draw.integers(0, 90, size) for size in (13, 5, 150))
+    return [np.concatenate([start, other]), start, start, np.concatenate([start[:4], other]), long, np.array([7])]
+
+
+def steps(loaded, kind):
+    """Log-probabilities after the prompts and after each of some given tokens; on the way sequences end."""
+    forest = grow(prompts())
+    nodes = [forest.nodes(number) for number in range(len(forest.segments))]
+    draw, found = np.random.default_rng(1), []
+    with torch.no_grad():
+        logits, decoding = kind.prefill(loaded, forest, nodes, STEPS)
+        found.append(logits)
+        for number in range(STEPS):
+            if number == 3:
+                decoding.keep(torch.tensor([0, 2, 4]))
+                logits = logits[[0, 2, 4]]
+            logits = decoding.step(draw.integers(0, 90, len(logits)).tolist())
+            found.append(logits)
+    return [one.log_softmax(-1) for one in found]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_a_compiled_step_is_the_models_own(kind, adapter, build):
+    loaded = build(kind, spread=0.3, vocab_size=97, **ARCHITECTURES[kind])
+    if ADAPTERS[adapter] is not None:
+        ADAPTERS[adapter].attach(loaded, 0)
+        with torch.no_grad():
+            for name, weight in loaded.model.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(0, 0.1)
+    loaded.model.eval()
+    assert loaded.decoder() is not None
+    for number, (fast, slow) in enumerate(
+        zip(steps(loaded, FusedDecoding), steps(loaded, GenericDecoding), strict=True)
+    ):
+        torch.testing.assert_close(
+            fast, slow, atol=2e-5 * max(1, float(slow.abs().max())), rtol=0, msg=f"step {number}"
+        )
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_in_bf16_a_compiled_step_is_as_near_to_fp32_as_the_models_own(kind, build):
+    exact = build(kind, spread=0.1, vocab_size=97, **ARCHITECTURES[kind])
+    half = build(kind, spread=0.1, vocab_size=97, dtype=torch.bfloat16, **ARCHITECTURES[kind])
+    truth, fast, slow = steps(exact, GenericDecoding), steps(half, FusedDecoding), steps(half, GenericDecoding)
+    error = lambda found: sum(float((a - b).square().mean()) for a, b in zip(found, truth, strict=True))  # noqa: E731
+    assert error(fast) <= 1.2 * error(slow)
