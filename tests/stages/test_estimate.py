@@ -32,6 +32,7 @@ from tunesmith.models.load import Loaded
 from tunesmith.stages.dry_run import rehearse, skeleton
 from tunesmith.stages.estimate import OVERHEAD, Estimate, Passes, estimate
 from tunesmith.stages.machine import Speed
+from tunesmith.training.batches import Dataset
 
 TINY = {
     "vocab_size": 384, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -64,10 +65,8 @@ def rows_of(count: int, length: int = 24, shared: int = 8, learnt: int = 4) -> l
 def estimated(
     config, adapter, rows=None, *, precision="fp32", batch=4, micro_batch=4, epochs=1.0, available=1 << 40
 ) -> Estimate:
-    return estimate(
-        config, adapter, AdamW(), SFT(), precision=precision, rows=rows or rows_of(8), batch=batch, micro_batch=micro_batch,
-        epochs=epochs, speed=SPEED, available=available,
-    )  # fmt: skip
+    data = Dataset(rows or rows_of(8), batch, micro_batch, epochs, 0)
+    return estimate(config, adapter, AdamW(), SFT(), data, precision=precision, speed=SPEED, available=available)
 
 
 def real(config, adapter) -> Loaded:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data.example import Row, Sequence
+from tunesmith.models.forward import token_logps
 from tunesmith.training.batches import Dataset
 
 
@@ -54,8 +55,30 @@ def test_the_batches_of_a_step_do_not_depend_on_the_micro_batch():
         assert [len(batch.origins) for batch in parts.step(number)] == [2, 2, 1]
 
 
-def test_rows_of_like_length_share_a_micro_batch():
-    data = Dataset(rows(12), 12, 3, 1, 0)
+def test_rows_that_begin_alike_share_a_micro_batch():
+    beginnings = [np.array([1, 2, 3, 4]), np.array([5, 6, 7, 8])]
+    given = [
+        Row(f"r:{n}", (Sequence(np.append(beginnings[n % 2], n + 10).astype(np.int32), np.arange(5) > 3),))
+        for n in range(8)
+    ]
+    apart = [len(batch.forest.tokens_N) for batch in Dataset(given, 8, 4, 1, 0, share=False).step(0)]
+    together = [len(batch.forest.tokens_N) for batch in Dataset(given, 8, 4, 1, 0).step(0)]
+    assert (apart, together) == ([20, 20], [8, 8])
+
+
+def test_with_nothing_shared_the_result_is_the_same(build, random_rows):
+    loaded, given = build("llama", spread=0.3, vocab_size=97), random_rows(4, answers=2)
+    found = []
+    for share in (True, False):
+        (batch,) = Dataset(given, 4, 4, 1, 0, share).step(0)
+        logps = token_logps(loaded, batch)
+        sequences = range(len(batch.row_S))
+        found.append(sorted(float(logps[batch.sequence_M == number].sum().detach()) for number in sequences))
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+def test_without_sharing_rows_of_like_length_share_a_micro_batch():
+    data = Dataset(rows(12), 12, 3, 1, 0, share=False)
     lengths = [[len(data.rows[int(origin[2:])]) for origin in batch.origins] for batch in data.step(0)]
     in_order = list(chain.from_iterable(lengths))
     assert in_order == sorted(in_order)

@@ -49,15 +49,15 @@ class Forest:
         return torch.cat([torch.arange(a, b) for a, b in self.segments[sequence].path])
 
 
-def grow(sequences: Many[np.ndarray]) -> Forest:
-    """Lay out token sequences (int arrays, none empty) such that each distinct prefix stands once."""
+def grow(sequences: Many[np.ndarray], share: bool = True) -> Forest:
+    """Lay out token sequences (int arrays, none empty) such that each distinct prefix stands once, or, if told so, each sequence whole."""
     segments: list[Segment] = []
     tokens: list[np.ndarray] = []
     depths: list[np.ndarray] = []
     count = 0
     for number, sequence in enumerate(sequences):
         shared, relative = 0, -1
-        for other in range(number):
+        for other in range(number if share else 0):
             common = common_prefix(sequence, sequences[other])
             if common > shared:
                 shared, relative = common, other
@@ -122,10 +122,10 @@ class Batch:
         return replace(self, forest=forest, source_M=source_M, target_M=target_M)
 
     @classmethod
-    def of(cls, rows: Many[Row]) -> "Batch":
+    def of(cls, rows: Many[Row], share: bool = True) -> "Batch":
         """Pack rows; each keeps its own supervised tokens even where its prefix is shared."""
         sequences = [sequence for row in rows for sequence in row.sequences]
-        forest = grow([sequence.tokens for sequence in sequences])
+        forest = grow([sequence.tokens for sequence in sequences], share)
         sources, targets, owners = [], [], []
         for number, sequence in enumerate(sequences):
             learnt = torch.from_numpy(np.flatnonzero(sequence.learn))

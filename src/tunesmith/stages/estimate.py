@@ -1,6 +1,5 @@
 """What a training would take, in bytes and seconds, before anything is spent: from the configuration and the rows' lengths alone."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
-from tunesmith.data.example import Row
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.optimizers import Optimizer
@@ -154,28 +152,28 @@ def distinct(batch: Batch) -> int:
 
 
 def estimate(
-    config: Any, adapter: Adapter, optimizer: Optimizer, objective: Objective, *, precision: str, rows: Sequence[Row], batch: int,
-    micro_batch: int, epochs: float, speed: Speed, available: int, seed: int = 0,
+    config: Any, adapter: Adapter, optimizer: Optimizer, objective: Objective, data: Dataset, *, precision: str, speed: Speed,
+    available: int,
 ) -> Estimate:  # fmt: skip
     """Estimate a training by rehearsing its largest micro-batch without numbers.
 
     Args:
         config: transformers' configuration of the model.
+        data: the training rows in their batches.
         precision: `fp32` or `bf16`.
-        rows: the training rows.
         speed: of this machine, see `measure_speed`.
         available: free bytes, see `available_memory`.
 
     Raises:
         ModelError: the model cannot be built, or has nothing that the adapter could teach.
     """
-    work = Workload(Dataset(rows, batch, min(micro_batch, batch), epochs, seed))
+    work = Workload(data)
     passes, loaded = Passes.of(optimizer), Loaded("plan", Path(), skeleton(config, precision), None, precision)
     parameters = count(loaded.model)
-    adapter.attach(loaded, seed)
+    adapter.attach(loaded, data.seed)
     learnt = trainable(loaded.model).values()
     own = sum(parameter.nbytes for parameter in learnt)
-    several = work.data.micro_batch < min(batch, len(rows))
+    several = data.micro_batch < min(data.batch, len(data.rows))
     pass_ = rehearse(loaded, objective, work.largest, gradients=passes.with_gradient > 0, accumulate=several)
     return Estimate(
         **_memory(pass_, own, own if passes.with_gradient else 0),
@@ -183,8 +181,8 @@ def estimate(
         state=optimizer.bytes_per_parameter * sum(parameter.numel() for parameter in learnt),
         parameters=parameters,
         learning=sum(parameter.numel() for parameter in learnt),
-        rows=len(rows),
-        steps=work.data.steps,
+        rows=len(data.rows),
+        steps=data.steps,
         tokens=work.tokens,
         distinct_tokens=round(work.tokens * work.shared),
         seconds=_seconds(work, pass_, passes, speed, own),

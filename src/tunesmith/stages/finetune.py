@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -60,12 +61,18 @@ class Finetune(Spec):
     """Rows of an optimizer step."""
     micro_batch: int | None = Field(None, ge=1)
     """Rows of one forward and backward pass; fewer need less memory and give the same result. Null takes the whole batch."""
+    share_prefixes: bool = True
+    """Compute what the rows of a pass have in common from their start, such as a system prompt, once; the result is the same."""
     clip: float = Field(1.0, ge=0)
     """Largest norm of the gradient; longer ones are scaled down. 0 turns it off."""
     validation: Validation = Validation()
     """What the best checkpoint is chosen by."""
     checkpoint_every: int = Field(25, ge=1)
     """Steps between checkpoints: what a crash costs at most."""
+
+    def dataset(self, rows: Sequence[Row], seed: int) -> Dataset:
+        """Rows in the batches that these settings make of them."""
+        return Dataset(rows, self.batch, self.micro_batch or self.batch, self.epochs, seed, self.share_prefixes)
 
 
 @dataclass
@@ -101,7 +108,7 @@ class Training:
         seed: int,
     ):
         self.spec, self.loaded, self.out, self.seed = spec, loaded, out, seed
-        self.data = Dataset(rows, spec.batch, spec.micro_batch or spec.batch, spec.epochs, seed)
+        self.data = spec.dataset(rows, seed)
         examples, held_rows = held_out
         self.examples, self.rows = examples[: spec.validation.rows], held_rows[: spec.validation.rows]
         self.parameters = trainable(loaded.model)

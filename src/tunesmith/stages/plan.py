@@ -69,8 +69,8 @@ def _plan(
     changed = validate(Recipe, tree, "plan")
     tune, precision, adapter = changed.finetune, resolve_precision(changed.precision), changed.initialise.adapter
     found = estimate(
-        config, adapter, tune.optimizer, tune.objective, precision=precision, rows=rows, batch=tune.batch,
-        micro_batch=tune.micro_batch or tune.batch, epochs=tune.epochs, speed=speed, available=available, seed=changed.seed,
+        config, adapter, tune.optimizer, tune.objective, tune.dataset(rows, changed.seed), precision=precision, speed=speed,
+        available=available,
     )  # fmt: skip
     return Plan(" ".join((precision, adapter.kind, tune.objective.kind, tune.optimizer.kind)), settings, found)
 

@@ -20,6 +20,8 @@ class Dataset:
     """Rows of one forward and backward pass."""
     epochs: float
     seed: int
+    share: bool = True
+    """Whether what rows share from their start is computed once."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -36,13 +38,19 @@ class Dataset:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
 
     def step(self, number: int) -> list[Batch]:
-        """The micro-batches of a step, numbered from 0."""
+        """The micro-batches of a step, numbered from 0; rows that begin alike go together."""
         epoch, index = divmod(number, self.steps_per_epoch)
         chosen = self.order(epoch)[index * self.batch : (index + 1) * self.batch]
-        rows = sorted((self.rows[row] for row in chosen), key=len)
-        return [Batch.of(rows[start : start + self.micro_batch]) for start in range(0, len(rows), self.micro_batch)]
+        rows = sorted((self.rows[row] for row in chosen), key=_beginning if self.share else len)
+        starts = range(0, len(rows), self.micro_batch)
+        return [Batch.of(rows[start : start + self.micro_batch], self.share) for start in starts]
 
     def from_step(self, first: int) -> Iterator[list[Batch]]:
         """The steps from `first` to the end."""
         for number in range(first, self.steps):
             yield self.step(number)
+
+
+def _beginning(row: Row) -> tuple[bytes, int]:
+    """Sorts equal beginnings next to each other."""
+    return row.sequences[0].tokens.tobytes(), len(row)
