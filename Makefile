@@ -32,6 +32,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python benchmarks/readme.py --check
 
 # The peer gets an environment of its own, with its own versions.
 .venv-trl:

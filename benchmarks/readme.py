@@ -1,0 +1,64 @@
+"""Writes the figures of committed results into the README, between its marks: `python benchmarks/readme.py [--check]`."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
+
+
+def minutes(seconds: float) -> str:
+    """A time for people."""
+    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def measured(result: dict[str, Any]) -> str:
+    """Where and when."""
+    place = result["environment"]
+    versions = f"torch {place['torch']}, transformers {place['transformers']}"
+    return f"{place['cores']} cores of {place['processor']}, {versions}, {result['date']}"
+
+
+def first_run(result: dict[str, Any]) -> str:
+    """What the two commands take, and what came out."""
+    quick, test = result["quickstart"], result["test"]
+    found, stages = quick["evaluated"], quick["seconds"]
+    tuned, svm = (found["systems"][name] for name in ("tuned", "svm"))
+    gain = found["differences"]["tuned - svm"]
+    spent = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in stages.items() if seconds and seconds >= 1)
+    return f"""| command | set-up | then | disk space |
+|---|---|---|---|
+| `make quickstart` | {minutes(quick["install_seconds"])} | {minutes(quick["run_seconds"])} | {quick["megabytes"]:,} MB |
+| `make test`, after it | with the rest | {minutes(test["seconds"])} | {test["megabytes"]:,} MB |
+
+The quickstart's model gets {tuned["value"]:.1f} % of the attributes right (95 % interval {tuned["low"]:.1f} to {tuned["high"]:.1f}), an SVM trained on the same rows
+{svm["value"]:.1f} %: {gain["value"]:.1f} points more (interval {gain["low"]:+.1f} to {gain["high"]:+.1f}). Its time: {spent}.
+Measured on {measured(result)} (`python benchmarks/first_run.py`)."""
+
+
+FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {"first_run": first_run}
+
+
+def written(text: str) -> str:
+    """The README with every marked part brought up to date."""
+    for name, write in FIGURES.items():
+        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        before, rest = text.split(start)
+        text = before + start + write(json.loads((RESULTS / f"{name}.json").read_text())) + end + rest.split(end)[1]
+    return text
+
+
+def main() -> None:
+    """Write, or say what is out of date."""
+    before = README.read_text()
+    after = written(before)
+    if "--check" in sys.argv and before != after:
+        raise SystemExit("README.md does not hold the committed results' figures; run: python benchmarks/readme.py")
+    README.write_text(after)
+
+
+if __name__ == "__main__":
+    main()
