@@ -42,6 +42,7 @@ lint: $(VENV)/dev
 
 bench: $(VENV)/core .venv-trl
 	$(BIN)/python benchmarks/sft.py --peer .venv-trl/bin/python
+	$(BIN)/python benchmarks/generation.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/gpu.py
 
 # The reference is written anew from the code, then the site is built into site/.

@@ -1,4 +1,4 @@
-"""tunesmith's side of the SFT benchmark: `python ours.py --steps 8 [--generic] [--no-sharing] [--model FOLDER]`."""
+"""tunesmith's side of the SFT benchmark: `python ours.py [--full] [--fp32] [--generic] [--no-sharing]`."""
 
 import time
 
@@ -11,6 +11,7 @@ from rows import ALPHA, BATCH, LEARNING_RATE, RANK, ROWS, SEED, messages, report
 from tunesmith.data.example import Example  # noqa: E402
 from tunesmith.data.render import Renderer  # noqa: E402
 from tunesmith.methods.adapters import trainable  # noqa: E402
+from tunesmith.methods.adapters.full import Full  # noqa: E402
 from tunesmith.methods.adapters.lora import LoRA  # noqa: E402
 from tunesmith.methods.objectives.sft import SFT  # noqa: E402
 from tunesmith.methods.optimizers.adamw import AdamW  # noqa: E402
@@ -25,17 +26,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--generic", action="store_true", help="transformers' own layers")
+    parser.add_argument("--no-sharing", action="store_true", help="every row whole")
+    parser.add_argument("--full", action="store_true", help="all weights learn")
+    parser.add_argument("--fp32", action="store_true")
     given = parser.parse_args()
-    loaded = load(given.model)
+    loaded = load(given.model, "fp32" if given.fp32 else "bf16")
     loaded.fuse = not given.generic
     renderer = Renderer(loaded.tokenizer)
     rows = [
         renderer.row(Example(f"train:{number}", tuple(talk[:-1]), ((talk[-1],),)))
         for number, talk in enumerate(messages())
     ]
-    LoRA(rank=RANK, alpha=ALPHA).attach(loaded, SEED)
+    (Full() if given.full else LoRA(rank=RANK, alpha=ALPHA)).attach(loaded, SEED)
     optimizer = AdamW(learning_rate=LEARNING_RATE, weight_decay=0.0).build(trainable(loaded.model))
-    data = Dataset(rows, BATCH, BATCH, given.steps * BATCH / ROWS, SEED)
+    data = Dataset(rows, BATCH, BATCH, given.steps * BATCH / ROWS, SEED, share=not given.no_sharing)
     steps, losses = [], []
     wall, cpu, first = time.perf_counter(), time.process_time(), 0.0
     for step in train(loaded, SFT(), data.from_step(0), optimizer, lambda _: 1.0, seed=SEED):

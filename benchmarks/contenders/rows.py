@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,5 +37,34 @@ def report(steps: list[dict[str, float]], started: float, first: float, losses: 
         "losses": losses,
         "steps": steps,
         **more,
+    }
+    print("RESULT " + json.dumps(result), flush=True)
+
+
+MOST = 48
+"""New tokens of an answer."""
+REPEATS = 3
+
+
+def answered(once: Callable[[], list[list[int]]]) -> tuple[list[float], list[list[int]]]:
+    """Seconds of some repetitions after a first one that does not count, and the answers' tokens."""
+    answers, seconds = once(), []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        answers = once()
+        seconds.append(time.perf_counter() - start)
+    return seconds, answers
+
+
+def report_generation(seconds: list[float], answers: list[list[int]], given: int) -> None:
+    """Print one JSON line."""
+    middle, made = statistics.median(seconds), sum(map(len, answers))
+    result = {
+        "tokens_per_second": made / middle,
+        "milliseconds_per_step": 1000 * middle / max(map(len, answers)),
+        "seconds": seconds,
+        "new_tokens": made,
+        "prompt_tokens": given,
+        "peak_rss_mb": peak_megabytes(),
     }
     print("RESULT " + json.dumps(result), flush=True)

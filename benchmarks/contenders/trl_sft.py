@@ -1,4 +1,4 @@
-"""TRL's side of the SFT benchmark: `python trl_sft.py --model FOLDER --steps 8 [--best]`, as its documentation has it.
+"""TRL's side of the SFT benchmark: `python trl_sft.py --model FOLDER --steps 8 [--best] [--full] [--fp32]`, as its documentation has it.
 
 Default: SFTTrainer with a LoraConfig and nothing else said. Best: what its documentation and a search of settings on this work find fastest on
 a CPU: bf16 autocast, no gradient checkpointing, rows of like length together.
@@ -49,18 +49,22 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--best", action="store_true")
+    parser.add_argument("--full", action="store_true", help="all weights learn")
+    parser.add_argument("--fp32", action="store_true", help="no autocast")
     given = parser.parse_args()
+    chosen = BEST if given.best else {"bf16": False, "gradient_checkpointing": False} if given.fp32 else {}
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
     talks = [{"prompt": talk[:-1], "completion": talk[-1:]} for talk in messages()]
     config = SFTConfig(
         output_dir="/tmp/trl-benchmark", per_device_train_batch_size=BATCH, max_length=512, max_steps=given.steps, use_cpu=True,
         report_to="none", save_strategy="no", logging_steps=1, learning_rate=LEARNING_RATE, lr_scheduler_type="constant", seed=SEED,
-        disable_tqdm=True, dataloader_pin_memory=False, **(BEST if given.best else {}),
+        disable_tqdm=True, dataloader_pin_memory=False, **chosen,
     )  # fmt: skip
     clock = Clock()
     trainer = SFTTrainer(
         given.model, args=config, train_dataset=Dataset.from_list(talks), callbacks=[clock],
         processing_class=AutoTokenizer.from_pretrained(given.model),
-        peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=None if given.full else lora,
     )  # fmt: skip
     tokens: list[int] = []
     collate = trainer.data_collator

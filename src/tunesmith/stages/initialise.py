@@ -12,13 +12,18 @@ from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.data.render import Renderer
+from tunesmith.kernels import native
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.adapters.lora import LoRA
-from tunesmith.models.forward import padded_logps, token_logps
+from tunesmith.models.forward import generic_logps, padded_logps, token_logps
 from tunesmith.models.load import Loaded, Precision, fingerprint, load, parameters
 
 SAMPLE = 6
 """Rows that the packed forward pass is compared with the padded one on."""
+PACKED = 1e-3
+"""Largest difference of the loss between them: the order of operations is the same, in whatever precision."""
+ROUNDED = 0.25
+"""Of log-probabilities in bf16, root mean square: fused and plain operations are each 0.05 to 0.07 away from fp32 (SmolLM2-135M)."""
 
 
 class Initialise(Spec):
@@ -103,15 +108,19 @@ def _reference(tokenizer: Any, renderer: Renderer, example: Example) -> bool:
 
 @torch.no_grad()
 def check_packing(proof: Proof, loaded: Loaded, rows: list[Row]) -> None:
-    """The claim that a forest batch has the loss of the padded one."""
+    """The claims that a forest batch has the loss of the padded one, by the same arithmetic, and that the arithmetic of training agrees with it."""
     if not loaded.forest:
         return
-    batch = Batch.of(rows[:SAMPLE])
-    packed, padded = float(-token_logps(loaded, batch).mean()), float(-padded_logps(loaded, batch).mean())
-    tolerance = 1e-4 if loaded.precision == "fp32" else 2e-2
+    batch, single = Batch.of(rows[:SAMPLE]), loaded.precision == "fp32"
+    with native.disabled():
+        plain_M = generic_logps(loaded, batch)
+    packed, padded = float(-plain_M.mean()), float(-padded_logps(loaded, batch).mean())
     proof.claim(
-        "packed loss = padded loss", abs(packed - padded) < tolerance, packed=packed, padded=padded, tolerance=tolerance
+        "packed loss = padded loss", abs(packed - padded) < PACKED, packed=packed, padded=padded, tolerance=PACKED
     )
+    apart = float((token_logps(loaded, batch) - plain_M).square().mean().sqrt())
+    tolerance = 1e-3 if single else ROUNDED
+    proof.claim("training computes what the model computes", apart < tolerance, rms_gap=apart, tolerance=tolerance)
 
 
 @torch.no_grad()
