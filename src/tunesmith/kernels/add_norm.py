@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .arena import kept
 
 
 def add_norm(
@@ -46,7 +47,7 @@ class _AddNorm(torch.autograd.Function):
         ctx: Any, residual_TD: Tensor, update_TD: Tensor | None, weight_D: Tensor, eps: float, dtype: torch.dtype, room: int
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows, width = residual_TD.shape
-        out_TW = residual_TD.new_empty(rows, width + room, dtype=dtype)
+        out_TW = kept(residual_TD, rows, width + room, dtype)
         sum_TD, scale_T = torch.empty_like(residual_TD), residual_TD.new_empty(rows)
         native.run(
             "add_norm", dtype, residual_TD, update_TD, weight_D, sum_TD, out_TW, width + room, scale_T, rows, width, eps

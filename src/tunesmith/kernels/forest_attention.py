@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .arena import kept
 
 KEYS, DEEP = 64, 16
 """Keys of a tile, and what the kernel rounds a head's width up to at most."""
@@ -240,7 +241,7 @@ class _RotaryAttention(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         joint_TP = joint_TP.data  # what made it does not read it again
         rotate(joint_TP, cosine_TR, sine_TR, heads)
-        out_TW = joint_TP.new_empty(len(joint_TP), heads.count * heads.width + room)
+        out_TW = kept(joint_TP, len(joint_TP), heads.count * heads.width + room)
         out_TW[:, heads.count * heads.width :] = 0
         lse_TH = _attend(*heads.split(joint_TP), heads.columns(out_TW), paths, shape)
         ctx.heads, ctx.paths, ctx.shape = heads, paths, shape

@@ -55,8 +55,8 @@ class _GatedLinear(torch.autograd.Function):
         rows, width = gate_up_TG.shape[0], gate_up_TG.shape[1] // 2
         input_TJ = glu(gate_up_TG, ctx.activation, ctx.joint.room)
         input_TJ[:, width:] = inner_TR
-        needed = ctx.needs_input_grad
-        grad_TJ, _, *rest = joint_backward(grads[0], input_TJ, ctx.joint, (needed[0], needed[2], *needed[3:]))
+        moving, _, _, *learning = ctx.needs_input_grad
+        grad_TJ, *learnt = joint_backward(grads[0], input_TJ, ctx.joint, moving, learning)
         grad_TG = None
         if grad_TJ is not None:
             grad_TG = torch.empty_like(gate_up_TG)
@@ -71,4 +71,4 @@ class _GatedLinear(torch.autograd.Function):
                 width,
                 KINDS[ctx.activation],
             )
-        return grad_TG, None, None, *rest
+        return grad_TG, None, None, *learnt

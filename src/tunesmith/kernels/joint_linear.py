@@ -5,12 +5,15 @@ rounded once. Apart, a bf16 layer rounds the base output first and then adds a c
 early updates are lost.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+from .arena import kept
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,12 @@ class Joint:
         return len(self.down_RI)
 
 
-def joint_linear(input_TJ: Tensor, joint: Joint) -> Tensor:
+def joint_linear(input_TJ: Tensor, joint: Joint, keep: bool = False) -> Tensor:
     """Outputs [T, O] of all parts side by side; the last R columns of the input are overwritten.
 
-    Hu et al., 2021 (arXiv:2106.09685), eq. 3: W x + s B A x.
+    Hu et al., 2021 (arXiv:2106.09685), eq. 3: W x + s B A x. With `keep`, the next operation keeps the outputs for its backward.
     """
-    out: Tensor = _JointLinear.apply(input_TJ, joint, *joint.learnt)  # type: ignore[no-untyped-call]
+    out: Tensor = _JointLinear.apply(input_TJ, joint, keep, *joint.learnt)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -68,16 +71,23 @@ def reference(x_TI: Tensor, joint: Joint) -> Tensor:
 
 class _JointLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input_TJ: Tensor, joint: Joint, *learnt: Tensor | None) -> Tensor:
+    def forward(ctx: Any, input_TJ: Tensor, joint: Joint, keep: bool, *learnt: Tensor | None) -> Tensor:
         input_TJ = input_TJ.data  # the free columns belong to this operation: writing them spoils nobody's backward
         fill(input_TJ, joint)
         ctx.save_for_backward(input_TJ)
         ctx.joint = joint
-        return linear(input_TJ, joint.weight_OJ, joint.bias_O)
+        if not keep:
+            return linear(input_TJ, joint.weight_OJ, joint.bias_O)
+        out = kept(input_TJ, len(input_TJ), len(joint.weight_OJ))
+        if joint.bias_O is None:
+            return torch.mm(input_TJ, joint.weight_OJ.t(), out=out)
+        return torch.addmm(joint.bias_O, input_TJ, joint.weight_OJ.t(), out=out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return joint_backward(grads[0], ctx.saved_tensors[0], ctx.joint, ctx.needs_input_grad)
+        moving, _, _, *learning = ctx.needs_input_grad
+        grad_TJ, *learnt = joint_backward(grads[0], ctx.saved_tensors[0], ctx.joint, moving, learning)
+        return grad_TJ, None, None, *learnt
 
 
 def fill(input_TJ: Tensor, joint: Joint) -> None:
@@ -88,12 +98,12 @@ def fill(input_TJ: Tensor, joint: Joint) -> None:
 
 
 def joint_backward(
-    grad_TO: Tensor, input_TJ: Tensor, joint: Joint, needed: tuple[bool, ...]
+    grad_TO: Tensor, input_TJ: Tensor, joint: Joint, moving: bool, learning: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of (input, joint, *learnt) as autograd wants them; `needed` says which."""
+    """Gradients of the input, if it is `moving`, and of what is learnt, where it is `learning`."""
     width = joint.down_RI.shape[1]
     grad_TJ, inner_TR = None, None
-    if needed[0]:
+    if moving:
         grad_TJ = grad_TO @ joint.weight_OJ
         if joint.room:
             inner_TR = grad_TJ[:, width:].contiguous()
@@ -102,14 +112,14 @@ def joint_backward(
         inner_TR = grad_TO @ joint.weight_OJ[:, width:]
     down_grad_RI = inner_TR.t() @ input_TJ[:, :width] if inner_TR is not None else None
     found = [
-        _part_backward(part, grad_TO, input_TJ, width, down_grad_RI, needed[2 + 4 * number : 6 + 4 * number])
+        _part_backward(part, grad_TO, input_TJ, width, down_grad_RI, learning[4 * number : 4 * number + 4])
         for number, part in enumerate(joint.parts)
     ]
-    return grad_TJ, None, *(gradient for part in found for gradient in part)
+    return grad_TJ, *(gradient for part in found for gradient in part)
 
 
 def _part_backward(
-    part: Part, grad_TO: Tensor, input_TJ: Tensor, width: int, down_grad_RI: Tensor | None, needed: tuple[bool, ...]
+    part: Part, grad_TO: Tensor, input_TJ: Tensor, width: int, down_grad_RI: Tensor | None, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of one part's weight, bias, A and B, float32."""
     grad = grad_TO[:, part.rows]

@@ -7,11 +7,13 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from .arena import the_arena
+
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Options of glibc's mallopt(3)."""
 LARGEST = 32 << 20
 """Blocks beyond this are mapped one by one whatever is asked for."""
-PRODUCTS = 256
+PRODUCTS = 128
 """Matrix products, each of one shape, that oneDNN keeps compiled: a step's and some more. Each takes half a megabyte, and torch would keep 1,024."""
 
 
@@ -30,14 +32,22 @@ def keep_steady() -> None:
             mallopt(option, value)
 
 
+def give_back() -> None:
+    """Hand what is not in use to the system."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+    arena = the_arena()
+    if arena is not None:
+        arena.give_back()
+
+
 class Peak:
     """The most memory that the process held since this was made."""
 
     STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
     def __init__(self) -> None:
-        if platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier stages freed is not this one's
+        give_back()  # what earlier stages freed is not this one's
         with suppress(
             OSError
         ):  # a system without it, or one that forbids it: then the peak is that of the whole process

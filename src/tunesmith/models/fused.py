@@ -13,6 +13,7 @@ from torch import Tensor
 from tunesmith.data.batch import Forest
 from tunesmith.kernels import native
 from tunesmith.kernels.add_norm import add_norm
+from tunesmith.kernels.arena import kept_together
 from tunesmith.kernels.forest_attention import rotary_attention
 from tunesmith.kernels.gated_linear import gated_linear
 from tunesmith.kernels.head import capped
@@ -91,6 +92,10 @@ class Decoder:
             nodes_M: int64; repeated nodes are allowed.
             take: if given, it is called with each layer's keys and values.
         """
+        with kept_together():
+            return self._pass(forest, nodes_M, take)
+
+    def _pass(self, forest: Forest, nodes_M: Tensor, take: Take | None) -> Tensor:
         residual, update = self.embed(forest.tokens_N), None
         angles = self.angles(forest.depth_N, residual)
         for number, block in enumerate(self.blocks):
@@ -108,14 +113,14 @@ class Decoder:
     def project(self, block: Block, residual: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
         """What comes before a block's attention: the residual, and queries, keys and values side by side."""
         residual, normed = self._norm(block.before_attention, residual, update, block.joint.joint.room)
-        return residual, self._head_norms(block, joint_linear(normed, block.joint.joint))
+        return residual, self._head_norms(block, joint_linear(normed, block.joint.joint, keep=True))
 
     def feed(self, block: Block, residual: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
         """What follows a block's attention: the residual, and what is still to be added to it."""
         update = joint_linear(attended, block.out.joint)
         update = self._post(block.after_attention, update)
         residual, normed = self._norm(block.before_feedforward, residual, update, block.gate_up.joint.room)
-        gate_up = joint_linear(normed, block.gate_up.joint)
+        gate_up = joint_linear(normed, block.gate_up.joint, keep=True)
         update = gated_linear(gate_up, block.activation, block.down.joint)
         return residual, self._post(block.after_feedforward, update)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import sha256
-from tunesmith.kernels.memory import keep_steady
+from tunesmith.kernels.memory import give_back, keep_steady
 from tunesmith.kernels.products import fast_float32
 
 from . import attention, fused
@@ -47,6 +47,7 @@ class Loaded:
         held = self._decoder
         if held is None or held.dtype != dtype or held.key != fused.structure(self.model):
             self._decoder = held = fused.Decoder(self.model, dtype)
+            give_back()  # the weights it took over, and what loading left
         else:
             held.refresh()
         return held

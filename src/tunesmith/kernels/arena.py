@@ -1,0 +1,95 @@
+"""Room for what a forward pass keeps for its backward: one mapping, filled from its start at every step.
+
+Batches differ in length, so blocks that are freed after one step do not fit the next, and an allocator's memory grows by a third beyond what is ever in
+use. Here the sum of what one pass keeps is all there is, in huge pages where the system has them.
+"""
+
+import mmap
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+import psutil
+import torch
+from torch import Tensor
+
+ALIGNED = 128
+NORESERVE = 0x4000
+"""mmap(2): addresses only; a page takes memory when it is first written."""
+
+
+class Arena:
+    """Serves one pass at a time: whoever keeps a tensor of it keeps it busy."""
+
+    def __init__(self, size: int) -> None:
+        self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self.map.madvise(mmap.MADV_HUGEPAGE)
+        self._user: weakref.ref[memoryview] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a tensor of the last pass still lives."""
+        return self._user is not None and self._user() is not None
+
+    def open(self) -> "Filling | None":
+        """A new pass; None while tensors of the last one live."""
+        if self.busy:
+            return None
+        view = memoryview(self.map)
+        self._user = weakref.ref(view)
+        return Filling(view)
+
+    def give_back(self) -> None:
+        """Hand its pages to the system."""
+        if not self.busy:
+            self.map.madvise(mmap.MADV_DONTNEED)
+
+
+class Filling:
+    """A pass under way."""
+
+    def __init__(self, view: memoryview) -> None:
+        self.view, self.used = view, 0
+
+    def take(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor | None:
+        """A matrix, not initialised; None if there is no room left."""
+        start, size = self.used, rows * columns * dtype.itemsize
+        if start + size > len(self.view) or not size:
+            return None
+        self.used = start + -(-size // ALIGNED) * ALIGNED
+        return torch.frombuffer(self.view, dtype=dtype, count=rows * columns, offset=start).view(rows, columns)
+
+
+@cache
+def the_arena() -> Arena | None:
+    """The process's; None where the system does not hand out addresses without memory."""
+    try:
+        return Arena(psutil.virtual_memory().total)
+    except (OSError, ValueError):
+        return None
+
+
+_filling: ContextVar[Filling | None] = ContextVar("filling", default=None)
+
+
+@contextmanager
+def kept_together() -> Iterator[None]:
+    """Within this block, what `kept` hands out lies in the arena, unless another pass's tensors live there."""
+    arena = the_arena() if torch.is_grad_enabled() else None
+    token = _filling.set(arena.open() if arena is not None else None)
+    try:
+        yield
+    finally:
+        _filling.reset(token)
+
+
+def kept(like: Tensor, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
+    """A matrix for what the backward will read, not initialised, beside `like`."""
+    filling = _filling.get()
+    found = (
+        filling.take(rows, columns, dtype or like.dtype) if filling is not None and like.device.type == "cpu" else None
+    )
+    return found if found is not None else like.new_empty(rows, columns, dtype=dtype or like.dtype)
