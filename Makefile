@@ -41,8 +41,9 @@ lint: $(VENV)/dev
 	.venv-trl/bin/python -m pip install --quiet trl==1.16.* peft==0.21.* transformers==5.23.* datasets
 
 bench: $(VENV)/core .venv-trl
-	$(BIN)/python benchmarks/sft.py --peer .venv-trl/bin/python
+	$(BIN)/python benchmarks/training.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/generation.py --peer .venv-trl/bin/python
+	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/gpu.py
 
 # The reference is written anew from the code, then the site is built into site/.

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).parents[2] / "examples" / "debtags" / "train.jsonl.gz"
+PAIRS = 4
+"""Pairs of a step that learns preferences."""
 ROWS, BATCH, RANK, ALPHA, LEARNING_RATE, SEED = 400, 8, 16, 32, 2e-4, 0
 WARM = 2
 """Steps that do not count: caches fill, shapes are compiled."""
@@ -18,6 +20,16 @@ def messages() -> list[list[dict[str, Any]]]:
     """The conversations, each ending in its answer."""
     with gzip.open(DATA, "rt", encoding="utf-8") as lines:
         return [json.loads(line)["messages"] for line, _ in zip(lines, range(ROWS), strict=False)]
+
+
+def preferences() -> list[tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]]:
+    """Prompt, chosen and rejected answer: a row's own and that of the next row with another."""
+    talks = messages()
+    answers = [talk[-1] for talk in talks]
+    return [
+        (talk[:-1], talk[-1], next(other for other in answers[number:] + answers if other != talk[-1]))
+        for number, talk in enumerate(talks)
+    ]
 
 
 def peak_megabytes() -> int:

@@ -43,6 +43,25 @@ class Clock(TrainerCallback):
             self.losses.append(logs["loss"])
 
 
+def timed(trainer: Any, clock: Clock) -> None:
+    """Train and report, counting the tokens that are no padding."""
+    tokens: list[int] = []
+    collate = trainer.data_collator
+
+    def counted(rows: Any) -> Any:
+        batch = collate(rows)
+        tokens.append(int(batch["attention_mask"].sum()))
+        return batch
+
+    trainer.data_collator = counted
+    trainer.train()
+    steps = [
+        {"tokens": count, "seconds": end[0] - start[0], "cpu": end[1] - start[1]}
+        for count, start, end in zip(tokens, clock.ends, clock.ends[1:], strict=False)
+    ]
+    report(steps, STARTED, clock.ends[1][0], clock.losses)
+
+
 def main() -> None:
     """Train and report."""
     parser = argparse.ArgumentParser()
@@ -66,21 +85,7 @@ def main() -> None:
         processing_class=AutoTokenizer.from_pretrained(given.model),
         peft_config=None if given.full else lora,
     )  # fmt: skip
-    tokens: list[int] = []
-    collate = trainer.data_collator
-
-    def counted(rows: Any) -> Any:
-        batch = collate(rows)
-        tokens.append(int(batch["attention_mask"].sum()))
-        return batch
-
-    trainer.data_collator = counted
-    trainer.train()
-    steps = [
-        {"tokens": count, "seconds": end[0] - start[0], "cpu": end[1] - start[1]}
-        for count, start, end in zip(tokens, clock.ends, clock.ends[1:], strict=False)
-    ]
-    report(steps, STARTED, clock.ends[1][0], clock.losses)
+    timed(trainer, clock)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def fresh(build):
 
 @pytest.fixture
 def batch(random_rows):
-    return Batch.of(random_rows(3, answers=2))
+    return Batch.of(random_rows(3, answers=2, reference_0=-9.0, reference_1=-11.0))
 
 
 def logits(loaded):
@@ -168,7 +168,7 @@ class TestEveryAdapter:
 @pytest.mark.parametrize("member", members(Objective))
 def test_every_objective_is_a_sum_over_what_it_counts(member, fresh, random_rows):
     """Micro-batches add up to the batch: losses, counts and gradients."""
-    rows = random_rows(3, answers=2)
+    rows = random_rows(3, answers=2, reference_0=-9.0, reference_1=-11.0)
     objective = member()
     loaded = fresh()
     whole = objective(loaded, Batch.of(rows))

@@ -116,6 +116,11 @@ class Batch:
         """M, the count of supervised tokens."""
         return len(self.target_M)
 
+    def per_sequence(self, values_M: Tensor) -> Tensor:
+        """Sums [S] over the supervised tokens of each sequence, in float32; differentiable."""
+        sums_S = values_M.new_zeros(len(self.row_S), dtype=torch.float32)
+        return sums_S.index_add(0, self.sequence_M.to(values_M.device), values_M.float())
+
     def to(self, device: torch.device) -> "Batch":
         """The same with what a forward pass reads on a device."""
         forest, source_M, target_M = self.forest.to(device), self.source_M.to(device), self.target_M.to(device)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -14,6 +14,8 @@ from tunesmith.base import DataError
 from .example import Example, Message, Row, Sequence
 
 Ids = list[int]
+Pieces = list[tuple[int | str, bool]]
+"""What a conversation renders to, special tokens by their ids and the text between them, each with whether it is learnt."""
 
 
 class Renderer:
@@ -36,30 +38,57 @@ class Renderer:
         Raises:
             DataError: the template cannot render it, ignores its tools, or nothing in it is to be learnt.
         """
+        (found,) = self.rows([example])
+        if isinstance(found, DataError):
+            raise found
+        return found
+
+    def rows(self, examples: Iterable[Example]) -> list[Row | DataError]:
+        """As `row` for each of many, encoded together; an example that cannot be used gives the error instead."""
+        planned: list[tuple[Example, list[Pieces] | DataError]] = []
+        for example in examples:
+            try:
+                planned.append((example, self._plan(example)))
+            except DataError as error:
+                planned.append((example, error))
+        wanted = [pieces for _, plan in planned if not isinstance(plan, DataError) for pieces in plan]
+        encoded = self._encode_all({piece for pieces in wanted for piece, _ in pieces if isinstance(piece, str)})
+        return [plan if isinstance(plan, DataError) else self._row(example, plan, encoded) for example, plan in planned]
+
+    def _plan(self, example: Example) -> list[Pieces]:
+        """The pieces of each of an example's sequences."""
         if example.text is not None:
-            sequences: tuple[Sequence, ...] = (self._plain(example.text),)
-        else:
-            if example.tools:
-                self._check_tools(example)
-            sequences = tuple(self._sequence(example.prompt, answer, example.tools) for answer in example.answers)
+            return [self._plain(example.text)]
+        if example.tools:
+            self._check_tools(example)
+        first, tools = len(example.prompt), example.tools
+        return [self._conversation((*example.prompt, *answer), tools, False, first) for answer in example.answers]
+
+    def _row(self, example: Example, plan: list[Pieces], encoded: Mapping[str, Ids]) -> Row | DataError:
+        sequences = tuple(self._sequence(*_laid(pieces, encoded), plain=example.text is not None) for pieces in plan)
         if not all(sequence.learn.any() for sequence in sequences):
-            raise DataError("nothing to learn: no assistant text")
+            return DataError("nothing to learn: no assistant text")
         return Row(example.origin, sequences, dict(example.columns))
 
     def prompt(self, messages: Iterable[Message], tools: Iterable[dict[str, Any]] = ()) -> Ids:
         """Tokens after which the model is to answer `messages`."""
-        ids, _ = self._conversation(tuple(messages), tuple(tools), open_ended=True)
+        pieces = self._conversation(tuple(messages), tuple(tools), open_ended=True)
+        ids, _ = _laid(pieces, self._encode_all({piece for piece, _ in pieces if isinstance(piece, str)}))
         return ids
 
     def encode(self, text: str) -> Ids:
         """Tokens of plain text in which nothing is special."""
-        backend = self.tokenizer.backend_tokenizer
+        return self._encode_all({text})[text]
+
+    def _encode_all(self, texts: Iterable[str]) -> dict[str, Ids]:
+        """The same for many, on all cores."""
+        backend, ordered = self.tokenizer.backend_tokenizer, list(texts)
         backend.encode_special_tokens = True
         try:
-            found: Ids = backend.encode(text, add_special_tokens=False).ids
+            found = backend.encode_batch_fast(ordered, add_special_tokens=False)
         finally:
             backend.encode_special_tokens = False
-        return found
+        return {text: one.ids for text, one in zip(ordered, found, strict=True)}
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of tokens, special ones left out."""
@@ -83,24 +112,18 @@ class Renderer:
         after = self._pieces(rest.partition("b")[2])
         return next((piece for piece in after if isinstance(piece, int)), None)
 
-    def _plain(self, text: str) -> Sequence:
-        start = [self.tokenizer.bos_token_id] if self._adds_bos else []
-        ids = [*start, *self.encode(text), self.tokenizer.eos_token_id]
-        learn = np.ones(len(ids), dtype=bool)
-        learn[0] = False
-        return Sequence(np.array(ids, dtype=np.int32), learn)
+    def _plain(self, text: str) -> Pieces:
+        start: Pieces = [(self.tokenizer.bos_token_id, False)] if self._adds_bos else []
+        return [*start, (text, True), (self.tokenizer.eos_token_id, True)]
 
     @cached_property
     def _adds_bos(self) -> bool:
         """Whether this tokenizer begins every text with its beginning-of-sequence token."""
         return bool(self.tokenizer("a").input_ids[:1] == [self.tokenizer.bos_token_id])
 
-    def _sequence(
-        self, prompt: tuple[Message, ...], answer: tuple[Message, ...], tools: tuple[dict[str, Any], ...]
-    ) -> Sequence:
-        ids, learn = self._conversation((*prompt, *answer), tools, open_ended=False, first=len(prompt))
+    def _sequence(self, ids: Ids, learn: list[bool], plain: bool) -> Sequence:
         mask = np.array(learn, dtype=bool)
-        if self.supervise == "all":
+        if plain or self.supervise == "all":
             mask[:] = True
         last = (
             int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else len(ids)
@@ -110,13 +133,12 @@ class Renderer:
 
     def _conversation(
         self, messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...], open_ended: bool, first: int = 0
-    ) -> tuple[Ids, list[bool]]:
-        """Tokens and learn mask; messages before `first` are never learnt."""
+    ) -> Pieces:
+        """Pieces of a rendered conversation; messages before `first` are never learnt."""
         guard = self._guard((messages, tools))
         messages = tuple(self._guarded(message, guard) for message in messages)
         tools = tuple(self._guarded(tool, guard) for tool in tools)
-        ids: Ids = []
-        learn: list[bool] = []
+        found: Pieces = []
         done = ""
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -125,18 +147,19 @@ class Renderer:
             after = self._render(messages[: number + 1], tools, False)
             if not (before.startswith(done) and after.startswith(before)):
                 raise DataError("the chat template does not render a conversation as a continuation of its beginning")
-            context = self._ids(before[len(done) :], guard)
-            answer = self._ids(after[len(before) :], guard)
+            found += [(piece, False) for piece in self._pieces(before[len(done) :], guard)]
+            answer = self._pieces(after[len(before) :], guard)
             spoken = self._spoken(answer) if number >= first else 0
-            ids += context + answer
-            learn += [False] * len(context) + [True] * spoken + [False] * (len(answer) - spoken)
+            found += [(piece, place < spoken) for place, piece in enumerate(answer)]
             done = after
-        rest = self._ids(self._render(messages, tools, open_ended)[len(done) :], guard)
-        return ids + rest, learn + [False] * len(rest)
+        if not open_ended and messages and messages[-1]["role"] == "assistant":
+            return found
+        rest = self._pieces(self._render(messages, tools, open_ended)[len(done) :], guard)
+        return found + [(piece, False) for piece in rest]
 
-    def _spoken(self, answer: Ids) -> int:
-        """How many tokens of a rendered answer the model has to say itself: up to and with the token that ends it."""
-        closing = [place for place, token in enumerate(answer) if token in self.ends]
+    def _spoken(self, answer: list[int | str]) -> int:
+        """How many pieces of a rendered answer the model has to say itself: up to and with the token that ends it."""
+        closing = [place for place, piece in enumerate(answer) if piece in self.ends]
         return closing[-1] + 1 if closing else len(answer)
 
     def _render(self, messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...], open_ended: bool) -> str:
@@ -158,17 +181,10 @@ class Renderer:
         ends = {"assistant": self.tokenizer.eos_token}
         return start + "".join(f"{message['content']}{ends.get(message['role'], '')}\n" for message in messages)
 
-    def _ids(self, text: str, guard: str) -> Ids:
-        """Tokens of rendered text; special tokens are recognised where the template wrote them, nowhere else."""
-        ids: Ids = []
-        for piece in self._pieces(text):
-            ids += [piece] if isinstance(piece, int) else self.encode(piece.replace(guard, ""))
-        return ids
-
-    def _pieces(self, text: str) -> list[int | str]:
-        """Split rendered text at its special tokens."""
+    def _pieces(self, text: str, guard: str = "") -> list[int | str]:
+        """Split rendered text at its special tokens, which are recognised where the template wrote them, nowhere else."""
         parts = self._special_pattern.split(text) if self._special else [text]
-        return [self._special.get(part, part) for part in parts if part]
+        return [self._special.get(part, part.replace(guard, "") if guard else part) for part in parts if part]
 
     @cached_property
     def _special(self) -> dict[str, int]:
@@ -206,3 +222,14 @@ class Renderer:
             raise DataError(
                 "the model's chat template ignores tools; leave them out, or describe them in the system message"
             )
+
+
+def _laid(pieces: Pieces, encoded: Mapping[str, Ids]) -> tuple[Ids, list[bool]]:
+    """Tokens of pieces and which of them are learnt."""
+    ids: Ids = []
+    learn: list[bool] = []
+    for piece, learnt in pieces:
+        part = [piece] if isinstance(piece, int) else encoded[piece]
+        ids += part
+        learn += [learnt] * len(part)
+    return ids, learn

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
+from tunesmith.data.example import Row
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
+from tunesmith.methods.objectives.base import reference
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models.load import Loaded
 from tunesmith.models.load import parameters as count
@@ -167,6 +169,9 @@ def estimate(
     Raises:
         ModelError: the model cannot be built, or has nothing that the adapter could teach.
     """
+    if objective.references:  # their values do not matter here
+        blank = [replace(row, columns={**row.columns, **_blank(row)}) for row in data.rows]
+        data = replace(data, rows=blank)
     work = Workload(data)
     passes, loaded = Passes.of(optimizer), Loaded("plan", Path(), skeleton(config, precision), None, precision)
     parameters = count(loaded.model)
@@ -185,9 +190,13 @@ def estimate(
         steps=data.steps,
         tokens=work.tokens,
         distinct_tokens=round(work.tokens * work.shared),
-        seconds=_seconds(work, pass_, passes, speed, own),
+        seconds=_seconds(work, pass_, passes, speed, own) * (1 + objective.references / (3 * data.epochs)),
         available=available,
     )
+
+
+def _blank(row: Row) -> dict[str, float]:
+    return {reference(answer): 0.0 for answer in range(len(row.sequences))}
 
 
 def _memory(found: Footprint, own: int, gradients: int) -> dict[str, int]:

@@ -25,6 +25,7 @@ from tunesmith.models.load import Loaded, Precision, load
 from tunesmith.training import checkpoint
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import Step, train
+from tunesmith.training.reference import with_references
 from tunesmith.training.schedule import Schedule
 
 from .initialise import gap, last_logits
@@ -144,7 +145,7 @@ class Training:
             )
             name = metric.kind
         else:
-            value, lower, name = mean_loss(self.loaded, self.rows), True, "loss"
+            value, lower, name = mean_loss(self.loaded, self.rows, self.spec.objective), True, "loss"
         self.loaded.model.train()
         best = self.watch.take(step, value, lower)
         self.out.events.write("validation", step=step, metric=name, value=value, best=best)
@@ -212,15 +213,19 @@ def finetune(
 
     Raises:
         Interrupted: SIGINT or SIGTERM; the next call goes on from the step it arrived in.
+        DataError: the rows are not what the objective learns from.
         ModelError: the loss is not finite.
     """
     del searched  # its overrides are part of `spec` already
+    rows, held_out_rows = load_split(prepared.path, "train"), load_split(prepared.path, "validation")
+    spec.objective.check([*rows, *held_out_rows])
     loaded = load(model, precision)
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
     chosen.attach(loaded, seed)
-    rows = load_split(prepared.path, "train")
-    held_out = (load_examples(prepared.path, "validation"), load_split(prepared.path, "validation"))
     before = last_logits(loaded, rows)
+    if spec.objective.references:
+        rows, held_out_rows = (with_references(loaded, each) for each in (rows, held_out_rows))
+    held_out = (load_examples(prepared.path, "validation"), held_out_rows)
     training = Training(spec, loaded, rows, held_out, out, seed)
     done = training.run()
     training.keep_best()

@@ -12,6 +12,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.grading import Grader, Likelihood
 from tunesmith.grading.base import HEADLINE
 from tunesmith.methods.adapters import Adapter
+from tunesmith.methods.objectives import Objective
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.load import DTYPES, Loaded, load
@@ -70,10 +71,13 @@ def likelihoods(loaded: Loaded, rows: Sequence[Row]) -> list[Likelihood]:
     return [found[number] for number in range(len(rows))]
 
 
-def mean_loss(loaded: Loaded, rows: Sequence[Row]) -> float:
-    """Mean negative log-likelihood in nats per supervised token."""
-    found = likelihoods(loaded, rows)
-    return sum(one.loss for one in found) / sum(one.tokens for one in found)
+@torch.no_grad()
+def mean_loss(loaded: Loaded, rows: Sequence[Row], objective: Objective) -> float:
+    """An objective's loss, for each thing that it counts."""
+    loaded.model.eval()
+    order = sorted(rows, key=len)
+    batches = [Batch.of(order[start : start + ROWS]) for start in range(0, len(order), ROWS)]
+    return sum(float(objective(loaded, batch).total) for batch in batches) / sum(map(objective.count, batches))
 
 
 def grade(loaded: Loaded, examples: Sequence[Example], grader: Grader, max_tokens: int) -> float:

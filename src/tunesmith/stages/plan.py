@@ -67,6 +67,7 @@ def _plan(
     for each in settings:
         override(tree, each)
     changed = validate(Recipe, tree, "plan")
+    changed.finetune.objective.check(rows)
     tune, precision, adapter = changed.finetune, resolve_precision(changed.precision), changed.initialise.adapter
     found = estimate(
         config, adapter, tune.optimizer, tune.objective, tune.dataset(rows, changed.seed), precision=precision, speed=speed,

@@ -1,7 +1,7 @@
 """Prepare: from a person's files to examples and tokens that a model can learn from, every row accounted for."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -26,6 +26,8 @@ from tunesmith.data.tables import class_table, length_table
 from tunesmith.models.load import load_tokenizer
 
 Items = dict[str, list[Item]]
+CHUNK = 1000
+"""Rows whose texts are encoded together."""
 
 
 class Prepare(Spec):
@@ -170,9 +172,10 @@ def _tokens(
 ) -> list[tuple[Item, Row]]:
     """Items that can be learnt from, with their tokens, cut to `longest`."""
     kept = []
-    for item in items:
+    for item, whole in _rendered(items, renderer):
         try:
-            whole = renderer.row(item.example)
+            if isinstance(whole, DataError):
+                raise whole
             row = _cut(whole, longest)
         except DataError as error:
             ledger.settle(item.row, "quarantined", str(error), split=name)
@@ -184,6 +187,13 @@ def _tokens(
             ledger.settle(item.row, "used", split=name, supervised=row.supervised)
         kept.append((item, row))
     return kept
+
+
+def _rendered(items: Sequence[Item], renderer: Renderer) -> Iterator[tuple[Item, Row | DataError]]:
+    """Items with their tokens, or with why there are none."""
+    for start in range(0, len(items), CHUNK):
+        some = items[start : start + CHUNK]
+        yield from zip(some, renderer.rows(item.example for item in some), strict=True)
 
 
 def _cut(row: Row, longest: int) -> Row:

@@ -1,13 +1,14 @@
 """What an objective is: its hyper-parameters and one function."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from tunesmith.base import Family
+from tunesmith.base import DataError, Family
 from tunesmith.data.batch import Batch
+from tunesmith.data.example import Row
 from tunesmith.models.load import Loaded
 
 
@@ -21,7 +22,12 @@ class Loss(NamedTuple):
 
 
 class Objective(Family):
-    """What is minimised. A member is one file: fields, `__call__`, and perhaps `count`."""
+    """What is minimised. A member is one file: fields, `__call__`, and perhaps `count` and what it asks of rows."""
+
+    answers: ClassVar[int | None] = None
+    """How many answers each row must have; None takes any number."""
+    references: ClassVar[bool] = False
+    """Whether it reads the columns `reference(answer)`: log-probabilities of the model that training starts from."""
 
     @abstractmethod
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
@@ -30,3 +36,21 @@ class Objective(Family):
     def count(self, batch: Batch) -> int:
         """How many things `total` sums over: supervised tokens, unless a member says otherwise."""
         return batch.supervised
+
+    def check(self, rows: Iterable[Row]) -> None:
+        """Refuse rows that it cannot learn from.
+
+        Raises:
+            DataError: naming the first one.
+        """
+        for row in rows:
+            if self.answers is not None and len(row.sequences) != self.answers:
+                raise DataError(
+                    f"{row.origin}: {len(row.sequences)} answers, objective {self.kind} learns from {self.answers} (1: a demonstration, 2: chosen and "
+                    "rejected); choose another finetune.objective.kind, or give it rows of that shape"
+                )
+
+
+def reference(answer: int) -> str:
+    """Name of the column with the starting model's log-probability of a row's answer, counted from 0."""
+    return f"reference_{answer}"

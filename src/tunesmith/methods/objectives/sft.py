@@ -1,6 +1,6 @@
 """Supervised fine-tuning: next-token cross-entropy on the tokens of the answer."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tunesmith.data.batch import Batch
 from tunesmith.models.forward import token_logps
@@ -13,6 +13,7 @@ class SFT(Objective):
     """Raise the likelihood of the demonstrated answers. The first thing to try whenever you have examples of good answers."""
 
     kind: Literal["sft"] = "sft"
+    answers: ClassVar[int | None] = 1
 
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
         """Negative log-likelihood in nats, summed over supervised tokens."""

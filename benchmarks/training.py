@@ -1,6 +1,6 @@
-"""Supervised fine-tuning against TRL, whole steps on the same rows: `make bench`, or
+"""Fine-tuning against TRL, whole steps on the same rows: `make bench`, or
 
-python benchmarks/sft.py --peer .venv-trl/bin/python [--work lora full fp32] [--rounds 2]
+python benchmarks/training.py --peer .venv-trl/bin/python [--work lora full fp32 dpo] [--rounds 2]
 """
 
 from rounds import OURS, Contender, compare
@@ -34,7 +34,12 @@ WORKS = {
         "TRL best": trl("--full", "--best", "--steps", "6"),
     },
     "fp32": {OURS: ours("--fp32"), "TRL": trl("--fp32", "--steps", "6")},
+    "dpo": {
+        OURS: Contender("ours_dpo.py"),
+        "TRL default": Contender("trl_dpo.py", peer=True),
+        "TRL best": Contender("trl_dpo.py", ("--best",), peer=True),
+    },
 }
 
 if __name__ == "__main__":
-    compare(WORKS, "LoRA, full and float32 fine-tuning against TRL's.", "sft")
+    compare(WORKS, "LoRA, full, float32 and preference fine-tuning against TRL's.", "training")
