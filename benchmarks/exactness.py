@@ -24,7 +24,7 @@ from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train
 
 sys.path.insert(0, str(Path(__file__).parent / "contenders"))
-from rows import ALPHA, BATCH, LEARNING_RATE, RANK, ROWS, SEED, messages  # noqa: E402
+from rows import ALPHA, BATCH, LEARNING_RATE, RANK, ROWS, SEED, messages
 
 RESULTS = Path(__file__).parent / "results"
 
