@@ -35,7 +35,7 @@ def main() -> None:
     LoRA(rank=RANK, alpha=ALPHA).attach(loaded, SEED)
     optimizer = AdamW(learning_rate=LEARNING_RATE, weight_decay=0.0).build(trainable(loaded.model))
     wall, cpu = time.perf_counter(), time.process_time()
-    rows = with_references(loaded, rows)
+    rows = with_references(loaded, rows, PAIRS)
     share_wall, share_cpu = (time.perf_counter() - wall) / given.steps, (time.process_time() - cpu) / given.steps
     data = Dataset(rows, PAIRS, PAIRS, 1, SEED)
     steps, losses, first = [], [], 0.0

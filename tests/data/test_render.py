@@ -245,3 +245,20 @@ def test_a_template_that_rewrites_the_past_is_refused(smollm_tokenizer):
     tokenizer.chat_template = "{{ messages | length }}" + CHATML_WITH_TOOLS
     with pytest.raises(DataError, match="continuation of its beginning"):
         Renderer(tokenizer).row(Example("f:1", (user("a"),), ((assistant("b"),),)))
+
+
+def test_padding_that_a_tokenizer_was_saved_with_stays_out_of_rows(smollm_tokenizer):
+    padding = copy.deepcopy(smollm_tokenizer)
+    padding.backend_tokenizer.enable_padding(pad_id=2, pad_token="<|im_end|>")
+    padding.backend_tokenizer.enable_truncation(4)
+    example = Example("f:1", (user("a much longer question than the answer is, by far"),), ((assistant("yes"),),))
+    found, expected = (Renderer(tokenizer).row(example).sequences[0] for tokenizer in (padding, smollm_tokenizer))
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert found.learn.tolist() == expected.learn.tolist()
+
+
+def test_rows_rendered_together_are_the_rows_rendered_alone(renderer):
+    examples = [Example(f"f:{n}", (user("q" * n),), ((assistant("good " * n),),)) for n in range(1, 6)]
+    examples.append(Example("f:9", text="plain text"))
+    for together, alone in zip(renderer.rows(examples), map(renderer.row, examples), strict=True):
+        assert [one.tokens.tolist() for one in together.sequences] == [one.tokens.tolist() for one in alone.sequences]

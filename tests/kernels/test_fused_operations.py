@@ -63,6 +63,24 @@ def test_add_norm(dtype, width, updated, room):
     )
 
 
+def test_add_norm_of_rows_that_do_not_lie_together():
+    wide = torch.randn(5, 24)
+    compare(
+        lambda x, w: add_norm(x[:, :8], None, w, 1e-5, torch.float32),
+        lambda x, w: add_norm_reference(x[:, :8], None, w, 1e-5, torch.float32),
+        (wide, torch.rand(8) + 0.5),
+        torch.float32,
+    )
+
+
+def test_second_derivatives_are_refused():
+    x = torch.randn(3, 8, requires_grad=True)
+    _, normed = add_norm(x, None, torch.ones(8), 1e-5, torch.float32)
+    (gradient,) = torch.autograd.grad(normed.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_add_norm_when_only_the_norm_is_used():
     tensors = torch.randn(5, 8), torch.randn(5, 8), torch.rand(8) + 0.5
     compare(

@@ -28,7 +28,7 @@ def tuned(build):
 
 @pytest.fixture
 def pairs(tuned, random_rows):
-    return with_references(tuned, random_rows(6, answers=2))
+    return with_references(tuned, random_rows(6, answers=2), 4)
 
 
 def test_references_are_what_the_model_says_of_each_answer_alone(tuned, pairs):

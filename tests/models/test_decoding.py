@@ -9,6 +9,7 @@ from tunesmith.kernels import native
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.models.decoding import FusedDecoding, GenericDecoding
+from tunesmith.models.generate import Sampling, generate
 
 ARCHITECTURES = {
     "llama": {},
@@ -18,6 +19,7 @@ ARCHITECTURES = {
     "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8},
     "gemma3_text": {"sliding_window": 6, "query_pre_attn_scalar": 8},
     "phi3": {},
+    "one key head": {"kind": "gemma3_text", "num_key_value_heads": 1, "query_pre_attn_scalar": 8},
 }
 ADAPTERS = {"none": None, "lora": LoRA(rank=3), "full": Full()}
 STEPS = 6
@@ -52,7 +54,7 @@ def steps(loaded, kind):
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_a_compiled_step_is_the_models_own(kind, adapter, build):
-    loaded = build(kind, spread=0.3, vocab_size=97, **ARCHITECTURES[kind])
+    loaded = build(**{"kind": kind, "spread": 0.3, "vocab_size": 97, **ARCHITECTURES[kind]})
     if ADAPTERS[adapter] is not None:
         ADAPTERS[adapter].attach(loaded, 0)
         with torch.no_grad():
@@ -76,3 +78,38 @@ def test_in_bf16_a_compiled_step_is_as_near_to_fp32_as_the_models_own(kind, buil
     truth, fast, slow = steps(exact, GenericDecoding), steps(half, FusedDecoding), steps(half, GenericDecoding)
     error = lambda found: sum(float((a - b).square().mean()) for a, b in zip(found, truth, strict=True))  # noqa: E731
     assert error(fast) <= 1.2 * error(slow)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"intermediate_size": 37}, {"hidden_size": 33, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 8}],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_odd_sizes_are_not_multiplied_in_pairs(fields, dtype, build):
+    loaded = build("llama", spread=0.3, dtype=dtype, **fields)
+    LoRA(rank=3).attach(loaded, 0)
+    with torch.no_grad():
+        for name, weight in loaded.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.1)
+    prompts = [[1, 40, 41, 42], [60]]
+    found = generate(loaded, prompts, Sampling(max_tokens=8))
+    assert loaded.decoder() is not None
+    assert not loaded.decoder().paired
+    loaded.fuse = False
+    expected = generate(loaded, prompts, Sampling(max_tokens=8))
+    if dtype == torch.float32:
+        assert [one.tokens for one in found] == [one.tokens for one in expected]
+
+
+def test_a_step_refuses_what_would_not_fit(build):
+    loaded = build("llama", vocab_size=97)
+    forest = grow([np.arange(4), np.arange(3, 9)])
+    nodes = [forest.nodes(number) for number in range(2)]
+    _, decoding = FusedDecoding.prefill(loaded, forest, nodes, 2)
+    with pytest.raises(ValueError, match="1 tokens for 2 sequences"):
+        decoding.step([5])
+    decoding.step([5, 6])
+    decoding.step([5, 6])
+    with pytest.raises(ValueError, match="room for 2 new ones"):
+        decoding.step([5, 6])

@@ -19,6 +19,7 @@ ARCHITECTURES = {
     "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8},
     "gemma3_text": {"sliding_window": 6, "query_pre_attn_scalar": 8},
     "phi3": {},
+    "one key head": {"kind": "gemma3_text", "num_key_value_heads": 1, "query_pre_attn_scalar": 8},
 }
 ADAPTERS = {"lora": LoRA(rank=3, alpha=6.0), "some": LoRA(rank=2, targets=("q_proj", "down_proj")), "full": Full()}
 
@@ -44,7 +45,7 @@ def perturb(loaded):
 def test_fused_operations_are_the_models_own(kind, adapter, compiled, build, random_rows, monkeypatch):
     if adapter == "some" and kind == "phi3":
         pytest.skip("phi3 has one projection for all of attention")
-    loaded = build(kind, spread=0.3, vocab_size=VOCABULARY, **ARCHITECTURES[kind])
+    loaded = build(**{"kind": kind, "spread": 0.3, "vocab_size": VOCABULARY, **ARCHITECTURES[kind]})
     ADAPTERS[adapter].attach(loaded, 0)
     perturb(loaded)
     batch = Batch.of(random_rows(3, answers=2) + random_rows(2, seed=5))

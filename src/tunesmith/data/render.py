@@ -83,6 +83,8 @@ class Renderer:
     def _encode_all(self, texts: Iterable[str]) -> dict[str, Ids]:
         """The same for many, on all cores."""
         backend, ordered = self.tokenizer.backend_tokenizer, list(texts)
+        backend.no_padding()  # what a tokenizer was saved with
+        backend.no_truncation()
         backend.encode_special_tokens = True
         try:
             found = backend.encode_batch_fast(ordered, add_special_tokens=False)
@@ -188,8 +190,10 @@ class Renderer:
 
     @cached_property
     def _special(self) -> dict[str, int]:
-        """Every added token that counts as special, by its text."""
-        return {token.content: number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        """Every added token that counts as special, or that the tokenizer names as one of its special ones, by its text."""
+        named = set(self.tokenizer.all_special_tokens)
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {token.content: number for number, token in added if token.special or token.content in named}
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:

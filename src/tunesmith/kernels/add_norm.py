@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import native
 from .arena import kept
@@ -47,6 +48,7 @@ class _AddNorm(torch.autograd.Function):
         ctx: Any, residual_TD: Tensor, update_TD: Tensor | None, weight_D: Tensor, eps: float, dtype: torch.dtype, room: int
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows, width = residual_TD.shape
+        residual_TD, update_TD = residual_TD.contiguous(), None if update_TD is None else update_TD.contiguous()
         out_TW = kept(residual_TD, rows, width + room, dtype)
         sum_TD, scale_T = torch.empty_like(residual_TD), residual_TD.new_empty(rows)
         native.run(
@@ -58,6 +60,7 @@ class _AddNorm(torch.autograd.Function):
         return sum_TD, out_TW
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_sum_TD, grad_out_TW = grads
         out_TW, weight_D, scale_T = ctx.saved_tensors

@@ -5,6 +5,7 @@ use. Here the sum of what one pass keeps is all there is, in huge pages where th
 """
 
 import mmap
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ class Arena:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self.map.madvise(mmap.MADV_HUGEPAGE)
         self._user: weakref.ref[memoryview] | None = None
+        self._lock = threading.Lock()
 
     @property
     def busy(self) -> bool:
@@ -36,16 +38,18 @@ class Arena:
 
     def open(self) -> "Filling | None":
         """A new pass; None while tensors of the last one live."""
-        if self.busy:
-            return None
-        view = memoryview(self.map)
-        self._user = weakref.ref(view)
-        return Filling(view)
+        with self._lock:
+            if self.busy:
+                return None
+            view = memoryview(self.map)
+            self._user = weakref.ref(view)
+            return Filling(view)
 
     def give_back(self) -> None:
         """Hand its pages to the system."""
-        if not self.busy:
-            self.map.madvise(mmap.MADV_DONTNEED)
+        with self._lock:
+            if not self.busy:
+                self.map.madvise(mmap.MADV_DONTNEED)
 
 
 class Filling:

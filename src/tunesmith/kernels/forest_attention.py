@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import native
 from .arena import kept
@@ -225,6 +226,7 @@ class _ForestAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors[:3]
         into = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
@@ -249,10 +251,11 @@ class _RotaryAttention(torch.autograd.Function):
         return out_TW
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         joint_TP, cosine_TR, sine_TR, out_TW, lse_TH = ctx.saved_tensors
         heads, d_joint_TP = ctx.heads, torch.empty_like(joint_TP)
         saved = (*heads.split(joint_TP), heads.columns(out_TW), lse_TH)
-        _attend_backward(heads.columns(grads[0]), saved, heads.split(d_joint_TP), ctx.paths, ctx.shape)
+        _attend_backward(heads.columns(grads[0].contiguous()), saved, heads.split(d_joint_TP), ctx.paths, ctx.shape)
         rotate(d_joint_TP, cosine_TR, sine_TR, heads, -1.0)
         return d_joint_TP, None, None, None, None, None, None

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import native
 from .joint_linear import Joint, fill, joint_backward, joint_linear
@@ -50,6 +51,7 @@ class _GatedLinear(torch.autograd.Function):
         return torch.nn.functional.linear(input_TJ, joint.weight_OJ, joint.bias_O)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate_up_TG, inner_TR = ctx.saved_tensors
         rows, width = gate_up_TG.shape[0], gate_up_TG.shape[1] // 2

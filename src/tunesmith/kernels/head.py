@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from . import native
@@ -67,6 +68,7 @@ class _TokenLogps(torch.autograd.Function):
         return logp_M
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_M,) = grads
         direction_MD, *kept = ctx.saved_tensors

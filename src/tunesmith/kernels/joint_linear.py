@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from .arena import kept
@@ -84,6 +85,7 @@ class _JointLinear(torch.autograd.Function):
         return torch.addmm(joint.bias_O, input_TJ, joint.weight_OJ.t(), out=out)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         moving, _, _, *learning = ctx.needs_input_grad
         grad_TJ, *learnt = joint_backward(grads[0], ctx.saved_tensors[0], ctx.joint, moving, learning)

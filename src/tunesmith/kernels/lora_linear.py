@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout, linear
 
 
@@ -80,6 +81,7 @@ class _LoRALinear(torch.autograd.Function):
         return linear(torch.cat([x_TI, inner_TR], 1), torch.cat([weight, up], 1), bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_TO,) = grads
         x_TI, weight_OI, down_RI, up_OR, inner_TR = ctx.saved_tensors

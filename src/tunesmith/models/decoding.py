@@ -103,6 +103,10 @@ class FusedDecoding(Decoding):
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Every layer, then the head."""
+        if len(tokens) != len(self.slot_B) or int((self.length_B - self.given_B).max()) >= self.room:
+            raise ValueError(
+                f"{len(tokens)} tokens for {len(self.slot_B)} sequences with room for {self.room} new ones each"
+            )
         decoder, residual = self.decoder, self.decoder.embed(torch.tensor(tokens)).contiguous()
         angles = decoder.angles(self.length_B, residual)
         cosine, sine = (torch.stack([angles[kind][side] for kind in self.kinds]) for side in (0, 1))

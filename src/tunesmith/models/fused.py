@@ -4,7 +4,7 @@ It computes what `model(...)` computes, from the same modules, so adapters, chec
 every intermediate that a fused operation need not write, the last layer's work on nodes that no loss reads, and all logits but a chunk.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,6 +62,11 @@ class Decoder:
         for block in self.blocks:
             for group in block.groups:
                 group.release()
+
+    @property
+    def paired(self) -> bool:
+        """Whether inputs can be multiplied in pairs, as the compiled decoding step does."""
+        return all(group.width % 2 == 0 for block in self.blocks for group in block.groups)
 
     @property
     def head(self) -> Tensor:
@@ -165,6 +170,13 @@ def structure(model: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def norm_weights(model: Any) -> Iterator[Tensor]:
+    """Of every norm of a decoder."""
+    for name, weight in model.named_parameters():
+        if name.endswith("norm.weight"):
+            yield weight
+
+
 def misfit(loaded: "Loaded") -> str | None:
     """Why a model cannot take the fast path; None if it can."""
     model = loaded.model
@@ -175,6 +187,9 @@ def misfit(loaded: "Loaded") -> str | None:
         return "no compiled operations for this device"
     if activation_of(config) not in ACTIVATIONS:
         return f"no fused form of {activation_of(config)}"
+    offset = 1.0 if TRAITS[config.model_type].gemma else 0.0
+    if any(bool((weight == -offset).any()) for weight in norm_weights(model) if not weight.is_meta):
+        return "a norm with a weight of zero"
     for layer in model.model.layers:
         for group in linear_layers(layer, TRAITS[config.model_type]):
             for module in group:

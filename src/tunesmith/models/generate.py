@@ -57,7 +57,7 @@ def _prefill(loaded: Loaded, prompts: Sequence[list[int]], room: int) -> tuple[T
     forest = grow([torch.tensor(prompt).numpy() for prompt in prompts])
     nodes = [forest.nodes(number) for number in range(len(prompts))]
     decoder = loaded.decoder()
-    kind = GenericDecoding if decoder is None else FusedDecoding
+    kind = GenericDecoding if decoder is None or not decoder.paired else FusedDecoding
     return kind.prefill(loaded, forest.to(loaded.device), nodes, room)
 
 

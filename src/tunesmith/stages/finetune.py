@@ -145,7 +145,11 @@ class Training:
             )
             name = metric.kind
         else:
-            value, lower, name = mean_loss(self.loaded, self.rows, self.spec.objective), True, "loss"
+            value, lower, name = (
+                mean_loss(self.loaded, self.rows, self.spec.objective, self.data.micro_batch),
+                True,
+                "loss",
+            )
         self.loaded.model.train()
         best = self.watch.take(step, value, lower)
         self.out.events.write("validation", step=step, metric=name, value=value, best=best)
@@ -224,7 +228,8 @@ def finetune(
     chosen.attach(loaded, seed)
     before = last_logits(loaded, rows)
     if spec.objective.references:
-        rows, held_out_rows = (with_references(loaded, each) for each in (rows, held_out_rows))
+        size, watched = spec.micro_batch or spec.batch, held_out_rows[: spec.validation.rows]
+        rows, held_out_rows = (with_references(loaded, each, size) for each in (rows, watched))
     held_out = (load_examples(prepared.path, "validation"), held_out_rows)
     training = Training(spec, loaded, rows, held_out, out, seed)
     done = training.run()

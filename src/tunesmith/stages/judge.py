@@ -72,11 +72,11 @@ def likelihoods(loaded: Loaded, rows: Sequence[Row]) -> list[Likelihood]:
 
 
 @torch.no_grad()
-def mean_loss(loaded: Loaded, rows: Sequence[Row], objective: Objective) -> float:
-    """An objective's loss, for each thing that it counts."""
+def mean_loss(loaded: Loaded, rows: Sequence[Row], objective: Objective, size: int = ROWS) -> float:
+    """An objective's loss, for each thing that it counts; `size` rows are computed together."""
     loaded.model.eval()
     order = sorted(rows, key=len)
-    batches = [Batch.of(order[start : start + ROWS]) for start in range(0, len(order), ROWS)]
+    batches = [Batch.of(order[start : start + size]) for start in range(0, len(order), size)]
     return sum(float(objective(loaded, batch).total) for batch in batches) / sum(map(objective.count, batches))
 
 

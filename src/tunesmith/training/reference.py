@@ -11,18 +11,15 @@ from tunesmith.methods.objectives.base import reference
 from tunesmith.models.forward import token_logps
 from tunesmith.models.load import Loaded
 
-ROWS = 8
-"""Rows of one forward pass."""
-
 
 @torch.no_grad()
-def with_references(loaded: Loaded, rows: Sequence[Row]) -> list[Row]:
-    """The rows, each with the log-probability of every answer under the model as it is, in nats: columns `reference_0`, `reference_1`, ..."""
+def with_references(loaded: Loaded, rows: Sequence[Row], size: int) -> list[Row]:
+    """The rows, `size` of them computed together, each with the log-probability of every answer under the model as it is, in nats: columns `reference_0`, `reference_1`, ..."""
     loaded.model.eval()
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     found: dict[int, Row] = {}
-    for start in range(0, len(order), ROWS):
-        chosen = order[start : start + ROWS]
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
         batch = Batch.of([rows[number] for number in chosen])
         sums = iter(batch.per_sequence(token_logps(loaded, batch)).tolist())
         for number in chosen:

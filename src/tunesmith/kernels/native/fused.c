@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #ifdef __AVX512BF16__
@@ -35,7 +36,11 @@ static inline lanes load_lanes(const float *from) {
     return found;
 }
 
-static void *aligned(long bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
+static void *aligned(long bytes) {
+    void *found = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (!found) fputs("tunesmith: out of memory in a compiled operation\n", stderr), abort();
+    return found;
+}
 
 typedef uint16_t bf16;
 
