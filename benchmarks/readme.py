@@ -39,12 +39,50 @@ The quickstart's model gets {tuned["value"]:.1f} % of the attributes right (95 %
 Measured on {measured(result)} (`python benchmarks/first_run.py`)."""
 
 
-FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {"first_run": first_run}
+TITLES = {
+    "lora": "LoRA, a step",
+    "full": "full, a step",
+    "fp32": "LoRA in float32, a step",
+    "dpo": "DPO with LoRA, a step, reference included",
+    "one": "one answer",
+    "sixteen": "16 answers together",
+    "sixty-four": "64 answers together",
+}
+
+
+def against(result: dict[str, Any]) -> str:
+    """A line for each work and contender."""
+    works = {name: work for name, work in result["works"].items() if name in TITLES}
+    lines = ["| work | against | times as fast | memory |", "|---|---|---|---|"]
+    for name, work in works.items():
+        for contender, figures in list(work["median"].items())[1:]:
+            faster, memory = figures["tunesmith_is_faster"], figures["tunesmith_memory"]
+            lines.append(f"| {TITLES[name]} | {contender} | {faster:.1f} | {memory:.2f} |")
+    last = list(works.values())[-1]
+    limit = max(one["bf16_product_limit"] for work in works.values() for one in work["rounds"]) / 1e9
+    peer = ", ".join(f"{name} {number}" for name, number in last["peer"].items())
+    rounds = ", ".join(f"{name} {len(work['rounds'])}" for name, work in works.items())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Measured on {measured(last)}; bf16 products reach {limit:.0f} GFLOP/s there. The other side: {peer}. Rounds: {rounds}.",
+        ]
+    )
+
+
+FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "first_run": first_run,
+    "training": against,
+    "generation": against,
+}
 
 
 def written(text: str) -> str:
     """The README with every marked part brought up to date."""
     for name, write in FIGURES.items():
+        if not (RESULTS / f"{name}.json").exists():
+            continue
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         before, rest = text.split(start)
         text = before + start + write(json.loads((RESULTS / f"{name}.json").read_text())) + end + rest.split(end)[1]

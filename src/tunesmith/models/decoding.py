@@ -69,7 +69,7 @@ class Decoding(ABC):
 
 
 class FusedDecoding(Decoding):
-    """By fused operations: a call for each layer; prompts' keys and values stay where the forest has them."""
+    """By fused operations: one call for all layers; prompts' keys and values stay where the forest has them."""
 
     layers: decode.Layers
 

@@ -15,7 +15,7 @@ from tunesmith.base.signals import deferred
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.grading import Grader
-from tunesmith.kernels.memory import Peak
+from tunesmith.kernels.memory import Peak, give_back
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.sft import SFT
@@ -132,8 +132,9 @@ class Training:
         return found.step
 
     def save(self, step: int, kind: str = "checkpoints") -> None:
-        """Commit a checkpoint of `step` steps done."""
+        """Commit a checkpoint of `step` steps done; memory that steps of other lengths left in pieces goes back to the system."""
         checkpoint.save(self.out / kind, step, self.parameters, self.optimizer, vars(self.watch))
+        give_back()
 
     def judge(self, step: int) -> None:
         """Validate, and keep the weights if they are the best so far."""
