@@ -157,3 +157,12 @@ def test_speed_is_measured_in_plausible_units():
 )
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_probe_of_the_machine_limits_the_cache_of_products_before_it_multiplies():
+    """oneDNN reads the limit at the first product of a process; set later, a run's memory grows with every new length."""
+    code = (
+        "import os; from tunesmith.stages.machine import measure_speed\n"
+        "measure_speed(8, 8, 0.01); assert int(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY']) < 1024"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

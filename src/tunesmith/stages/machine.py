@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from tunesmith.kernels.memory import keep_steady
+
 CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -56,6 +58,7 @@ TOKENS = 512
 
 def measure_speed(hidden: int, wide: int, seconds: float = 0.5) -> Speed:
     """Measure for about `seconds` with products of [512, hidden] and [hidden, wide]; the fastest call counts, as other programs may be running."""
+    keep_steady()  # oneDNN reads its limits at the first product, which may be one of these
     device = "cuda" if torch.cuda.is_available() else "cpu"
     share, flops = seconds / 4, 2 * TOKENS * hidden * wide
     left, right = torch.randn(TOKENS, hidden, device=device), torch.randn(hidden, wide, device=device)
