@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from architectures import ARCHITECTURES
 
 from tunesmith.data.batch import grow
 from tunesmith.kernels import native
@@ -11,16 +12,6 @@ from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.models.decoding import FusedDecoding, GenericDecoding
 from tunesmith.models.generate import Sampling, generate
 
-ARCHITECTURES = {
-    "llama": {},
-    "mistral": {"sliding_window": 6},
-    "qwen2": {},
-    "qwen3": {},
-    "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8},
-    "gemma3_text": {"sliding_window": 6, "query_pre_attn_scalar": 8},
-    "phi3": {},
-    "one key head": {"kind": "gemma3_text", "num_key_value_heads": 1, "query_pre_attn_scalar": 8},
-}
 ADAPTERS = {"none": None, "lora": LoRA(rank=3), "full": Full()}
 STEPS = 6
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 
 from tunesmith.data.batch import Batch
 from tunesmith.kernels import native
@@ -11,16 +12,6 @@ from tunesmith.models import fused
 from tunesmith.models.forward import generic_logps, token_logps
 
 VOCABULARY = 97
-ARCHITECTURES = {
-    "llama": {},
-    "mistral": {"sliding_window": 6},
-    "qwen2": {},
-    "qwen3": {},
-    "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8},
-    "gemma3_text": {"sliding_window": 6, "query_pre_attn_scalar": 8},
-    "phi3": {},
-    "one key head": {"kind": "gemma3_text", "num_key_value_heads": 1, "query_pre_attn_scalar": 8},
-}
 ADAPTERS = {"lora": LoRA(rank=3, alpha=6.0), "some": LoRA(rank=2, targets=("q_proj", "down_proj")), "full": Full()}
 
 
