@@ -1,6 +1,6 @@
 """Fine-tuning against TRL, whole steps on the same rows: `make bench`, or
 
-python benchmarks/training.py --peer .venv-trl/bin/python [--work lora full fp32 dpo] [--rounds 2]
+python benchmarks/training.py --peer .venv-trl/bin/python [--work lora full fp32 dpo grpo] [--rounds 2]
 """
 
 from rounds import OURS, Contender, compare
@@ -39,7 +39,12 @@ WORKS = {
         "TRL default": Contender("trl_dpo.py", peer=True),
         "TRL best": Contender("trl_dpo.py", ("--best",), peer=True),
     },
+    "grpo": {
+        OURS: Contender("ours_grpo.py"),
+        "TRL default": Contender("trl_grpo.py", peer=True),
+        "TRL best": Contender("trl_grpo.py", ("--best",), peer=True),
+    },
 }
 
 if __name__ == "__main__":
-    compare(WORKS, "LoRA, full, float32 and preference fine-tuning against TRL's.", "training")
+    compare(WORKS, "Fine-tuning against TRL's: LoRA, full, float32, preferences and rewards.", "training")

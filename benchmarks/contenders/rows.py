@@ -11,6 +11,8 @@ from typing import Any
 DATA = Path(__file__).parents[2] / "examples" / "debtags" / "train.jsonl.gz"
 PAIRS = 4
 """Pairs of a step that learns preferences."""
+SAMPLES, ANSWER = 8, 64
+"""Answers to the one prompt of a step that learns from rewards, and their longest length in tokens."""
 ROWS, BATCH, RANK, ALPHA, LEARNING_RATE, SEED = 400, 8, 16, 32, 2e-4, 0
 WARM = 2
 """Steps that do not count: caches fill, shapes are compiled."""

@@ -11,6 +11,7 @@ STARTED = time.perf_counter()
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import argparse  # noqa: E402  the clock starts before anything is imported
+from collections.abc import Sequence  # noqa: E402
 from typing import Any  # noqa: E402
 
 from datasets import Dataset  # noqa: E402
@@ -28,6 +29,7 @@ class Clock(TrainerCallback):
     def __init__(self) -> None:
         self.ends: list[tuple[float, float]] = []
         self.losses: list[float] = []
+        self.seen: list[float] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """The first step starts here."""
@@ -38,9 +40,10 @@ class Clock(TrainerCallback):
         self.ends.append((time.perf_counter(), time.process_time()))
 
     def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
-        """Its loss."""
+        """Its loss, and tokens so far where they are counted."""
         if logs and "loss" in logs:
             self.losses.append(logs["loss"])
+            self.seen.append(logs.get("num_tokens", 0.0))
 
 
 def timed(trainer: Any, clock: Clock) -> None:
@@ -55,6 +58,11 @@ def timed(trainer: Any, clock: Clock) -> None:
 
     trainer.data_collator = counted
     trainer.train()
+    tell(clock, tokens)
+
+
+def tell(clock: Clock, tokens: Sequence[float]) -> None:
+    """Report, given the tokens of each step."""
     steps = [
         {"tokens": count, "seconds": end[0] - start[0], "cpu": end[1] - start[1]}
         for count, start, end in zip(tokens, clock.ends, clock.ends[1:], strict=False)

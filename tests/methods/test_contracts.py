@@ -1,8 +1,10 @@
 """What every adapter, objective and optimizer keeps, found by its family: a new member needs no new test."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,6 +14,7 @@ from tunesmith.base.spec import validate
 from tunesmith.data.batch import Batch
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
+from tunesmith.methods.objectives.base import OLD, START, reference, reward
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models.attention import plain
 from tunesmith.training.loop import train
@@ -35,8 +38,23 @@ def fresh(build):
 
 
 @pytest.fixture
-def batch(random_rows):
-    return Batch.of(random_rows(3, answers=2, reference_0=-9.0, reference_1=-11.0))
+def answered(random_rows):
+    """Three rows of two answers with every column that an objective may read."""
+    columns = {reference(0): -9.0, reference(1): -11.0, reward(0): 1.0, reward(1): 0.0}
+    made = []
+    for row in random_rows(3, answers=2, **columns):
+        token_columns = dict.fromkeys((OLD, START), np.float32(-4.5))
+        sequences = tuple(
+            replace(each, columns={name: np.full(each.learn.sum(), value) for name, value in token_columns.items()})
+            for each in row.sequences
+        )
+        made.append(replace(row, sequences=sequences))
+    return made
+
+
+@pytest.fixture
+def batch(answered):
+    return Batch.of(answered)
 
 
 def logits(loaded):
@@ -166,10 +184,9 @@ class TestEveryAdapter:
 
 
 @pytest.mark.parametrize("member", members(Objective))
-def test_every_objective_is_a_sum_over_what_it_counts(member, fresh, random_rows):
+def test_every_objective_is_a_sum_over_what_it_counts(member, fresh, answered):
     """Micro-batches add up to the batch: losses, counts and gradients."""
-    rows = random_rows(3, answers=2, reference_0=-9.0, reference_1=-11.0)
-    objective = member()
+    rows, objective = answered, member()
     loaded = fresh()
     whole = objective(loaded, Batch.of(rows))
     whole.total.backward()

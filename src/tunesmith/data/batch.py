@@ -106,6 +106,8 @@ class Batch:
     """int64: the row each sequence belongs to."""
     columns: dict[str, Tensor]
     """float32 [R] each: named numbers per row."""
+    token_columns: dict[str, Tensor]
+    """float32 [M] each: named numbers per supervised token."""
     origins: tuple[str, ...]
     """`file:line` of each row."""
     tokens: int
@@ -137,15 +139,18 @@ class Batch:
             sources.append(forest.nodes(number)[learnt - 1])
             targets.append(torch.from_numpy(sequence.tokens.astype(np.int64))[learnt])
             owners.append(torch.full_like(learnt, number))
-        names = {name for row in rows for name in row.columns}
+        names = sorted({name for row in rows for name in row.columns})
+        token_names = sorted({name for sequence in sequences for name in sequence.columns})
         return cls(
             forest=forest,
             source_M=torch.cat(sources),
             target_M=torch.cat(targets),
             sequence_M=torch.cat(owners),
             row_S=torch.tensor([number for number, row in enumerate(rows) for _ in row.sequences]),
-            columns={
-                name: torch.tensor([row.columns[name] for row in rows], dtype=torch.float32) for name in sorted(names)
+            columns={name: torch.tensor([row.columns[name] for row in rows], dtype=torch.float32) for name in names},
+            token_columns={
+                name: torch.from_numpy(np.concatenate([sequence.columns[name] for sequence in sequences]))
+                for name in token_names
             },
             origins=tuple(row.origin for row in rows),
             tokens=sum(len(sequence) for sequence in sequences),

@@ -61,14 +61,15 @@ def _prefill(loaded: Loaded, prompts: Sequence[list[int]], room: int) -> tuple[T
     return kind.prefill(loaded, forest.to(loaded.device), nodes, room)
 
 
-def generate(loaded: Loaded, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
-    """A completion for each prompt, in order; prompts of like length are decoded together."""
+def generate(loaded: Loaded, prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
+    """A completion for each prompt, in order, by one way of sampling or by one each; prompts of like length are decoded together."""
+    samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     found: dict[int, Completion] = {}
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
         parts = {number: Completion() for number in chosen}
-        for piece in stream(loaded, [prompts[number] for number in chosen], [sampling] * len(chosen)):
+        for piece in stream(loaded, [prompts[number] for number in chosen], [samplings[number] for number in chosen]):
             parts[chosen[piece.index]].add(piece)
         found.update(parts)
     return [found[number] for number in range(len(prompts))]

@@ -3,10 +3,9 @@
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunesmith.base import Artifact, ConfigError, Output, Spec, Stage
 from tunesmith.base.files import sha256
@@ -14,7 +13,6 @@ from tunesmith.base.proof import Proof
 from tunesmith.base.signals import deferred
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split
-from tunesmith.grading import Grader
 from tunesmith.kernels.memory import Peak, give_back
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
@@ -25,26 +23,12 @@ from tunesmith.models.load import Loaded, Precision, load
 from tunesmith.training import checkpoint
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import Step, train
-from tunesmith.training.reference import with_references
+from tunesmith.training.reference import Start, with_references
+from tunesmith.training.rollouts import OnPolicy, Rollouts, imagined
 from tunesmith.training.schedule import Schedule
 
 from .initialise import gap, last_logits
-from .judge import grade, mean_loss
-
-
-class Validation(Spec):
-    """Watching the run on rows it does not learn from, and stopping when it no longer improves."""
-
-    metric: Grader | Literal["loss"] = "loss"
-    """What is watched: the loss on the validation rows, or a grader of greedy answers to them."""
-    every: int | float = Field(1.0, gt=0)
-    """How often: a count of steps, or, written with a point, epochs."""
-    rows: int = Field(64, ge=1)
-    """Most rows to judge by."""
-    patience: int = Field(0, ge=0)
-    """Stop after this many judgements without improvement; 0 never stops early."""
-    max_tokens: int = Field(128, ge=1)
-    """Length of the answers a grader reads."""
+from .validation import Judge, Validation, Watch
 
 
 class Finetune(Spec):
@@ -66,57 +50,60 @@ class Finetune(Spec):
     """Compute what the rows of a pass have in common from their start, such as a system prompt, once; the result is the same."""
     clip: float = Field(1.0, ge=0)
     """Largest norm of the gradient; longer ones are scaled down. 0 turns it off."""
+    rollouts: Rollouts | None = None
+    """How the model's own answers are sampled and paid, for objectives that learn from them."""
     validation: Validation = Validation()
     """What the best checkpoint is chosen by."""
     checkpoint_every: int = Field(25, ge=1)
     """Steps between checkpoints: what a crash costs at most."""
 
+    @model_validator(mode="after")
+    def _rollouts_fit(self) -> Self:
+        kind = self.objective.kind
+        if self.objective.rollouts and self.rollouts is None:
+            example = "{rewards: [{grader: {kind: json_fields}}]}"
+            raise ValueError(
+                f"objective {kind} learns from the model's own answers: say what they earn, e.g. rollouts: {example}"
+            )
+        if self.rollouts is not None and not self.objective.rollouts:
+            raise ValueError(
+                f"objective {kind} learns from given answers; leave rollouts out, or take objective.kind grpo"
+            )
+        if self.objective.rollouts and self.validation.metric == "loss":
+            raise ValueError(f"validation.metric: the loss of {kind} says nothing about answers; take auto or a grader")
+        return self
+
     def dataset(self, rows: Sequence[Row], seed: int) -> Dataset:
-        """Rows in the batches that these settings make of them."""
-        return Dataset(rows, self.batch, self.micro_batch or self.batch, self.epochs, seed, self.share_prefixes)
+        """Rows in the batches that these settings make of them; answers yet to be sampled are as long as they may be."""
+        if self.rollouts is not None:
+            rows = imagined(rows, self.rollouts)
+        return Dataset(rows, *self._cut(), self.epochs, seed, self.share_prefixes)
 
+    def source(self, loaded: Loaded, rows: Sequence[Row], examples: Sequence[Example], seed: int) -> Dataset:
+        """Where the batches of a training come from."""
+        if self.rollouts is None:
+            return self.dataset(rows, seed)
+        start = Start(trainable(loaded.model)) if self.objective.references else None
+        return OnPolicy(
+            rows, *self._cut(), self.epochs, seed, self.share_prefixes, spec=self.rollouts, loaded=loaded, examples=examples,
+            start=start,
+        )  # fmt: skip
 
-@dataclass
-class Watch:
-    """How validation has gone so far; travels with the checkpoints."""
-
-    best: float | None = None
-    best_step: int = 0
-    waited: int = 0
-    history: list[tuple[int, float]] = field(default_factory=list)
-
-    def take(self, step: int, value: float, lower_is_better: bool) -> bool:
-        """Note a judgement; whether it is the best so far."""
-        self.history.append((step, value))
-        better = self.best is None or (value < self.best if lower_is_better else value > self.best)
-        if better:
-            self.best, self.best_step, self.waited = value, step, 0
-        else:
-            self.waited += 1
-        return better
+    def _cut(self) -> tuple[int, int]:
+        """Rows of a step and of a pass."""
+        return self.batch, self.micro_batch or self.batch
 
 
 class Training:
     """One training with everything it needs at hand."""
 
-    def __init__(
-        self,
-        spec: Finetune,
-        loaded: Loaded,
-        rows: list[Row],
-        held_out: tuple[list[Example], list[Row]],
-        out: Output,
-        seed: int,
-    ):
-        self.spec, self.loaded, self.out, self.seed = spec, loaded, out, seed
-        self.data = spec.dataset(rows, seed)
-        examples, held_rows = held_out
-        self.examples, self.rows = examples[: spec.validation.rows], held_rows[: spec.validation.rows]
+    def __init__(self, spec: Finetune, loaded: Loaded, data: Dataset, judge: Judge, out: Output):
+        self.spec, self.loaded, self.data, self.judge, self.out = spec, loaded, data, judge, out
         self.parameters = trainable(loaded.model)
         self.optimizer = spec.optimizer.build(self.parameters)
-        self.watch, self.peak = Watch(), Peak()
+        self.watch, self.peak, self.saved = Watch(), Peak(), 0
         every = spec.validation.every
-        self.every = every if isinstance(every, int) else max(1, round(every * self.data.steps_per_epoch))
+        self.every = every if isinstance(every, int) else max(1, round(every * data.steps_per_epoch))
 
     def resume(self) -> int:
         """Steps already done; weights, optimizer and watch are put back as they were then."""
@@ -129,6 +116,7 @@ class Training:
         notes = {**found.notes, "history": [tuple(pair) for pair in found.notes["history"]]}
         self.watch = Watch(**notes)
         self.out.events.write("resumed", step=found.step)
+        self.saved = found.step
         return found.step
 
     def save(self, step: int, kind: str = "checkpoints") -> None:
@@ -136,24 +124,11 @@ class Training:
         checkpoint.save(self.out / kind, step, self.parameters, self.optimizer, vars(self.watch))
         give_back()
 
-    def judge(self, step: int) -> None:
-        """Validate, and keep the weights if they are the best so far."""
-        metric = self.spec.validation.metric
-        if isinstance(metric, Grader):
-            value, lower = (
-                grade(self.loaded, self.examples, metric, self.spec.validation.max_tokens),
-                metric.better == "lower",
-            )
-            name = metric.kind
-        else:
-            value, lower, name = (
-                mean_loss(self.loaded, self.rows, self.spec.objective, self.data.micro_batch),
-                True,
-                "loss",
-            )
-        self.loaded.model.train()
-        best = self.watch.take(step, value, lower)
-        self.out.events.write("validation", step=step, metric=name, value=value, best=best)
+    def validate(self, step: int) -> None:
+        """Judge, and keep the weights if they are the best so far."""
+        found = self.judge.look(self.loaded)
+        best = self.watch.take(step, found)
+        self.out.events.write("validation", step=step, metric=found.metric, value=found.value, best=best)
         if best:
             self.save(step, "best")
 
@@ -171,19 +146,21 @@ class Training:
         with deferred() as stop:
             steps = train(
                 self.loaded, self.spec.objective, self.data.from_step(first), self.optimizer, factor,
-                seed=self.seed, first=first, clip=self.spec.clip,
+                seed=self.data.seed, first=first, clip=self.spec.clip,
             )  # fmt: skip
             for step in steps:
                 done = step.number + 1
                 self._note(step, time.monotonic() - last_time)
-                if self.rows and (done % self.every == 0 or done == self.data.steps):
-                    self.judge(done)
-                over = self._over(done)
-                if over or stop.signal or done % self.spec.checkpoint_every == 0:
-                    self.save(done)
-                stop.check()
-                if over:
-                    break
+                if self.judge.rows and (done % self.every == 0 or done == self.data.steps):
+                    self.validate(done)
+                if self.data.settled(done):
+                    over = self._over(done)
+                    if over or stop.signal or done - self.saved >= self.spec.checkpoint_every:
+                        self.save(done)
+                        self.saved = done
+                    stop.check()
+                    if over:
+                        break
                 last_time = time.monotonic()
         return done
 
@@ -195,6 +172,7 @@ class Training:
         self.out.events.write(
             "step", step=step.number + 1, steps=self.data.steps, loss=step.loss, gradient_norm=step.gradient_norm,
             learning_rate=step.learning_rate, tokens=step.tokens, seconds=round(seconds, 4), **step.stats,
+            **self.data.facts,
         )  # fmt: skip
 
     def keep_best(self) -> None:
@@ -228,11 +206,14 @@ def finetune(
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
     chosen.attach(loaded, seed)
     before = last_logits(loaded, rows)
-    if spec.objective.references:
-        size, watched = spec.micro_batch or spec.batch, held_out_rows[: spec.validation.rows]
-        rows, held_out_rows = (with_references(loaded, each, size) for each in (rows, watched))
-    held_out = (load_examples(prepared.path, "validation"), held_out_rows)
-    training = Training(spec, loaded, rows, held_out, out, seed)
+    size, watched = spec.micro_batch or spec.batch, spec.validation.rows
+    held_out_rows = held_out_rows[:watched]
+    if spec.objective.references and spec.rollouts is None:
+        rows, held_out_rows = (with_references(loaded, each, size) for each in (rows, held_out_rows))
+    data = spec.source(loaded, rows, load_examples(prepared.path, "train"), seed)
+    held_out = load_examples(prepared.path, "validation")[:watched]
+    judge = Judge(spec.validation, spec.objective, spec.rollouts, held_out, held_out_rows, size)
+    training = Training(spec, loaded, data, judge, out)
     done = training.run()
     training.keep_best()
     proof = Proof()

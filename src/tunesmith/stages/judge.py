@@ -16,6 +16,7 @@ from tunesmith.methods.objectives import Objective
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.load import DTYPES, Loaded, load
+from tunesmith.training.rollouts import Rollouts
 
 ROWS = 8
 """Rows scored in one forward pass."""
@@ -84,3 +85,10 @@ def grade(loaded: Loaded, examples: Sequence[Example], grader: Grader, max_token
     """A grader's headline figure for greedy answers."""
     answers = answer(loaded, examples, Sampling(max_tokens=max_tokens))
     return grader.figures(examples, answers)[HEADLINE].point
+
+
+def earned(loaded: Loaded, examples: Sequence[Example], rollouts: Rollouts, max_tokens: int) -> float:
+    """What a greedy answer earns in the mean."""
+    answers = answer(loaded, examples, Sampling(max_tokens=max_tokens))
+    paid = [sum(rollouts.earned(*each).values()) for each in zip(answers, examples, strict=True)]
+    return sum(paid) / len(paid)

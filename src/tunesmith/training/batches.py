@@ -1,7 +1,7 @@
 """Where batches come from: a dataset in an order that is a pure function of (seed, epoch, index)."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,26 +22,45 @@ class Dataset:
     seed: int
     share: bool = True
     """Whether what rows share from their start is computed once."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """What is to be reported of the rows of the last step."""
+
+    @property
+    def repeats(self) -> int:
+        """Optimizer steps on the same rows before the next ones are taken."""
+        return 1
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch; the last may be short."""
-        return -(-len(self.rows) // self.batch)
+        return -(-len(self.rows) // self.batch) * self.repeats
 
     @property
     def steps(self) -> int:
         """Steps of the whole run, at least one."""
-        return max(1, round(self.steps_per_epoch * self.epochs))
+        return max(1, round(self.steps_per_epoch // self.repeats * self.epochs)) * self.repeats
 
     def order(self, epoch: int) -> np.ndarray:
         """int64 [rows]: the order of an epoch."""
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
 
+    def settled(self, number: int) -> bool:
+        """Whether a run that has done so many steps can go on from its weights alone."""
+        return number % self.repeats == 0
+
+    def chosen(self, number: int) -> list[int]:
+        """Places of a step's rows."""
+        epoch, index = divmod(number // self.repeats, self.steps_per_epoch // self.repeats)
+        found: list[int] = self.order(epoch)[index * self.batch : (index + 1) * self.batch].tolist()
+        return found
+
     def step(self, number: int) -> list[Batch]:
-        """The micro-batches of a step, numbered from 0; rows that begin alike go together."""
-        epoch, index = divmod(number, self.steps_per_epoch)
-        chosen = self.order(epoch)[index * self.batch : (index + 1) * self.batch]
-        rows = sorted((self.rows[row] for row in chosen), key=_beginning if self.share else len)
+        """The micro-batches of a step, numbered from 0."""
+        return self.cut([self.rows[place] for place in self.chosen(number)])
+
+    def cut(self, chosen: Sequence[Row]) -> list[Batch]:
+        """Rows of a step as micro-batches; those that begin alike go together."""
+        rows = sorted(chosen, key=_beginning if self.share else len)
         starts = range(0, len(rows), self.micro_batch)
         return [Batch.of(rows[start : start + self.micro_batch], self.share) for start in starts]
 

@@ -1,9 +1,12 @@
-"""Log-probabilities of the model that training starts from, computed once and kept beside the rows: no second model lives in the loop."""
+"""Log-probabilities of a model that stands still, computed once and kept beside the rows: no second model lives in the loop."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import torch
+from torch import nn
 
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
@@ -27,3 +30,44 @@ def with_references(loaded: Loaded, rows: Sequence[Row], size: int) -> list[Row]
             columns = {reference(answer): next(sums) for answer in range(len(row.sequences))}
             found[number] = replace(row, columns={**row.columns, **columns})
     return [found[number] for number in range(len(rows))]
+
+
+@torch.no_grad()
+def with_token_logps(loaded: Loaded, rows: Sequence[Row], name: str, size: int) -> list[Row]:
+    """The rows, `size` of them computed together, each supervised token with its log-probability under the model as it is, in nats: token column `name`."""
+    loaded.model.eval()
+    found = []
+    for start in range(0, len(rows), size):
+        chosen = rows[start : start + size]
+        batch = Batch.of(chosen)
+        logps = token_logps(loaded, batch).float().cpu().numpy()
+        ends = np.cumsum([sequence.learn.sum() for row in chosen for sequence in row.sequences])[:-1]
+        parts = iter(np.split(logps, ends))
+        for row in chosen:
+            sequences = (replace(each, columns={**each.columns, name: next(parts)}) for each in row.sequences)
+            found.append(replace(row, sequences=tuple(sequences)))
+    return found
+
+
+class Start:
+    """The weights that learn, as they were when training began; the others never move."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    @contextmanager
+    def back(self) -> Iterator[None]:
+        """Within this block the model is the one that training began with."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, parameter in self.parameters.items():
+            now = parameter.clone()
+            parameter.copy_(self.kept[name])
+            self.kept[name] = now

@@ -26,8 +26,13 @@ class Objective(Family):
 
     answers: ClassVar[int | None] = None
     """How many answers each row must have; None takes any number."""
-    references: ClassVar[bool] = False
-    """Whether it reads the columns `reference(answer)`: log-probabilities of the model that training starts from."""
+    rollouts: ClassVar[bool] = False
+    """Whether it learns from answers that the model itself samples, with the columns `reward(answer)`."""
+
+    @property
+    def references(self) -> bool:
+        """Whether it reads log-probabilities of the model that training starts from: the columns `reference(answer)`, or of tokens, `START`."""
+        return False
 
     @abstractmethod
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
@@ -54,3 +59,14 @@ class Objective(Family):
 def reference(answer: int) -> str:
     """Name of the column with the starting model's log-probability of a row's answer, counted from 0."""
     return f"reference_{answer}"
+
+
+def reward(answer: int) -> str:
+    """Name of the column with what a row's answer earned, counted from 0."""
+    return f"reward_{answer}"
+
+
+OLD = "old_logp"
+"""Name of the token column with the log-probability under the policy that sampled the answers."""
+START = "start_logp"
+"""Name of the token column with the log-probability under the model that training starts from."""

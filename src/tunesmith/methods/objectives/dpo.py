@@ -18,11 +18,15 @@ class DPO(Objective):
 
     kind: Literal["dpo"] = "dpo"
     answers: ClassVar[int | None] = 2
-    references: ClassVar[bool] = True
     beta: float = Field(0.1, gt=0)
     """How dear it is to leave the model that training starts from; 0.1 to 0.5 in the paper's experiments."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Share of preferences that are taken to be the wrong way round (Mitchell, 2023, "A note on DPO with noisy preferences")."""
+
+    @property
+    def references(self) -> bool:
+        """Its gains are measured from where training starts."""
+        return True
 
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
         """-log sigmoid(beta (chosen's gain - rejected's gain)), eq. 7, summed over pairs; a gain is log p / p_reference of an answer."""

@@ -1,0 +1,179 @@
+"""Rollouts: batches of answers that the model itself samples, each with what it earned."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from tunesmith.base import Spec
+from tunesmith.data.batch import Batch
+from tunesmith.data.example import Example, Row
+from tunesmith.data.example import Sequence as Tokens
+from tunesmith.data.render import Ids, Renderer
+from tunesmith.grading import AnswerGrader, Grader
+from tunesmith.methods.objectives.base import OLD, START, reward
+from tunesmith.models.generate import Completion, Sampling, generate
+from tunesmith.models.load import Loaded
+
+from .batches import Dataset
+from .reference import Start, with_token_logps
+
+TOGETHER = 64
+"""Answers that are decoded together."""
+
+
+class Reward(Spec):
+    """One thing that an answer is paid for."""
+
+    grader: Grader
+    """What judges an answer; it earns the share that is right, from 0 to 1."""
+    weight: float = 1.0
+    """What a wholly right answer earns; below 0 it costs."""
+
+    @field_validator("grader")
+    @classmethod
+    def _grades_one_answer(cls, grader: Grader) -> Grader:
+        if not isinstance(grader, AnswerGrader):
+            raise ValueError(f"{grader.kind} cannot judge one answer by itself")
+        return grader
+
+
+class Rollouts(Spec):
+    """How the model's own answers are sampled, from its own distribution (temperature 1), and what they earn."""
+
+    rewards: tuple[Reward, ...] = Field(min_length=1)
+    """What an answer earns is the sum of these."""
+    samples: int = Field(8, ge=2)
+    """Answers to each prompt (G in the GRPO paper, which takes 64)."""
+    max_tokens: int = Field(256, ge=1)
+    """Longest answer; a longer one is cut off and judged as it is."""
+    updates: int = Field(1, ge=1)
+    """Optimizer steps on the same answers (mu in the GRPO paper); 1 always learns from the model as it is."""
+
+    def earned(self, answer: str, example: Example) -> dict[int, float]:
+        """What an answer earns by each reward, by number."""
+        return {
+            number: each.weight * each.grader.score(answer, example).share
+            for number, each in enumerate(self.rewards)
+            if isinstance(each.grader, AnswerGrader)
+        }
+
+
+def imagined(rows: Sequence[Row], spec: Rollouts) -> list[Row]:
+    """Rows of the shape that rollouts will have at most, for estimates: each prompt with its answers, no two alike."""
+    found = []
+    for row in rows:
+        whole = row.sequences[0]
+        prompt = whole.tokens[: int(np.argmax(whole.learn))]
+        learn = np.arange(len(prompt) + spec.max_tokens) >= len(prompt)
+        answers = (np.full(spec.max_tokens, number, dtype=np.int32) for number in range(spec.samples))
+        blank = dict.fromkeys((OLD, START), np.zeros(spec.max_tokens, dtype=np.float32))
+        sequences = tuple(Tokens(np.concatenate([prompt, answer]), learn, blank) for answer in answers)
+        columns = {reward(number): float(number) for number in range(spec.samples)}
+        found.append(Row(row.origin, sequences, columns))
+    return found
+
+
+@dataclass(frozen=True)
+class OnPolicy(Dataset):
+    """Prompts in shuffled epochs; a step's rows are answered by the model as it is when the step is asked for.
+
+    What is drawn depends on (seed, step, prompt, sample) and the weights alone, so nothing needs to be saved between the steps that
+    `settled` names.
+    """
+
+    spec: Rollouts = field(kw_only=True)
+    loaded: Loaded = field(kw_only=True)
+    examples: Sequence[Example] = field(kw_only=True)
+    """Of each row: what its prompt says and what graders compare with."""
+    start: Start | None = field(kw_only=True, default=None)
+    """The weights that training starts from, where the objective asks for their log-probabilities."""
+    facts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def repeats(self) -> int:
+        """Optimizer steps on the same rows."""
+        return self.spec.updates
+
+    def from_step(self, first: int) -> Iterator[list[Batch]]:
+        """The steps from `first`, which is a settled one, to the end."""
+        rows: list[Row] = []
+        for number in range(first, self.steps):
+            if self.settled(number):
+                rows = self.roll(number)
+            yield self.cut(rows)
+
+    def roll(self, number: int) -> list[Row]:
+        """A step's prompts, each with sampled answers and what they earned."""
+        began = time.monotonic()
+        places = self.chosen(number)
+        renderer = Renderer(self.loaded.tokenizer)
+        prompts = [renderer.prompt(self.examples[place].prompt, self.examples[place].tools) for place in places]
+        answers = self._sample(number, prompts)
+        rows, earned = [], []
+        for place, prompt, mine in zip(places, prompts, answers, strict=True):
+            paid = [self.spec.earned(answer.text.strip(), self.examples[place]) for answer in mine]
+            earned.extend(paid)
+            columns = {reward(sample): sum(each.values()) for sample, each in enumerate(paid)}
+            sequences = tuple(_sequence(prompt, answer) for answer in mine)
+            rows.append(Row(self.rows[place].origin, sequences, columns))
+        self._note(rows, earned, [answer for mine in answers for answer in mine], time.monotonic() - began)
+        return self._measured(rows)
+
+    def _sample(self, number: int, prompts: Sequence[Ids]) -> list[list[Completion]]:
+        """Answers to each prompt; what prompts share is computed once."""
+        spec, together = self.spec, max(1, TOGETHER // self.spec.samples)
+        found: list[list[Completion]] = []
+        for start in range(0, len(prompts), together):
+            asked = [
+                (place, sample)
+                for place in range(start, min(start + together, len(prompts)))
+                for sample in range(spec.samples)
+            ]
+            samplings = [
+                Sampling(max_tokens=spec.max_tokens, temperature=1.0, seed=_seed(self.seed, number, *each))
+                for each in asked
+            ]
+            answers = generate(self.loaded, [prompts[place] for place, _ in asked], samplings)
+            found += [answers[at : at + spec.samples] for at in range(0, len(answers), spec.samples)]
+        return found
+
+    def _measured(self, rows: list[Row]) -> list[Row]:
+        """The rows with the log-probabilities that the objective will compare with."""
+        if self.spec.updates > 1:
+            rows = with_token_logps(self.loaded, rows, OLD, self.micro_batch)
+        if self.start is not None:
+            with self.start.back():
+                rows = with_token_logps(self.loaded, rows, START, self.micro_batch)
+        return rows
+
+    def _note(
+        self, rows: Sequence[Row], earned: Sequence[Mapping[int, float]], answers: Sequence[Completion], seconds: float
+    ) -> None:
+        """What this step's answers were like."""
+        groups = np.array([list(row.columns.values()) for row in rows])
+        parts = {
+            f"reward_{each.grader.kind}": float(np.mean([paid[number] for paid in earned]))
+            for number, each in enumerate(self.spec.rewards)
+        }
+        self.facts.update(
+            reward=float(groups.mean()),
+            reward_spread=float(groups.std(1).mean()),
+            answer_tokens=float(np.mean([len(answer.tokens) for answer in answers])),
+            finished=float(np.mean([answer.finish == "stop" for answer in answers])),
+            sampling_seconds=round(seconds, 4),
+            **(parts if len(parts) > 1 else {}),
+        )
+
+
+def _sequence(prompt: Ids, answer: Completion) -> Tokens:
+    """A prompt with a sampled answer, every token of which is learnt from."""
+    tokens = np.array([*prompt, *answer.tokens], dtype=np.int32)
+    return Tokens(tokens, np.arange(len(tokens)) >= len(prompt))
+
+
+def _seed(*parts: int) -> int:
+    """One number that stands for all of them."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
