@@ -20,6 +20,7 @@ from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import read_json
 from tunesmith.models.forward import token_logps
 from tunesmith.models.load import load
+from tunesmith.stages import finetune
 from tunesmith.stages.pipeline import open_run
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,35 @@ def test_killed_runs_end_with_the_same_bits(recipe, tmp_path):
     assert last.wait(120) == 0, last.stderr.read()
     assert content(killed) == expected
     assert [event["step"] for event in Run(killed).events.read("resumed")]
+
+
+def test_a_run_that_learns_from_its_own_answers_goes_on_bit_for_bit(recipe, tmp_path, monkeypatch):
+    """It is cut off in the middle of two updates on the same answers, whose sampling must then be repeated."""
+    settings = [
+        "finetune.objective={kind: grpo, beta: 0.02}", "finetune.rollouts.rewards=[{grader: {kind: chrf}}, {grader: {kind: exact}, weight: 2}]",
+        "finetune.rollouts.samples=3", "finetune.rollouts.max_tokens=5", "finetune.rollouts.updates=2", "finetune.epochs=1.0",
+        "finetune.batch=8", "finetune.micro_batch=4", "finetune.checkpoint_every=2", "evaluate.graders=[{kind: exact}]",
+    ]  # fmt: skip
+    whole = tunesmith.run(recipe, *settings, folder=tmp_path / "whole")
+    steps = [event for event in Run(whole).events.read("step")]
+    assert len(steps) == 8
+    assert {"reward", "reward_chrf", "answer_tokens", "divergence"} <= set(steps[0])
+    assert steps[0]["divergence"] == 0 < steps[-1]["divergence"]
+    assert {event["metric"] for event in Run(whole).events.read("validation")} == {"reward"}
+    note, done = finetune.Training._note, []
+
+    def cut_off(self, step, seconds):
+        note(self, step, seconds)
+        done.append(step.number)
+        if step.number == 4 and done.count(4) == 1:
+            raise RuntimeError("power")
+
+    monkeypatch.setattr(finetune.Training, "_note", cut_off)
+    with pytest.raises(RuntimeError, match="power"):
+        tunesmith.run(recipe, *settings, folder=tmp_path / "cut")
+    tunesmith.run(recipe, *settings, folder=tmp_path / "cut")
+    assert done == [0, 1, 2, 3, 4, 4, 5, 6, 7]
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
 def test_a_second_run_computes_nothing(recipe, tmp_path):
