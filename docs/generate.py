@@ -99,11 +99,18 @@ def _recipe_page() -> str:
 
 def _stage_page(name: str, spec: type[Spec]) -> str:
     parts = [f"# {name}\n\n{_prose(spec)}\n\n{_table(spec, f'{name}.')}"]
-    for field, info in spec.model_fields.items():
-        below = info.annotation
-        if isinstance(below, type) and issubclass(below, Spec) and not issubclass(below, Family):
-            parts.append(f"## {name}.{field}\n\n{_prose(below)}\n\n{_table(below, f'{name}.{field}.')}")
+    for place, below in _sections(name, spec):
+        parts.append(f"## {place}\n\n{_prose(below)}\n\n{_table(below, f'{place}.')}")
     return "\n\n".join(parts)
+
+
+def _sections(place: str, spec: type[Spec]) -> Iterator[tuple[str, type[Spec]]]:
+    """What stands below a section and is no family, however deep."""
+    for field, info in spec.model_fields.items():
+        for below in _specs(info.annotation):
+            if not issubclass(below, Family):
+                yield f"{place}.{field}", below
+                yield from _sections(f"{place}.{field}", below)
 
 
 def _family_page(family: type[Family]) -> str:
