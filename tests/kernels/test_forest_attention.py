@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data.batch import grow
+from tunesmith.kernels.flex import flex_attention, walk
 from tunesmith.kernels.forest_attention import Shape, forest_attention, reference
 
 words = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=10), min_size=1, max_size=5)
@@ -153,3 +154,42 @@ def test_a_window_that_sees_all_is_no_window():
     narrow = forest_attention(*tensors, forest.segments, Shape(0.5, window=6))
     assert torch.equal(narrow[:, :6], none[:, :6])
     assert not torch.allclose(narrow[:, 6], none[:, 6])
+
+
+@settings(max_examples=60, deadline=None)
+@given(words)
+def test_a_walk_tells_ancestors_from_others(drawn):
+    forest = grow([np.array(sequence) for sequence in drawn])
+    enter, leave, depth = walk(forest.segments)
+    count = len(forest.tokens_N)
+    assert sorted(enter) == list(range(count))
+    ancestors = {
+        (int(b), int(a))
+        for s in range(len(forest.segments))
+        for n in [forest.nodes(s)]
+        for i, b in enumerate(n)
+        for a in n[: i + 1]
+    }
+    found = {(q, k) for q in range(count) for k in range(count) if enter[k] <= enter[q] < leave[k]}
+    assert found == ancestors
+    assert depth.tolist() == forest.depth_N.tolist()
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (3, None), (None, 2.0), (5, 1.0)])
+def test_the_form_for_gpus_computes_the_same(heads, window, softcap):
+    """Its forward, by the library's own plain operations; it has a backward on GPUs alone."""
+    generator = np.random.default_rng(3)
+    stem = generator.integers(0, 9, 30)
+    forest = grow(
+        [
+            np.concatenate([stem[:cut], generator.integers(0, 9, more)])
+            for cut, more in ((30, 9), (12, 40), (30, 2), (0, 5))
+        ]
+    )
+    shape, tensors = (
+        Shape(0.4, window, softcap),
+        [each.detach() for each in inputs(len(forest.tokens_N), *heads, width=8)],
+    )
+    found = flex_attention(*tensors, forest.segments, shape)
+    torch.testing.assert_close(found, reference(*tensors, forest.segments, shape), atol=1e-5, rtol=1e-5)

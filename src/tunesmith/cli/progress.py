@@ -53,7 +53,8 @@ class Follower:
 
     def _step(self, event: dict[str, Any]) -> None:
         speed = event["tokens"] / event["seconds"] if event["seconds"] else 0.0
-        text = f"loss {event['loss']:.3f}  {speed:,.0f} tokens/s"
+        telling = "reward" if "reward" in event else "loss"
+        text = f"{telling} {event[telling]:.3f}  {speed:,.0f} tokens/s"
         if self.console.is_terminal:
             if self.task is None:
                 self.progress.start()

@@ -37,8 +37,9 @@ def scalars(run: Run) -> Iterator[tuple[str, int, float, float]]:
     events = run.events.tagged(artifact=state.get("artifact"))
     steps = {event["step"]: event for event in events.read("step")}
     for step, event in sorted(steps.items()):
-        for name in ("loss", "learning_rate", "gradient_norm"):
-            yield f"train/{name}", step, event[name], event["time"]
+        for name, value in event.items():
+            if isinstance(value, float) and name not in ("time", "seconds"):
+                yield f"train/{name}", step, value, event["time"]
         yield "train/tokens_per_second", step, event["tokens"] / max(event["seconds"], 1e-9), event["time"]
     for event in {event["step"]: event for event in events.read("validation")}.values():
         yield f"validation/{event['metric']}", event["step"], event["value"], event["time"]

@@ -1,6 +1,7 @@
 """Causal attention over a forest: each node attends to its ancestors and itself, path by path, nothing padded.
 
-Compiled, it goes by tiles and keeps nothing of size queries * keys (`native/attention.h`); `reference` says the same in plain operations.
+Compiled, it goes by tiles and keeps nothing of size queries * keys (`native/attention.h`, on GPUs `flex.py`); `reference` says the same in plain
+operations.
 `forest_attention` takes queries, keys and values as a model's own layer hands them over; `rotary_attention` takes the joint projection
 of a fused layer, and turns it to its positions in place first.
 """
@@ -16,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from . import native
 from .arena import kept
+from .flex import flex_attention
 
 KEYS, DEEP = 64, 16
 """Keys of a tile, and what the kernel rounds a head's width up to at most."""
@@ -49,6 +51,8 @@ def forest_attention(
     query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, paths: Sequence[Path], shape: Shape
 ) -> Tensor:
     """Attention output [H, N, D] of queries [H, N, D] over keys and values [K, N, D], H a multiple of K."""
+    if query_HND.is_cuda and not native.plain():
+        return flex_attention(query_HND, key_KND, value_KND, paths, shape)
     if not native.serves(query_HND):
         return reference(query_HND, key_KND, value_KND, paths, shape)
     out: Tensor = _ForestAttention.apply(query_HND, key_KND, value_KND, tuple(paths), shape)  # type: ignore[no-untyped-call]

@@ -50,6 +50,11 @@ def disabled() -> Iterator[None]:
         _off.reset(token)
 
 
+def plain() -> bool:
+    """Whether nothing but plain operations is wanted at the moment."""
+    return _off.get()
+
+
 @cache
 def level() -> str | None:
     """The build that this processor runs, or None."""

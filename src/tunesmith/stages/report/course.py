@@ -6,6 +6,8 @@ from .charts import panel
 from .source import Source
 
 ByStep = dict[int, dict[str, Any]]
+TELLING = {"reward": "Reward of sampled answers by step", "accuracy": "Share of preferences that are right by step"}
+"""What says more about a run than its loss, where it is there."""
 
 
 def course(source: Source) -> dict[str, Any] | None:
@@ -16,8 +18,13 @@ def course(source: Source) -> dict[str, Any] | None:
     chosen = chosen_step(source, judged)
     last = steps[max(steps)]
     planned = last["steps"]
-    curve = {name: [(step, found[name]) for step, found in sorted(steps.items())] for name in ("loss", "learning_rate")}
+    telling = [name for name in TELLING if name in last]
+    curve = {
+        name: [(step, found[name]) for step, found in sorted(steps.items())]
+        for name in (*telling, "loss", "learning_rate")
+    }
     panels = [
+        *(panel(TELLING[name], curve[name], last=planned, smooth=True, rule=chosen, floor=False) for name in telling),
         panel("Loss by step", curve["loss"], last=planned, smooth=True, rule=chosen),
         panel("Learning rate by step", curve["learning_rate"], last=planned),
     ]
@@ -25,7 +32,7 @@ def course(source: Source) -> dict[str, Any] | None:
         metric = next(iter(judged.values()))["metric"]
         points = [(step, found["value"]) for step, found in sorted(judged.items())]
         panels.insert(
-            1, panel(f"Validation by step: {metric}", points, last=planned, dotted=True, rule=chosen, floor=False)
+            -1, panel(f"Validation by step: {metric}", points, last=planned, dotted=True, rule=chosen, floor=False)
         )
     return {
         "panels": panels,
