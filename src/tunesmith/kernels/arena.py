@@ -7,8 +7,8 @@ use. Here the sum of what one pass keeps is all there is, in huge pages where th
 import mmap
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 
@@ -66,6 +66,15 @@ class Filling:
         self.used = start + -(-size // ALIGNED) * ALIGNED
         return torch.frombuffer(self.view, dtype=dtype, count=rows * columns, offset=start).view(rows, columns)
 
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """What is taken within this block is free again behind it; its tensors stay as they are until somebody takes that room."""
+        before = self.used
+        try:
+            yield
+        finally:
+            self.used = before
+
 
 @cache
 def the_arena() -> Arena | None:
@@ -88,6 +97,12 @@ def kept_together() -> Iterator[None]:
         yield
     finally:
         _filling.reset(token)
+
+
+def reusing() -> Callable[[], AbstractContextManager[None]]:
+    """Makes blocks: what the present pass takes within one is handed out again after it."""
+    filling = _filling.get()
+    return nullcontext if filling is None else filling.again
 
 
 def kept(like: Tensor, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:

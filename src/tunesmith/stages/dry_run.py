@@ -7,7 +7,7 @@ for any architecture, adapter and objective, in a second and without the weights
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from tunesmith.base import ModelError
 from tunesmith.data.batch import Batch
+from tunesmith.kernels.recompute import around
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.models import attention
@@ -105,11 +106,13 @@ def rehearse(
     casts = loaded.precision == "bf16" and next(loaded.model.parameters()).dtype == torch.float32
     casts = casts and loaded.decoder() is None  # the fused form casts by itself
     # autocast knows no meta device: Bf16Products does what it would, so the forward pass itself must not ask for it
-    quiet = Loaded(loaded.name, loaded.folder, loaded.model, None, "fp32", fuse=False) if casts else loaded
+    quiet = replace(loaded, precision="fp32", fuse=False) if casts else loaded
     try:
         with tally, torch.set_grad_enabled(gradients):
+            again = around.set(partial(Bf16Products, casts))
             with Bf16Products(casts):
                 total = objective(quiet, batch).total
+            around.reset(again)
             if gradients:
                 total.backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:  # an operation that has no form without numbers, such as the routing of some experts
