@@ -217,7 +217,7 @@ def test_every_optimizer_moves_what_it_is_given_and_tells_its_memory(member, fre
         assert parameter.isfinite().all()
     state = optimizer.state_dict()["state"].values()
     kept = sum(value.nbytes for slots in state for value in slots.values() if value.numel() > 1)
-    assert kept == member().bytes_per_parameter * sum(weight.numel() for weight in weights.values())
+    assert kept == member().state_bytes(weights.values())
 
 
 @pytest.mark.parametrize(

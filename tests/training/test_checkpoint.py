@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tunesmith
+from tunesmith.kernels.memory import give_back
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.lora import LoRA
@@ -23,11 +24,11 @@ STEPS = 10
 class Session:
     """All that a process holds of a training; nothing in it outlives it but the checkpoint's folder."""
 
-    def __init__(self, build, rows, adapter, dtype=torch.float32):
+    def __init__(self, build, rows, adapter, dtype=torch.float32, offload=False):
         self.loaded = build("llama", seed=3, dtype=dtype)
         adapter.attach(self.loaded, 1)
         self.parameters = trainable(self.loaded.model)
-        self.optimizer = AdamW(learning_rate=1e-2, weight_decay=0.1).build(self.parameters)
+        self.optimizer = AdamW(learning_rate=1e-2, weight_decay=0.1, offload=offload).build(self.parameters)
         self.data = Dataset(rows, 4, 2, 2.5, 0)
         assert self.data.steps_per_epoch < 5 < STEPS == self.data.steps
 
@@ -70,6 +71,21 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(session, tmp_path, a
     assert steps + second.go(5, STEPS) == expected
     for name, parameter in whole.parameters.items():
         assert torch.equal(second.parameters[name], parameter), name
+
+
+@pytest.mark.parametrize("adapter", [LoRA(rank=4), Full()], ids=lambda adapter: adapter.kind)
+def test_moments_in_a_file_give_the_same_bits_and_resume_either_way(session, tmp_path, adapter):
+    whole = session(adapter)
+    expected = whole.go(0, STEPS)
+    for number, (before, after) in enumerate([(True, True), (True, False), (False, True)]):
+        first, second = session(adapter, offload=before), session(adapter, offload=after)
+        steps = first.go(0, 5)
+        first.save(tmp_path / str(number), 5)
+        give_back()
+        second.restore(tmp_path / str(number))
+        assert steps + second.go(5, STEPS) == expected
+        for name, parameter in whole.parameters.items():
+            assert torch.equal(second.parameters[name], parameter), name
 
 
 def test_the_optimizer_s_state_comes_back(session, tmp_path):

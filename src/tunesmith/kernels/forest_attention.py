@@ -232,9 +232,9 @@ class _ForestAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors[:3]
+        query, key, value, out, lse_NH = ctx.saved_tensors
         into = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        _attend_backward(_close(grads[0]), ctx.saved_tensors, into, ctx.paths, ctx.shape)
+        _attend_backward(_close(grads[0]), (query, key, value, out, lse_NH), into, ctx.paths, ctx.shape)
         return *into, None, None
 
 

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from .arena import the_arena
+from .mapped import every
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Options of glibc's mallopt(3)."""
@@ -39,6 +40,8 @@ def give_back() -> None:
     arena = the_arena()
     if arena is not None:
         arena.give_back()
+    for file in every:
+        file.give_back()
 
 
 class Peak:

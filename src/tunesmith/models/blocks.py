@@ -1,6 +1,7 @@
 """Reads a transformers decoder into blocks that fused operations compute: which layers go together, and what norms they have."""
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -145,6 +146,11 @@ class Block:
     def groups(self) -> tuple[Group, Group, Group, Group]:
         """All of its linear layers."""
         return self.joint, self.out, self.gate_up, self.down
+
+    def snapshot(self) -> "Block":
+        """The same block, whose products stay as they are now when the original's are refreshed."""
+        joint, out, gate_up, down = map(copy, self.groups)
+        return replace(self, joint=joint, out=out, gate_up=gate_up, down=down)
 
 
 def linear_layers(layer: Any, traits: Traits) -> tuple[list[Any], list[Any], list[Any], list[Any]]:

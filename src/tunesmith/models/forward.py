@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tunesmith.data.batch import Batch
 from tunesmith.kernels import head
+from tunesmith.kernels.recompute import recomputed
 
 from .attention import ForestAttend, attending, plain
 from .load import Loaded
@@ -23,7 +24,7 @@ def token_logps(loaded: Loaded, batch: Batch) -> Tensor:
     decoder = loaded.decoder()
     if decoder is not None:
         batch = batch.to(loaded.device)
-        hidden_MD = decoder.hidden(batch.forest, batch.source_M)
+        hidden_MD = decoder.hidden(batch.forest, batch.source_M, recompute=loaded.checkpointing)
         return head.token_logps(hidden_MD, decoder.head, batch.target_M, decoder.softcap)
     return generic_logps(loaded, batch)
 
@@ -33,6 +34,7 @@ def generic_logps(loaded: Loaded, batch: Batch) -> Tensor:
     node_U, back_M = torch.unique(batch.source_M, return_inverse=True)
     device = loaded.device
     forest = batch.forest
+    _arrange(loaded)
     with attending(ForestAttend(forest)), autocast(loaded):
         out = loaded.model(
             input_ids=forest.tokens_N[None].to(device),
@@ -52,11 +54,21 @@ def padded_logps(loaded: Loaded, batch: Batch) -> Tensor:
         device
     )
     mask_ST = torch.stack([torch.arange(width) < len(n) for n in nodes]).long().to(device)
+    _arrange(loaded)
     with plain(loaded.model) if loaded.forest else nullcontext(), autocast(loaded):
         logits_STV = loaded.model(input_ids=tokens_ST, attention_mask=mask_ST, use_cache=False).logits
     depth_M = forest.depth_N[batch.source_M].to(device)
     logits_MV = logits_STV[batch.sequence_M.to(device), depth_M]
     return _pick(logits_MV, torch.arange(len(depth_M), device=device), batch.target_M.to(device))
+
+
+def _arrange(loaded: Loaded) -> None:
+    """Have transformers' own layers computed again by the backward, or not."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for layer in loaded.model.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing != loaded.checkpointing:
+            layer.gradient_checkpointing, layer._gradient_checkpointing_func = loaded.checkpointing, recomputed
 
 
 def _pick(logits_UV: Tensor, back_M: Tensor, target_M: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ every intermediate that a fused operation need not write, the last layer's work 
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from tunesmith.kernels.gated_linear import gated_linear
 from tunesmith.kernels.head import capped
 from tunesmith.kernels.joint_linear import joint_linear
 from tunesmith.kernels.lora_linear import LoRALinear
+from tunesmith.kernels.recompute import compact, recomputed
 
 from .blocks import ACTIVATIONS, TRAITS, Block, Norm, activation_of, linear_layers, read_block
 
@@ -89,31 +91,44 @@ class Decoder:
             turned = dict.fromkeys(kinds, rotary(like[None], place))
         return {kind: (cosine[0].contiguous(), sine[0].contiguous()) for kind, (cosine, sine) in turned.items()}
 
-    def hidden(self, forest: Forest, nodes_M: Tensor, take: Take | None = None) -> Tensor:
+    def hidden(self, forest: Forest, nodes_M: Tensor, take: Take | None = None, recompute: bool = False) -> Tensor:
         """Last hidden states [M, D] of some nodes, ready for the head; differentiable.
 
         Args:
             forest: the batch.
             nodes_M: int64; repeated nodes are allowed.
             take: if given, it is called with each layer's keys and values.
+            recompute: whether the backward computes layers again, so that the forward keeps only what goes into them.
         """
         with kept_together():
-            return self._pass(forest, nodes_M, take)
+            return self._pass(forest, nodes_M, take, recompute and torch.is_grad_enabled())
 
-    def _pass(self, forest: Forest, nodes_M: Tensor, take: Take | None) -> Tensor:
+    def _pass(self, forest: Forest, nodes_M: Tensor, take: Take | None, recompute: bool) -> Tensor:
         residual, update = self.embed(forest.tokens_N), None
         angles = self.angles(forest.depth_N, residual)
-        for number, block in enumerate(self.blocks):
-            residual, joint = self.project(block, residual, update)
-            room = block.out.joint.room
-            cosine, sine = angles[block.rotary]
-            attended = rotary_attention(joint, cosine, sine, block.heads, forest.segments, block.shape, room)
-            if take is not None:
-                take(*block.heads.split(joint.detach())[1:])
-            if number == len(self.blocks) - 1:  # beyond this, nodes no longer meet
-                residual, attended = residual.index_select(0, nodes_M), attended.index_select(0, nodes_M)
-            residual, update = self.feed(block, residual, attended)
-        return self.last(residual, update)
+        for block in self.blocks[:-1]:
+            if recompute:  # of the block as it is: others may use the model before the backward
+                layer = partial(self._attend_and_feed, block.snapshot(), forest, angles, None, None)
+                residual, update = recomputed(partial(compact, layer, self.dtype), residual, update)
+            else:
+                residual, update = self._attend_and_feed(block, forest, angles, None, take, residual, update)
+        # the backward begins with the last block: to compute it again would save nothing
+        return self.last(*self._attend_and_feed(self.blocks[-1], forest, angles, nodes_M, take, residual, update))
+
+    def _attend_and_feed(
+        self, block: Block, forest: Forest, angles: dict[str, tuple[Tensor, Tensor]], nodes_M: Tensor | None, take: Take | None,
+        residual: Tensor, update: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """A block, from what goes into it to the residual and what is still to be added to it, of all nodes or some."""
+        residual, joint = self.project(block, residual, update)
+        room = block.out.joint.room
+        cosine, sine = angles[block.rotary]
+        attended = rotary_attention(joint, cosine, sine, block.heads, forest.segments, block.shape, room)
+        if take is not None:
+            take(*block.heads.split(joint.detach())[1:])
+        if nodes_M is not None:  # beyond this, nodes no longer meet
+            residual, attended = residual.index_select(0, nodes_M), attended.index_select(0, nodes_M)
+        return self.feed(block, residual, attended)
 
     def project(self, block: Block, residual: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
         """What comes before a block's attention: the residual, and queries, keys and values side by side."""

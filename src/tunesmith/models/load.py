@@ -36,6 +36,8 @@ class Loaded:
     """Whether its attention takes forest batches; else sequences are padded."""
     fuse: bool = True
     """Whether fused operations may compute it, where they can."""
+    checkpointing: bool = False
+    """Whether the backward computes layers again instead of the forward keeping what they compute (activation checkpointing)."""
     notes: list[str] = field(default_factory=list)
     _decoder: fused.Decoder | None = field(default=None, repr=False)
 

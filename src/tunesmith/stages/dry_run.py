@@ -7,7 +7,7 @@ for any architecture, adapter and objective, in a second and without the weights
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch.utils.flop_counter import flop_registry
 
 from tunesmith.base import ModelError
 from tunesmith.data.batch import Batch
+from tunesmith.kernels.arena import Rehearsal, rehearsing
+from tunesmith.kernels.recompute import around
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.models import attention
@@ -33,8 +35,10 @@ Work = tuple[int, int, bool]
 class Footprint:
     """What one forward and backward pass over some micro-batches takes."""
 
+    kept: int
+    """Bytes of the arena, where the forward pass keeps what the backward pass reads; none where transformers' own layers compute."""
     activations: int
-    """Bytes of tensors other than weights at the moment when there are most, without `logits` and `gradients`."""
+    """Bytes of tensors elsewhere, other than weights, at the moment when there are most, without `logits` and `gradients`."""
     logits: int
     """Bytes, at that moment, of tensors as wide as the vocabulary."""
     gradients: int
@@ -44,8 +48,8 @@ class Footprint:
 
     @property
     def bytes(self) -> int:
-        """At that moment, all together."""
-        return self.activations + self.logits + self.gradients
+        """All together; the arena's pages stay, whenever the other tensors are most."""
+        return self.kept + self.activations + self.logits + self.gradients
 
     @property
     def flops(self) -> int:
@@ -101,15 +105,18 @@ def rehearse(
     for parameter in learnt:
         parameter.grad = torch.zeros_like(parameter) if accumulate and gradients else None
     before = [parameter.grad for parameter in learnt if parameter.grad is not None]
-    tally = Tally(loaded, before)
+    room = Rehearsal()
+    tally = Tally(loaded, [*before, room.room])
     casts = loaded.precision == "bf16" and next(loaded.model.parameters()).dtype == torch.float32
     casts = casts and loaded.decoder() is None  # the fused form casts by itself
     # autocast knows no meta device: Bf16Products does what it would, so the forward pass itself must not ask for it
-    quiet = Loaded(loaded.name, loaded.folder, loaded.model, None, "fp32", fuse=False) if casts else loaded
+    quiet = replace(loaded, precision="fp32", fuse=False) if casts else loaded
     try:
-        with tally, torch.set_grad_enabled(gradients):
+        with tally, torch.set_grad_enabled(gradients), rehearsing(room):
+            again = around.set(partial(Bf16Products, casts))
             with Bf16Products(casts):
                 total = objective(quiet, batch).total
+            around.reset(again)
             if gradients:
                 total.backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:  # an operation that has no form without numbers, such as the routing of some experts
@@ -119,19 +126,20 @@ def rehearse(
         ) from error
     made = [parameter.grad for parameter in learnt if parameter.grad is not None] if not before else []
     vocabulary = loaded.model.config.get_text_config().vocab_size
-    return tally.at_peak(made, sum(gradient.nbytes for gradient in before), vocabulary)
+    found = tally.at_peak(made, sum(gradient.nbytes for gradient in before), vocabulary)
+    return replace(found, kept=room.most)
 
 
 class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base class untyped
     """Sees every operation: which storages it makes, when they die, and how much work it is."""
 
-    def __init__(self, loaded: Loaded, gradients: Sequence[Tensor]) -> None:
+    def __init__(self, loaded: Loaded, others: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.work: Counter[Work] = Counter()
         self.changes: list[tuple[int, int]] = []
         self.widths: list[int] = []
         self.alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
-        self.kept = [*storages(loaded), *(gradient.untyped_storage() for gradient in gradients)]
+        self.kept = [*storages(loaded), *(tensor.untyped_storage() for tensor in others)]
         self.known = {storage._cdata for storage in self.kept}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -180,7 +188,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
             live[number] += change
         kept = sum(size for number, size in live.items() if number in ours)
         logits = sum(size for number, size in live.items() if number not in ours and self.widths[number] == vocabulary)
-        return Footprint(most - kept - logits, logits, before + kept, self.work)
+        return Footprint(0, most - kept - logits, logits, before + kept, self.work)
 
 
 def _is_view(func: Any) -> bool:

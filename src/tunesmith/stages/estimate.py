@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
+from tunesmith.kernels.memory import PRODUCTS
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.base import reference
@@ -22,16 +23,20 @@ from tunesmith.training.batches import Dataset
 from .dry_run import Footprint, rehearse, skeleton, storages
 from .machine import Speed
 
-OVERHEAD = 700 << 20
-"""Bytes of Python, torch and transformers before a model is loaded, and of buffers that loading and matrix products leave."""
-SLACK = 0.25
-"""Memory that the allocator holds beyond what tensors of the passes need, because freed pieces do not fit what is asked for next."""
+COMPILED = PRODUCTS << 19
+"""Bytes of matrix products that oneDNN keeps compiled, half a megabyte each, once a run has met as many lengths as the cache takes."""
+SLACK = 80 << 20
+"""Bytes of small tensors that lie between freed pieces, so that what is asked for next touches other pages; the arena has none of this."""
+LOOSE = 0.15
+"""The same as a share of what a pass keeps where transformers' own layers compute it, outside the arena."""
 SLOWDOWN = 1.6
 """How much longer the loop takes than its operations at the probed speeds, on an idle machine: its products are smaller."""
 OPTIMIZER_TRAFFIC = 9
 """How often AdamW and clipping touch the bytes of what learns: the weight, its gradient and two moments, read and written."""
 SAMPLED_STEPS = 16
 """Steps whose rows are packed to learn how much prefixes share."""
+HEAVIEST, EPOCHS = 8, 20
+"""Steps, of at most so many epochs, that are searched for the largest micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,11 @@ class Estimate:
     logits: int
     """Bytes of tensors as wide as the vocabulary."""
     overhead: int
-    """Bytes of the process itself and of memory that the allocator cannot reuse."""
+    """Bytes of compiled products and of memory that the allocator cannot reuse."""
+    resident: int
+    """Bytes that the process holds already: Python, torch, the tokenizer, the rows."""
+    checkpointing: bool
+    """Whether layers are computed again in the backward pass."""
     parameters: int
     """Count of parameters of the model, what an adapter adds not included."""
     learning: int
@@ -67,17 +76,23 @@ class Estimate:
     @property
     def peak_bytes(self) -> int:
         """Most memory in use at one time."""
-        return self.weights + self.learnt + self.state + self.activations + self.logits + self.overhead
+        parts = (self.weights, self.learnt, self.state, self.activations, self.logits, self.overhead, self.resident)
+        return sum(parts)
+
+    @property
+    def needed(self) -> int:
+        """Bytes that have to be free."""
+        return self.peak_bytes - self.resident
 
     @property
     def fits(self) -> bool:
         """Whether it can run here."""
-        return self.peak_bytes <= self.available
+        return self.needed <= self.available
 
     @property
     def reason(self) -> str:
         """Why it does or does not fit, in a few words."""
-        return f"needs about {gigabytes(self.peak_bytes)}, {gigabytes(self.available)} free"
+        return f"needs about {gigabytes(self.needed)} more, {gigabytes(self.available)} free"
 
 
 def gigabytes(size: int) -> str:
@@ -119,17 +134,20 @@ class Workload:
 
     @cached_property
     def sampled(self) -> list[Batch]:
-        """Micro-batches of steps spread over the first epoch, and of the step with most tokens."""
+        """Micro-batches of steps spread over the first epoch."""
         steps = self.data.steps_per_epoch
-        lengths = np.array([sum(map(len, row.sequences)) for row in self.data.rows])[self.data.order(0)]
-        heaviest = int(np.add.reduceat(lengths, np.arange(0, len(lengths), self.data.batch)).argmax())
-        chosen = {*np.linspace(0, steps - 1, min(steps, SAMPLED_STEPS)).astype(int).tolist(), heaviest}
-        return [batch for step in sorted(chosen) for batch in self.data.step(step)]
+        chosen = np.linspace(0, steps - 1, min(steps, SAMPLED_STEPS)).astype(int).tolist()
+        return [batch for step in chosen for batch in self.data.step(step)]
 
-    @property
+    @cached_property
     def largest(self) -> Batch:
-        """The sampled micro-batch with most distinct tokens: it sets the peak of memory."""
-        return max(self.sampled, key=distinct)
+        """The micro-batch with most distinct tokens, among those of the steps with most tokens: it sets the peak of memory."""
+        lengths = np.array([sum(map(len, row.sequences)) for row in self.data.rows])
+        starts = np.arange(0, len(lengths), self.data.batch)
+        epochs = range(min(-(-self.data.steps // len(starts)), EPOCHS))
+        tokens = np.concatenate([np.add.reduceat(lengths[self.data.order(epoch)], starts) for epoch in epochs])
+        heaviest = np.argsort(tokens[: self.data.steps])[-HEAVIEST:].tolist()
+        return max((batch for step in heaviest for batch in self.data.step(step)), key=distinct)
 
     @property
     def shared(self) -> float:
@@ -155,7 +173,7 @@ def distinct(batch: Batch) -> int:
 
 def estimate(
     config: Any, adapter: Adapter, optimizer: Optimizer, objective: Objective, data: Dataset, *, precision: str, speed: Speed,
-    available: int,
+    available: int, resident: int, checkpointing: bool = False,
 ) -> Estimate:  # fmt: skip
     """Estimate a training by rehearsing its largest micro-batch without numbers.
 
@@ -165,6 +183,8 @@ def estimate(
         precision: `fp32` or `bf16`.
         speed: of this machine, see `measure_speed`.
         available: free bytes, see `available_memory`.
+        resident: bytes that the process holds already, see `resident_memory`.
+        checkpointing: whether layers are computed again in the backward pass.
 
     Raises:
         ModelError: the model cannot be built, or has nothing that the adapter could teach.
@@ -174,6 +194,7 @@ def estimate(
         data = replace(data, rows=blank)
     work = Workload(data)
     passes, loaded = Passes.of(optimizer), Loaded("plan", Path(), skeleton(config, precision), None, precision)
+    loaded.checkpointing = checkpointing
     parameters = count(loaded.model)
     adapter.attach(loaded, data.seed)
     learnt = trainable(loaded.model).values()
@@ -183,7 +204,7 @@ def estimate(
     return Estimate(
         **_memory(pass_, own, own if passes.with_gradient else 0),
         weights=sum(storage.nbytes() for storage in storages(loaded)) - own,
-        state=optimizer.bytes_per_parameter * sum(parameter.numel() for parameter in learnt),
+        state=optimizer.state_bytes(learnt),
         parameters=parameters,
         learning=sum(parameter.numel() for parameter in learnt),
         rows=len(data.rows),
@@ -192,6 +213,8 @@ def estimate(
         distinct_tokens=round(work.tokens * work.shared),
         seconds=_seconds(work, pass_, passes, speed, own) * (1 + objective.references / (3 * data.epochs)),
         available=available,
+        resident=resident,
+        checkpointing=checkpointing,
     )
 
 
@@ -200,14 +223,15 @@ def _blank(row: Row) -> dict[str, float]:
 
 
 def _memory(found: Footprint, own: int, gradients: int) -> dict[str, int]:
-    """Parts of the peak: in the forward and backward pass, or when all gradients are there and the optimizer steps."""
-    kept = found if found.bytes >= gradients else replace(found, activations=0, logits=0, gradients=gradients)
-    overhead = OVERHEAD + int(SLACK * (kept.activations + kept.logits))
+    """Parts of the peak: in the forward and backward pass, or when all gradients are there and the optimizer steps; the arena keeps its pages."""
+    elsewhere = found.bytes - found.kept
+    most = found if elsewhere >= gradients else replace(found, activations=0, logits=0, gradients=gradients)
+    loose = 0 if found.kept else int(LOOSE * (most.activations + most.logits))
     return {
-        "learnt": own + kept.gradients,
-        "activations": kept.activations,
-        "logits": kept.logits,
-        "overhead": overhead,
+        "learnt": own + most.gradients,
+        "activations": found.kept + most.activations,
+        "logits": most.logits,
+        "overhead": COMPILED + SLACK + loose,
     }
 
 

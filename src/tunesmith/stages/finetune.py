@@ -48,6 +48,9 @@ class Finetune(Spec):
     """Rows of one forward and backward pass; fewer need less memory and give the same result. Null takes the whole batch."""
     share_prefixes: bool = True
     """Compute what the rows of a pass have in common from their start, such as a system prompt, once; the result is the same."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Keep only what goes into each layer and compute the rest again in the backward pass: a fraction of the memory, a third more time, the same result.
+    Auto turns it on where memory would not suffice otherwise; the run's resolved.yaml says what it came to."""
     clip: float = Field(1.0, ge=0)
     """Largest norm of the gradient; longer ones are scaled down. 0 turns it off."""
     rollouts: Rollouts | None = None
@@ -121,6 +124,8 @@ class Training:
 
     def save(self, step: int, kind: str = "checkpoints") -> None:
         """Commit a checkpoint of `step` steps done; memory that steps of other lengths left in pieces goes back to the system."""
+        self.optimizer.zero_grad()
+        give_back()  # what follows reads all weights and moments
         checkpoint.save(self.out / kind, step, self.parameters, self.optimizer, vars(self.watch))
         give_back()
 
@@ -203,6 +208,7 @@ def finetune(
     rows, held_out_rows = load_split(prepared.path, "train"), load_split(prepared.path, "validation")
     spec.objective.check([*rows, *held_out_rows])
     loaded = load(model, precision)
+    loaded.checkpointing = spec.activation_checkpointing is True
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
     chosen.attach(loaded, seed)
     before = last_logits(loaded, rows)

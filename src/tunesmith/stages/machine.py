@@ -1,5 +1,6 @@
 """What this machine has: free memory within every limit set on the process, and measured speed."""
 
+import gc
 import resource
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from tunesmith.kernels.memory import keep_steady
+from tunesmith.kernels.memory import give_back, keep_steady
 
 CGROUP_FILES = (
     ("memory.max", "memory.current"),
@@ -32,6 +33,13 @@ def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     if address_space != resource.RLIM_INFINITY:
         free.append(address_space - own.vms)
     return max(0, min(free))
+
+
+def resident_memory() -> int:
+    """Bytes that this process holds of the memory that `available_memory` speaks of, once it has given back what it can."""
+    gc.collect()
+    give_back()
+    return 0 if torch.cuda.is_available() else int(psutil.Process().memory_info().rss)
 
 
 @dataclass(frozen=True)

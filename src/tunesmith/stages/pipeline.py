@@ -56,18 +56,25 @@ class Pipeline:
             MachineError: training would not fit into memory; says what would.
         """
         prepared = self.prepare()
-        self._check_memory(prepared)
+        self._plan(prepared)
         return self.run.once(initialise.STAGE, self.recipe.initialise, prepared, **self.about, seed=self.recipe.seed)
 
-    def _check_memory(self, prepared: Artifact) -> None:
-        """Estimate the training once, keep it in `plan.json` for the report to compare with, refuse what cannot fit."""
+    def _plan(self, prepared: Artifact) -> None:
+        """Estimate the training once, keep it in `plan.json` for the report to compare with, refuse what cannot fit, and settle what memory decides."""
         recipe, path = self.recipe, self.run.path / PLAN
-        asked = digest([prepared.id, self.about, self.adapter, recipe.finetune.model_dump(mode="json")])
-        if path.exists() and read_json(path)["asked"] == asked:
-            return
-        found = check_memory(plans(recipe, load_split(prepared.path, "train")))
-        figures = {name: getattr(found, name) for name in ("peak_bytes", "seconds", "steps", "tokens")}
-        write_json(path, {"asked": asked, "estimate": figures})
+        wanted = recipe.finetune.activation_checkpointing
+        settings = recipe.finetune.model_dump(mode="json", exclude={"activation_checkpointing"})
+        asked = digest([prepared.id, self.about, self.adapter, settings])
+        kept = read_json(path) if path.exists() else {}
+        if kept.get("asked") != asked or wanted not in ("auto", kept["activation_checkpointing"]):
+            found = check_memory(plans(recipe, load_split(prepared.path, "train"))).estimate
+            figures = {name: getattr(found, name) for name in ("peak_bytes", "seconds", "steps", "tokens")}
+            kept = {"asked": asked, "activation_checkpointing": found.checkpointing, "estimate": figures}
+            write_json(path, kept)
+        if wanted == "auto":
+            settled = {"activation_checkpointing": kept["activation_checkpointing"]}
+            self.recipe = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update=settled)})
+            record(self)
 
     def search(self) -> Artifact:
         """The settings to train with."""

@@ -13,10 +13,12 @@ from tunesmith.base import Events, MachineError, ModelError, Output
 from tunesmith.base.spec import override, validate
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
+from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.load import load_config, locate, resolve_precision
 
+from .dry_run import skeleton
 from .estimate import Estimate, estimate, gigabytes
-from .machine import Speed, available_memory, measure_speed
+from .machine import available_memory, measure_speed, resident_memory
 from .prepare import prepare
 from .recipe import Recipe
 
@@ -53,37 +55,44 @@ def plans(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Plan]:
     """As `plan`, each when it is asked for."""
     config = load_config(locate(recipe.model))
     text = config.get_text_config()
-    speed, available = measure_speed(text.hidden_size, text.intermediate_size), available_memory()
-    yield _plan(recipe, (), rows, config, speed, available)
+    skeleton(config, resolve_precision(recipe.precision))  # loads the model's code, which the process then holds
+    speed = measure_speed(text.hidden_size, text.intermediate_size)
+    machine = {"speed": speed, "available": available_memory(), "resident": resident_memory()}
+    yield _plan(recipe, (), rows, config, machine)
     for settings in alternatives(recipe):
         with suppress(ModelError):  # an adapter that this architecture cannot have is no alternative
-            yield _plan(recipe, settings, rows, config, speed, available)
+            yield _plan(recipe, settings, rows, config, machine)
 
 
-def _plan(
-    recipe: Recipe, settings: tuple[str, ...], rows: Sequence[Row], config: Any, speed: Speed, available: int
-) -> Plan:
+def _plan(recipe: Recipe, settings: tuple[str, ...], rows: Sequence[Row], config: Any, machine: dict[str, Any]) -> Plan:
     tree = recipe.model_dump(mode="json")
     for each in settings:
         override(tree, each)
     changed = validate(Recipe, tree, "plan")
     changed.finetune.objective.check(rows)
     tune, precision, adapter = changed.finetune, resolve_precision(changed.precision), changed.initialise.adapter
-    found = estimate(
-        config, adapter, tune.optimizer, tune.objective, tune.dataset(rows, changed.seed), precision=precision, speed=speed,
-        available=available,
-    )  # fmt: skip
+    data, wanted = tune.dataset(rows, changed.seed), tune.activation_checkpointing
+    for checkpointing in (False, True) if wanted == "auto" else (wanted,):
+        found = estimate(
+            config, adapter, tune.optimizer, tune.objective, data, precision=precision, checkpointing=checkpointing, **machine
+        )  # fmt: skip
+        if found.fits:
+            break
     return Plan(" ".join((precision, adapter.kind, tune.objective.kind, tune.optimizer.kind)), settings, found)
 
 
 def alternatives(recipe: Recipe) -> list[tuple[str, ...]]:
     """Overrides worth a look: smaller micro-batches, other adapters, and the two least hungry ones together."""
     tune = recipe.finetune
+    adapter, optimizer = recipe.initialise.adapter, tune.optimizer
+    again = () if tune.activation_checkpointing is True else ("finetune.activation_checkpointing=true",)
     micro = tune.micro_batch or tune.batch
     smaller = [f"finetune.micro_batch={size}" for size in sorted({micro // 2, 1} - {0, micro}, reverse=True)]
-    others = [f"initialise.adapter.kind={kind}" for kind in ALTERNATIVES if kind != recipe.initialise.adapter.kind]
+    moments = isinstance(optimizer, AdamW) and not optimizer.offload and not adapter.adds_weights
+    elsewhere = ("finetune.optimizer.offload=true",) if moments else ()
+    others = [f"initialise.adapter.kind={kind}" for kind in ALTERNATIVES if kind != adapter.kind]
     both = [(each, smaller[-1]) for each in others if smaller and each.endswith(f"={ALTERNATIVES[0]}")]
-    return [*((each,) for each in (*smaller, *others)), *both]
+    return [*((each,) for each in (*again, *elsewhere, *smaller, *others)), *both]
 
 
 def prepared(recipe: Recipe) -> list[Row]:
@@ -103,26 +112,27 @@ def prepared(recipe: Recipe) -> list[Row]:
         return load_split(folder, "train")
 
 
-def check_memory(found: Iterable[Plan]) -> Estimate:
-    """The estimate of the first plan, if it fits; the others are looked at only if it does not.
+def check_memory(found: Iterable[Plan]) -> Plan:
+    """The first plan, if it fits; the others are looked at only if it does not.
 
     Raises:
         MachineError: it does not fit; names the settings that would, or says that none does.
     """
     each = iter(found)
-    own = next(each).estimate
+    first = next(each)
+    own = first.estimate
     if own.fits:
-        return own
+        return first
     others = list(each)
     fitting = [" with ".join(other.settings) for other in others if other.estimate.fits]
-    least = min((other.estimate.peak_bytes for other in others), default=own.peak_bytes)
+    least = min(other.needed for other in (own, *(each.estimate for each in others)))
     mend = (
         f"set {', or '.join(fitting[:2])}"
         if fitting
         else f"its alternatives need at least {gigabytes(least)}, so take a smaller model"
     )
     raise MachineError(
-        f"training needs about {gigabytes(own.peak_bytes)}, this machine has {gigabytes(own.available)} free; {mend}; see `tunesmith plan`"
+        f"training needs about {gigabytes(own.needed)} more, this machine has {gigabytes(own.available)} free; {mend}; see `tunesmith plan`"
     )
 
 
@@ -141,11 +151,16 @@ def table(found: Sequence[Plan]) -> Table:
     for each in found:
         seen = each.estimate
         drawn.add_row(
-            each.method, " ".join(each.settings) or "as given", f"{seen.learning:,}", gigabytes(seen.weights + seen.learnt),
+            each.method, " ".join(each.settings) or _given(seen), f"{seen.learning:,}", gigabytes(seen.weights + seen.learnt),
             gigabytes(seen.state), gigabytes(seen.activations + seen.logits), gigabytes(seen.peak_bytes), duration(seen.seconds),
             "yes" if seen.fits else "no",
         )  # fmt: skip
     return drawn
+
+
+def _given(found: Estimate) -> str:
+    """What stands for the recipe itself, with what `auto` came to where memory would not suffice otherwise."""
+    return "as given" if not found.checkpointing else "as given, layers computed again"
 
 
 def duration(seconds: float) -> str:

@@ -1,13 +1,21 @@
 """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101)."""
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from tunesmith.base import ConfigError
+from tunesmith.kernels.mapped import MappedFile
+from tunesmith.models.gguf import cache_folder
 
 from .base import Optimizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What torch calls the running mean and the running square."""
 
 
 class AdamW(Optimizer):
@@ -22,6 +30,8 @@ class AdamW(Optimizer):
     """Added to the root of the running square."""
     weight_decay: float = Field(0.0, ge=0)
     """Share of a matrix, times the learning rate, taken off at each step; biases and norms never decay."""
+    offload: bool = False
+    """Keep the moments in a file in the cache folder, of which memory holds one weight's at a time; the result is the same. Worth it where all weights learn."""
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """Two groups: matrices, which decay, and the rest."""
@@ -29,9 +39,56 @@ class AdamW(Optimizer):
         others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon, fused=True)
+        settings: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "eps": self.epsilon}
+        if self.offload:
+            return OffloadedAdamW(groups, **settings)
+        return torch.optim.AdamW(groups, fused=True, **settings)
 
-    @property
-    def bytes_per_parameter(self) -> int:
-        """Two float32 moments."""
-        return 8
+    def state_bytes(self, parameters: Iterable[nn.Parameter]) -> int:
+        """Two float32 moments of all weights, or of the largest."""
+        sizes = [8 * parameter.numel() for parameter in parameters]
+        return max(sizes) if self.offload else sum(sizes)
+
+
+class OffloadedAdamW(torch.optim.AdamW):
+    """AdamW whose moments lie in a mapped file: each weight's are read, moved and let go before the next one's."""
+
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
+        super().__init__(groups, fused=True, **settings)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        if any(parameter.device.type != "cpu" for parameter in parameters):
+            raise ConfigError("optimizer.offload: the weights are not in main memory; set it to false")
+        self.file = MappedFile(2 * sum(MappedFile.room(parameter) for parameter in parameters), cache_folder())
+        for parameter in parameters:
+            moments = {name: self.file.take(parameter) for name in MOMENTS}
+            self.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """A step of every weight that has a gradient, in turn; the closure computes the loss and the gradients first."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, parameter.grad, group)
+        return loss
+
+    def _move(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        adamw(
+            [parameter], [gradient], [state[MOMENTS[0]]], [state[MOMENTS[1]]], [], [state["step"]], fused=True,
+            amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
+            eps=group["eps"], maximize=False,
+        )  # fmt: skip
+        self.file.release(*(state[name] for name in MOMENTS))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Read the moments into the file."""
+        held = {parameter: state for parameter, state in self.state.items()}
+        super().load_state_dict(state_dict)
+        for parameter, state in held.items():
+            for name in MOMENTS:
+                state[name].copy_(self.state[parameter][name])
+                self.file.release(state[name])
+            self.state[parameter] = {"step": self.state[parameter]["step"], **{name: state[name] for name in MOMENTS}}

@@ -1,7 +1,7 @@
 """What an optimizer is: a recipe for a torch optimizer over named parameters."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -16,7 +16,6 @@ class Optimizer(Family):
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """An optimizer over what learns; names tell, for example, which weights decay."""
 
-    @property
-    def bytes_per_parameter(self) -> int:
-        """Memory of its state, in bytes for each parameter that learns."""
+    def state_bytes(self, parameters: Iterable[nn.Parameter]) -> int:
+        """Memory that its state takes, in bytes."""
         return 0
