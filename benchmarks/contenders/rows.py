@@ -80,3 +80,20 @@ def report_generation(seconds: list[float], answers: list[list[int]], given: int
         "peak_rss_mb": peak_megabytes(),
     }
     print("RESULT " + json.dumps(result), flush=True)
+
+
+MAX_LENGTH = 1024
+"""Tokens of a row where data is prepared; both sides' default."""
+
+
+def report_rows(seconds: float, given: int, kept: int, tokens: int) -> None:
+    """Print one JSON line: rows prepared a second, imports and start included."""
+    result = {
+        "rows_per_second": given / seconds,
+        "seconds": seconds,
+        "rows": given,
+        "kept": kept,
+        "tokens": tokens,
+        "peak_rss_mb": peak_megabytes(),
+    }
+    print("RESULT " + json.dumps(result), flush=True)

@@ -4,8 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.batch import Batch, common_prefix, grow, load_rows, save_rows
+from tunesmith.data.batch import Batch, common_prefix, grow
 from tunesmith.data.example import Row, Sequence
+from tunesmith.data.rows_file import load_rows, save_rows
 
 tokens = st.lists(
     st.integers(0, 2), min_size=1, max_size=12

@@ -3,11 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from typing import NamedTuple
+
+import numpy as np
 
 from tunesmith.base import ConfigError, DataError
 
+from .corpus import View, firsts, gathered, telling_keys
 from .example import Example
-from .wording import telling_keys
 
 ANSWER = "answer"
 """Name that stands for the reference answer where a row has no such field: the class in a classification."""
@@ -39,17 +42,25 @@ def split(
     if stratify and group:
         raise ConfigError("prepare: stratify and group exclude each other; keep the one that matters more")
     sizes = _sizes(len(examples), parts)
-    units = _units(examples, group)
-    strata = [field_value(example, stratify) for example in examples] if stratify else [""] * len(examples)
-    sides = ["train"] * len(examples)
+    view = gathered({"train": examples})["train"]
+    units = _units(view, group)
+    stratum = _values(view, stratify) if stratify else [""] * len(view)
+    sides = ["train"] * len(view)
+    drawn = sorted(units, key=lambda unit: sha256(f"{seed}\0{unit.key}".encode()).digest())
     for side, wanted in sizes.items():
-        free = [unit for unit in units.items() if sides[unit[1][0]] == "train"]
-        ordered = sorted(free, key=lambda unit: sha256(f"{seed}\0{unit[0]}".encode()).digest())
-        for rows in _chosen([rows for _, rows in ordered], [strata[rows[0]] for _, rows in ordered], wanted):
-            for row in rows:
+        free = [unit for unit in drawn if sides[unit.rows[0]] == "train"]
+        for unit in _chosen(free, [stratum[unit.rows[0]] for unit in free], wanted):
+            for row in unit.rows:
                 sides[row] = side
     _check_groups(sides, sizes, group)
     return sides
+
+
+class Unit(NamedTuple):
+    """Rows that belong on one side."""
+
+    key: str
+    rows: tuple[int, ...]
 
 
 def field_value(example: Example, field: str) -> str:
@@ -83,28 +94,39 @@ def _sizes(total: int, parts: Mapping[str, float]) -> dict[str, int]:
     return sizes
 
 
-def _units(examples: Sequence[Example], group: str | None) -> dict[str, list[int]]:
-    """Rows that belong on one side, by what they share."""
-    keys = [field_value(example, group) for example in examples] if group else telling_keys(examples)
-    units: dict[str, list[int]] = {}
-    for number, key in enumerate(keys):
-        units.setdefault(key, []).append(number)
-    return units
+def _units(view: View, group: str | None) -> list[Unit]:
+    """Rows that belong on one side, and what they share; in the order of their first rows."""
+    if group:
+        values = _values(view, group)
+        first = firsts(np.array(values, dtype=object)) if values else np.zeros(0, dtype=np.int64)
+    else:
+        keys = telling_keys(view)
+        first = firsts(keys)
+    order = np.argsort(first, kind="stable")
+    starts = np.flatnonzero(np.diff(first[order], prepend=-1))
+    parts = [tuple(part.tolist()) for part in np.split(order, starts[1:])] if len(order) else []
+    return [Unit(values[rows[0]] if group else keys[rows[0]].tobytes().hex(), rows) for rows in parts]
 
 
-def _chosen(units: Sequence[list[int]], strata: Sequence[str], wanted: int) -> list[list[int]]:
+def _values(view: View, field: str) -> list[str]:
+    """A field of every row as text, each text held once."""
+    held: dict[str, str] = {}
+    return [held.setdefault(value, value) for value in (field_value(example, field) for example in view)]
+
+
+def _chosen(units: Sequence[Unit], strata: Sequence[str], wanted: int) -> list[Unit]:
     """Units with together at most `wanted` rows, each stratum in proportion; the smallest unit if all are larger."""
     counts = Counter[str]()
-    for rows, stratum in zip(units, strata, strict=True):
-        counts[stratum] += len(rows)
+    for unit, stratum in zip(units, strata, strict=True):
+        counts[stratum] += len(unit.rows)
     left = _shares(counts, wanted)
     chosen = []
-    for rows, stratum in zip(units, strata, strict=True):
-        if len(rows) <= left[stratum]:
-            left[stratum] -= len(rows)
-            chosen.append(rows)
+    for unit, stratum in zip(units, strata, strict=True):
+        if len(unit.rows) <= left[stratum]:
+            left[stratum] -= len(unit.rows)
+            chosen.append(unit)
     if not chosen and wanted and len(units) > 1:
-        chosen.append(min(units, key=len))
+        chosen.append(min(units, key=lambda unit: len(unit.rows)))
     return chosen
 
 
