@@ -9,6 +9,8 @@ from rows import DATA
 
 LETTERS = 950
 """Characters of a row's sentences: with instruction and answer some 300 tokens."""
+SYLLABLES = [head + tail for head in "bdfgklmnprstvz" for tail in ("a", "e", "i", "o", "u", "an", "el", "or")]
+"""What words are made of that stand in one row only, as names do: one behind each sentence, a twentieth of all words."""
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -22,8 +24,8 @@ def write_rows(path: Path, count: int) -> None:
             asked, answer = talks[number % len(talks)]
             length, chosen = 0, []
             while length < LETTERS:
-                chosen.append(draw.choice(sentences))
-                length += len(chosen[-1])
+                chosen += [draw.choice(sentences), "".join(draw.choices(SYLLABLES, k=4))]
+                length += len(chosen[-2]) + len(chosen[-1])
             instruction = asked["content"].partition("\n")[0]
             text = f"{instruction}\nName: package-{number}\nDescription: {' '.join(chosen)}"
             messages = [{"role": "user", "content": text}, answer]

@@ -12,6 +12,7 @@ from many_rows import write_rows  # noqa: E402
 from rows import MAX_LENGTH, report_rows  # noqa: E402
 
 from tunesmith.base import Run  # noqa: E402
+from tunesmith.base.files import read_json  # noqa: E402
 from tunesmith.stages.prepare import STAGE, Prepare, input_files  # noqa: E402
 
 
@@ -31,8 +32,8 @@ def main() -> None:
         start = time.perf_counter()
         made = run.once(STAGE, spec, inputs=input_files(spec), tokenizer_name=given.model, seed=0)
         seconds = time.perf_counter() - start + imported
-    kept = sum(made.metrics[f"{name}_rows"] for name in ("train", "validation", "test"))
-    report_rows(seconds, given.rows, kept, made.metrics["train_tokens"])
+        splits = read_json(made / "summary.json")["splits"].values()
+    report_rows(seconds, given.rows, sum(split["rows"] for split in splits), sum(split["tokens"] for split in splits))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Which rows are held out: a pure function of the seed and of what the rows say, whatever their order."""
 
-from collections import Counter
+from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import NamedTuple
 
 import numpy as np
 
 from tunesmith.base import ConfigError, DataError
 
-from .corpus import View, firsts, gathered, telling_keys
+from .corpus import KEY, View, firsts, gathered, telling_keys
 from .example import Example
 
 ANSWER = "answer"
@@ -43,24 +43,33 @@ def split(
         raise ConfigError("prepare: stratify and group exclude each other; keep the one that matters more")
     sizes = _sizes(len(examples), parts)
     view = gathered({"train": examples})["train"]
-    units = _units(view, group)
-    stratum = _values(view, stratify) if stratify else [""] * len(view)
-    sides = ["train"] * len(view)
-    drawn = sorted(units, key=lambda unit: sha256(f"{seed}\0{unit.key}".encode()).digest())
-    for side, wanted in sizes.items():
-        free = [unit for unit in drawn if sides[unit.rows[0]] == "train"]
-        for unit in _chosen(free, [stratum[unit.rows[0]] for unit in free], wanted):
-            for row in unit.rows:
-                sides[row] = side
+    units = _units(view, seed, group)
+    names, strata = _values(view, stratify) if stratify else ([""], np.zeros(len(view), dtype=np.int64))
+    strata = strata[units.rows[units.starts]]
+    side_N = np.zeros(len(view), dtype=np.int8)
+    free = units.drawn
+    for number, wanted in enumerate(sizes.values(), 1):
+        chosen = _chosen(free, units.sizes, names, strata, wanted)
+        for unit in np.flatnonzero(chosen).tolist():
+            side_N[units.rows[units.starts[unit] : units.starts[unit] + units.sizes[unit]]] = number
+        free = free[~chosen[free]]
+    sides = [("train", *sizes)[number] for number in side_N.tolist()]
     _check_groups(sides, sizes, group)
     return sides
 
 
-class Unit(NamedTuple):
-    """Rows that belong on one side."""
+@dataclass(frozen=True)
+class Units:
+    """Rows that belong on one side; U units in the order of their first rows."""
 
-    key: str
-    rows: tuple[int, ...]
+    rows: np.ndarray
+    """int64 [N]: the rows of each unit, one unit behind the other."""
+    starts: np.ndarray
+    """int64 [U]: where a unit's rows begin in `rows`; the first is its earliest."""
+    sizes: np.ndarray
+    """int64 [U]: how many rows it has."""
+    drawn: np.ndarray
+    """int64 [U]: the units in the order in which they are held out."""
 
 
 def field_value(example: Example, field: str) -> str:
@@ -94,39 +103,48 @@ def _sizes(total: int, parts: Mapping[str, float]) -> dict[str, int]:
     return sizes
 
 
-def _units(view: View, group: str | None) -> list[Unit]:
-    """Rows that belong on one side, and what they share; in the order of their first rows."""
+def _units(view: View, seed: int, group: str | None) -> Units:
+    """Rows by what they share: a field's value, or what they ask. The order of being held out follows from that and the seed alone."""
     if group:
-        values = _values(view, group)
-        first = firsts(np.array(values, dtype=object)) if values else np.zeros(0, dtype=np.int64)
+        values, keys = _values(view, group)
     else:
-        keys = telling_keys(view)
-        first = firsts(keys)
-    order = np.argsort(first, kind="stable")
-    starts = np.flatnonzero(np.diff(first[order], prepend=-1))
-    parts = [tuple(part.tolist()) for part in np.split(order, starts[1:])] if len(order) else []
-    return [Unit(values[rows[0]] if group else keys[rows[0]].tobytes().hex(), rows) for rows in parts]
+        values, keys = [], telling_keys(view)
+    first = firsts(keys)
+    rows = np.argsort(first, kind="stable")
+    starts = np.flatnonzero(np.diff(first[rows], prepend=-1))
+    shared = (values[key] if group else key.tobytes().hex() for key in keys[rows[starts]])
+    draws = b"".join(sha256(f"{seed}\0{key}".encode()).digest() for key in shared)
+    drawn = np.argsort(np.frombuffer(draws, dtype=KEY), kind="stable")
+    return Units(rows, starts, np.diff(starts, append=len(rows)), drawn)
 
 
-def _values(view: View, field: str) -> list[str]:
-    """A field of every row as text, each text held once."""
-    held: dict[str, str] = {}
-    return [held.setdefault(value, value) for value in (field_value(example, field) for example in view)]
+def _values(view: View, field: str) -> tuple[list[str], np.ndarray]:
+    """A field's different values as text, and per row (int64 [N]) the number of its value."""
+    numbers: dict[str, int] = {}
+    found = array("q", (numbers.setdefault(field_value(example, field), len(numbers)) for example in view))
+    return list(numbers), np.array(found, dtype=np.int64)
 
 
-def _chosen(units: Sequence[Unit], strata: Sequence[str], wanted: int) -> list[Unit]:
-    """Units with together at most `wanted` rows, each stratum in proportion; the smallest unit if all are larger."""
-    counts = Counter[str]()
-    for unit, stratum in zip(units, strata, strict=True):
-        counts[stratum] += len(unit.rows)
-    left = _shares(counts, wanted)
-    chosen = []
-    for unit, stratum in zip(units, strata, strict=True):
-        if len(unit.rows) <= left[stratum]:
-            left[stratum] -= len(unit.rows)
-            chosen.append(unit)
-    if not chosen and wanted and len(units) > 1:
-        chosen.append(min(units, key=lambda unit: len(unit.rows)))
+def _chosen(free: np.ndarray, sizes: np.ndarray, names: list[str], strata: np.ndarray, wanted: int) -> np.ndarray:
+    """bool [U]: units with together at most `wanted` rows, each stratum in proportion; the smallest unit if all are larger.
+
+    Args:
+        free: the units to choose from, in the order of choice.
+        sizes: rows of each unit.
+        names: what strata are called.
+        strata: stratum of each unit.
+        wanted: rows.
+    """
+    counts = np.bincount(strata[free], sizes[free], minlength=len(names)).astype(int).tolist()
+    shares = _shares({name: count for name, count in zip(names, counts, strict=True) if count}, wanted)
+    left = [shares.get(name, 0) for name in names]
+    chosen = np.zeros(len(sizes), dtype=bool)
+    for unit, size, stratum in zip(free, sizes[free], strata[free], strict=True):
+        if size <= left[stratum]:
+            left[stratum] -= size
+            chosen[unit] = True
+    if not chosen.any() and wanted and len(free) > 1:
+        chosen[free[sizes[free].argmin()]] = True
     return chosen
 
 

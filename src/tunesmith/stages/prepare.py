@@ -28,7 +28,7 @@ from tunesmith.data.shelf import batched, chunks
 from tunesmith.data.sources import find_files
 from tunesmith.data.split import field_value, split
 from tunesmith.data.tables import Lengths, commonest
-from tunesmith.models.load import load_tokenizer
+from tunesmith.models.find import load_tokenizer
 
 Views = dict[str, View]
 
