@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -79,6 +80,26 @@ def report_generation(seconds: list[float], answers: list[list[int]], given: int
         "seconds": seconds,
         "new_tokens": made,
         "prompt_tokens": given,
+        "peak_rss_mb": peak_megabytes(),
+    }
+    print("RESULT " + json.dumps(result), flush=True)
+
+
+MAX_LENGTH = 1024
+"""Tokens of a row where data is prepared; both sides' default."""
+
+
+def report_rows(seconds: float, given: int, kept: int, tokens: int) -> None:
+    """Print one JSON line: rows and tokens prepared a second, imports and start included; processor time counts child processes."""
+    used = os.times()
+    result = {
+        "tokens_per_second": tokens / seconds,
+        "rows_per_second": given / seconds,
+        "seconds": seconds,
+        "rows": given,
+        "kept": kept,
+        "cpu_seconds": used.user + used.system + used.children_user + used.children_system,
+        "tokens": tokens,
         "peak_rss_mb": peak_megabytes(),
     }
     print("RESULT " + json.dumps(result), flush=True)

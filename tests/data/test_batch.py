@@ -3,9 +3,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
-from tunesmith.data.batch import Batch, common_prefix, grow, load_rows, save_rows
+from tunesmith.data.batch import Batch, common_prefix, grow
 from tunesmith.data.example import Row, Sequence
+from tunesmith.data.rows_file import load_rows, save_rows
 
 tokens = st.lists(
     st.integers(0, 2), min_size=1, max_size=12
@@ -118,3 +120,17 @@ def test_a_prompt_shared_by_a_preference_pair_stands_once():
     assert batch.forest.tokens_N.tolist() == [5, 6, 7, 1, 9, 2, 9]
     assert batch.source_M.tolist() == [2, 3, 2, 5]
     assert batch.target_M.dtype == torch.int64
+
+
+def test_a_file_written_row_by_row_is_one_that_safetensors_writes(tmp_path, random_rows):
+    drawn = random_rows(5, answers=2, reward=0.5)
+    save_rows(tmp_path / "ours.safetensors", drawn)
+    sequences = [sequence for row in drawn for sequence in row.sequences]
+    tensors = {
+        "tokens": np.concatenate([sequence.tokens for sequence in sequences]),
+        "learn": np.concatenate([sequence.learn.astype(np.uint8) for sequence in sequences]),
+        "lengths": np.array([len(sequence) for sequence in sequences], dtype=np.int32),
+        "sequences": np.full(5, 2, dtype=np.int32),
+    }
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()

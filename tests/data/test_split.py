@@ -130,3 +130,9 @@ def test_a_missing_field_or_too_few_groups_is_said() -> None:
     with pytest.raises(DataError, match="too few values"):
         split(rows(9, kind=1), PARTS, seed=0, group="kind")
     assert Counter(split(rows(10), {"test": 0.5}, seed=0, stratify="answer"))["test"] == 5
+
+
+def test_who_is_held_out_for_a_seed_stays_as_it_was() -> None:
+    sides = split(rows(40), PARTS, seed=3)
+    held_out = {side: [number for number, name in enumerate(sides) if name == side] for side in PARTS}
+    assert held_out == {"test": [7, 10, 18, 25], "validation": [19, 22, 26, 34]}

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import BertConfig
+from transformers import AutoTokenizer, BertConfig
 
 from tunesmith.base import ModelError
 from tunesmith.models.load import fingerprint, load, load_config, load_tokenizer, locate, parameters
@@ -115,3 +115,11 @@ class TestRefusals:
 def test_a_config_alone_can_be_read(tiny_folder):
     assert load_config(locate(str(tiny_folder))).model_type == "llama"
     assert load_tokenizer(str(tiny_folder)).eos_token == "<|im_end|>"
+
+
+def test_the_bundled_tokenizer_is_the_one_that_transformers_chooses():
+    ours, theirs = load_tokenizer("smollm2-135m"), AutoTokenizer.from_pretrained(locate("smollm2-135m"))
+    assert type(ours) is type(theirs)
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.chat_template == theirs.chat_template

@@ -140,7 +140,7 @@ def preview_rows(given: Path, assignments: tuple[str, ...], rows: int) -> None:
     """Prepare if needed, then print rows with the tokens that are learnt marked."""
     from tunesmith.data.prepared import load_split
     from tunesmith.data.preview import preview
-    from tunesmith.models.load import load_tokenizer
+    from tunesmith.models.find import load_tokenizer
     from tunesmith.stages.pipeline import open_run
 
     pipeline = open_run(given, None, assignments)

@@ -1,18 +1,13 @@
 """Batch: the rows of a step as a forest, one flat sequence in which every distinct prefix stands once."""
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from tunesmith.base.files import read_json, write_json
-
-from .example import Row, Sequence
+from .example import Row
 
 Slice = tuple[int, int]
 
@@ -155,32 +150,3 @@ class Batch:
             origins=tuple(row.origin for row in rows),
             tokens=sum(len(sequence) for sequence in sequences),
         )
-
-
-def save_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as one safetensors file; origins and columns go beside it as JSON."""
-    rows = list(rows)
-    sequences = [sequence for row in rows for sequence in row.sequences]
-    empty = np.zeros(0, dtype=np.int32)
-    tensors = {
-        "tokens": np.concatenate([empty, *(sequence.tokens.astype(np.int32) for sequence in sequences)]),
-        "learn": np.concatenate([empty.astype(np.uint8), *(sequence.learn.astype(np.uint8) for sequence in sequences)]),
-        "lengths": np.array([len(sequence) for sequence in sequences], dtype=np.int32),
-        "sequences": np.array([len(row.sequences) for row in rows], dtype=np.int32),
-    }
-    save_file(tensors, path)
-    write_json(path.with_suffix(".json"), [{"origin": row.origin, "columns": dict(row.columns)} for row in rows])
-
-
-def load_rows(path: Path) -> list[Row]:
-    """The rows that `save_rows` wrote."""
-    tensors = load_file(path)
-    facts = read_json(path.with_suffix(".json"))
-    ends = np.cumsum(tensors["lengths"])[:-1]
-    tokens, learn = np.split(tensors["tokens"], ends), np.split(tensors["learn"].astype(bool), ends)
-    rows, at = [], 0
-    for fact, count in zip(facts, tensors["sequences"], strict=True):
-        sequences = tuple(Sequence(tokens[number], learn[number]) for number in range(at, at + int(count)))
-        rows.append(Row(fact["origin"], sequences, fact["columns"]))
-        at += int(count)
-    return rows

@@ -1,7 +1,7 @@
 """Example: what a person wrote, with its file and line; Row: the same as tokens."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,16 @@ class Example:
     """The record's other fields, for slices, stratified and group-wise splits."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON value; `from_json` gives the example back."""
-        return asdict(self)
+        """A JSON value, which shares what the example holds; `from_json` gives the example back."""
+        return {
+            "origin": self.origin,
+            "prompt": self.prompt,
+            "answers": self.answers,
+            "text": self.text,
+            "tools": self.tools,
+            "columns": dict(self.columns),
+            "meta": dict(self.meta),
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Example":

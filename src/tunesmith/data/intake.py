@@ -1,14 +1,14 @@
 """From files to examples: every record is read, its format recognised and its fate entered in the ledger."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 from tunesmith.base import DataError
 
 from .example import Example
-from .formats import detect
+from .formats import FIRST_ROWS, detect
 from .ledger import Ledger
 from .sources import find_files, member_for
 
@@ -27,8 +27,8 @@ class Item:
 class Intake:
     """What was read for one split."""
 
-    items: list[Item] = field(default_factory=list)
-    sources: list[dict[str, Any]] = field(default_factory=list)
+    items: list[Item]
+    sources: list[dict[str, Any]]
     """Per file: `path`, `format`, `fields`, `rows`, `good` and `notes` on what was mended."""
 
 
@@ -47,31 +47,50 @@ def take_in(
     Raises:
         DataError: nothing can be read, or the files hold rows of different shape.
     """
-    intake = Intake()
+    sources: list[dict[str, Any]] = []
+    return Intake(list(arriving(path, split, ledger, sources, limit=limit, form=form)), sources)
+
+
+def arriving(
+    path: str | Sequence[str],
+    split: str,
+    ledger: Ledger,
+    sources: list[dict[str, Any]],
+    *,
+    limit: int | None = None,
+    form: str = "auto",
+) -> Iterator[Item]:
+    """As `take_in`, one by one; what is known of each file goes to `sources` when it has been read."""
     for file in find_files(path, split):
-        records = list(islice(member_for(file).records(file), limit))
-        limit = None if limit is None else limit - len(records)
-        if not records:
+        records = islice(member_for(file).records(file), limit)
+        first = list(islice(records, FIRST_ROWS))
+        if not first:
             continue
-        found = detect(records, form)
-        before = len(intake.items)
-        for record in records:
+        found = detect(first, form)
+        rows, good = 0, 0
+        notes: list[str] = []
+        for record in chain(first, records):
+            rows += 1
+            if record.note and len(notes) < NOTES:
+                notes.append(f"{record.origin}: {record.note}")
             row = ledger.enter(record.origin, split)
             try:
-                intake.items.append(Item(row, found.example(record)))
+                item = Item(row, found.example(record))
             except DataError as reason:
                 ledger.settle(row, "quarantined", str(reason))
-        notes = [f"{record.origin}: {record.note}" for record in records if record.note]
-        about = {"path": str(file), "format": found.name, "fields": list(found.fields), "rows": len(records)}
-        intake.sources.append({"split": split, **about, "good": len(intake.items) - before, "notes": notes[:NOTES]})
-    if not intake.sources:
+                continue
+            good += 1
+            yield item
+        limit = None if limit is None else limit - rows
+        about = {"path": str(file), "format": found.name, "fields": list(found.fields), "rows": rows}
+        sources.append({"split": split, **about, "good": good, "notes": notes})
+    if not sources:
         raise DataError(
             f"{path if isinstance(path, str) else ', '.join(path)}: holds no rows; give a file that has some"
         )
-    return intake
 
 
-def check_shapes(examples: Sequence[Example]) -> None:
+def check_shapes(examples: Iterable[Example]) -> None:
     """Refuse a mixture of demonstrations, labelled answers and preferences: one objective cannot learn from all.
 
     Raises:
@@ -79,13 +98,14 @@ def check_shapes(examples: Sequence[Example]) -> None:
     """
     first: dict[str, str] = {}
     for example in examples:
-        first.setdefault(_shape(example), example.origin)
+        first.setdefault(shape(example), example.origin)
     if len(first) > 1:
         both = " and ".join(f"{origin} is {shape}" for shape, origin in first.items())
         raise DataError(f"rows of different shape: {both}; give a run rows of one shape")
 
 
-def _shape(example: Example) -> str:
+def shape(example: Example) -> str:
+    """What kind of row it is, in words."""
     if len(example.answers) > 1:
         return "a preference (chosen, rejected)"
     return "a labelled answer" if "label" in example.columns else "a demonstration"

@@ -1,11 +1,14 @@
 """The row ledger: every row that came in ends used, truncated or quarantined, and the sum is checked."""
 
 import json
+from array import array
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from tunesmith.base import ProofError
 
@@ -27,17 +30,42 @@ class Entry:
     """Tokens of it that are learnt."""
 
 
-class Ledger:
-    """Rows are entered as they come in and settled once each."""
+class Words:
+    """Few different texts that stand for many rows: each is held once, and known by its number."""
 
     def __init__(self) -> None:
-        self._came: list[tuple[str, str]] = []
-        self._settled: dict[int, Entry] = {}
+        self.texts: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        """The number of a text."""
+        found = self._numbers.setdefault(text, len(self.texts))
+        if found == len(self.texts):
+            self.texts.append(text)
+        return found
+
+
+class Ledger:
+    """Rows are entered as they come in and settled once each; a row takes some thirty bytes, and what its reason takes."""
+
+    def __init__(self) -> None:
+        self._words = Words()
+        self._file, self._line = array("i"), array("q")
+        self._came, self._split, self._state = array("i"), array("i"), bytearray()
+        self._supervised = array("q")
+        self._reasons: dict[int, int] = {}
 
     def enter(self, origin: str, split: str) -> int:
         """Note a row that came in; its number is what it is settled by."""
-        self._came.append((origin, split))
-        return len(self._came) - 1
+        file, _, line = origin.rpartition(":")
+        numbered = line.isascii() and line.isdigit() and str(int(line)) == line
+        self._file.append(self._words.number(file if numbered else origin))
+        self._line.append(int(line) if numbered else -1)
+        self._came.append(self._words.number(split))
+        self._split.append(self._came[-1])
+        self._state.append(0)
+        self._supervised.append(0)
+        return len(self._state) - 1
 
     def settle(
         self, row: int, state: State, reason: str | None = None, *, split: str | None = None, supervised: int = 0
@@ -47,10 +75,15 @@ class Ledger:
         Raises:
             ProofError: it was settled before.
         """
-        origin, came_by = self._came[row]
-        if row in self._settled:
-            raise ProofError(f"{origin}: was settled twice in the row ledger, first as {self._settled[row].state}")
-        self._settled[row] = Entry(origin, split or came_by, state, reason, supervised)
+        if self._state[row]:
+            first = STATES[self._state[row] - 1]
+            raise ProofError(f"{self._origin(row)}: was settled twice in the row ledger, first as {first}")
+        self._state[row] = STATES.index(state) + 1
+        self._supervised[row] = supervised
+        if split:
+            self._split[row] = self._words.number(split)
+        if reason is not None:
+            self._reasons[row] = self._words.number(reason)
 
     def check(self) -> None:
         """Rows in = used + truncated + quarantined.
@@ -58,40 +91,60 @@ class Ledger:
         Raises:
             ProofError: a row was lost.
         """
-        lost = [origin for row, (origin, _) in enumerate(self._came) if row not in self._settled]
+        lost = self._state.count(0)
         if lost:
             raise ProofError(
-                f"{lost[0]}: came in and is neither used, truncated nor quarantined; {len(lost)} rows were lost"
+                f"{self._origin(self._state.index(0))}: came in and is neither used, truncated nor quarantined; {lost} rows were lost"
             )
 
-    def entries(self) -> list[Entry]:
-        """Every settled row in the order of coming in."""
-        return [self._settled[row] for row in sorted(self._settled)]
+    def entries(self, *, came_by: str | None = None) -> Iterator[Entry]:
+        """Every settled row in the order of coming in; or those that came in with the files for one split."""
+        wanted = None if came_by is None else self._words.number(came_by)
+        for row, state in enumerate(self._state):
+            if state and wanted in (None, self._came[row]):
+                yield self._entry(row)
 
-    def counts(self, split: str | None = None) -> dict[str, Any]:
-        """`rows`, then how many ended in each state, and per reason; of one split or of all."""
-        entries = [entry for entry in self.entries() if split in (None, entry.split)]
-        states = Counter(entry.state for entry in entries)
-        return {"rows": len(entries), **{state: states[state] for state in STATES}, "reasons": self.reasons(entries)}
+    def came(self) -> list[str]:
+        """What the files that rows came in with are for, in the order of coming in."""
+        return [self._words.texts[number] for number in dict.fromkeys(self._came)]
 
-    @staticmethod
-    def reasons(entries: Iterable[Entry]) -> dict[str, int]:
-        """How many entries give each reason, the commonest first."""
-        return dict(Counter(label(entry.reason) for entry in entries if entry.reason).most_common())
+    def counts(self, split: str | None = None, *, came_by: str | None = None) -> dict[str, Any]:
+        """`rows`, then how many ended in each state, and how many give each reason, the commonest first.
 
-    def by_file_split(self) -> dict[str, list[Entry]]:
-        """Settled rows by what the file they came in with is for, whichever side they were split off to."""
-        found: dict[str, list[Entry]] = {}
-        for row in sorted(self._settled):
-            found.setdefault(self._came[row][1], []).append(self._settled[row])
-        return found
+        Args:
+            split: only rows that ended in this split.
+            came_by: only rows that came in with the files for this split, whichever side they were split off to.
+        """
+        state = np.array(self._state)
+        chosen = state > 0
+        for name, held in ((split, self._split), (came_by, self._came)):
+            if name is not None:
+                chosen &= np.array(held) == self._words.number(name)
+        states = np.bincount(state[chosen], minlength=len(STATES) + 1).tolist()[1:]
+        texts = (self._words.texts[self._reasons[row]] for row in sorted(self._reasons) if chosen[row])
+        reasons = Counter(label(text) for text in texts if text)
+        return {"rows": sum(states), **dict(zip(STATES, states, strict=True)), "reasons": dict(reasons.most_common())}
 
     def write(self, path: Path) -> None:
         """One JSON object per row, in the order of coming in."""
         self.check()
         with path.open("w", encoding="utf-8") as file:
             for entry in self.entries():
-                file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+                file.write(json.dumps(vars(entry), ensure_ascii=False) + "\n")
+
+    def _origin(self, row: int) -> str:
+        file = self._words.texts[self._file[row]]
+        return file if self._line[row] < 0 else f"{file}:{self._line[row]}"
+
+    def _entry(self, row: int) -> Entry:
+        reason = self._reasons.get(row)
+        return Entry(
+            self._origin(row),
+            self._words.texts[self._split[row]],
+            STATES[self._state[row] - 1],
+            None if reason is None else self._words.texts[reason],
+            self._supervised[row],
+        )
 
 
 def label(reason: str) -> str:

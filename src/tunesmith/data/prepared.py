@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tunesmith.base.files import read_json
 
-from .batch import load_rows
 from .example import Example, Row
+from .rows_file import load_rows
 
 SPLITS = ("train", "validation", "test")
 

@@ -2,8 +2,10 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal
 
 import jinja2
@@ -11,6 +13,7 @@ import numpy as np
 
 from tunesmith.base import DataError
 
+from .encode import Encoder
 from .example import Example, Message, Row, Sequence
 
 Ids = list[int]
@@ -31,6 +34,7 @@ class Renderer:
     def __init__(self, tokenizer: Any, supervise: Literal["answers", "all"] = "answers") -> None:
         self.tokenizer = tokenizer
         self.supervise = supervise
+        self._encoder = Encoder(tokenizer)
 
     def row(self, example: Example) -> Row:
         """Tokens of an example with the mask of what is learnt.
@@ -52,7 +56,7 @@ class Renderer:
             except DataError as error:
                 planned.append((example, error))
         wanted = [pieces for _, plan in planned if not isinstance(plan, DataError) for pieces in plan]
-        encoded = self._encode_all({piece for pieces in wanted for piece, _ in pieces if isinstance(piece, str)})
+        encoded = self._encoder({piece for pieces in wanted for piece, _ in pieces if isinstance(piece, str)})
         return [plan if isinstance(plan, DataError) else self._row(example, plan, encoded) for example, plan in planned]
 
     def _plan(self, example: Example) -> list[Pieces]:
@@ -64,7 +68,7 @@ class Renderer:
         first, tools = len(example.prompt), example.tools
         return [self._conversation((*example.prompt, *answer), tools, False, first) for answer in example.answers]
 
-    def _row(self, example: Example, plan: list[Pieces], encoded: Mapping[str, Ids]) -> Row | DataError:
+    def _row(self, example: Example, plan: list[Pieces], encoded: Mapping[str, bytes]) -> Row | DataError:
         sequences = tuple(self._sequence(*_laid(pieces, encoded), plain=example.text is not None) for pieces in plan)
         if not all(sequence.learn.any() for sequence in sequences):
             return DataError("nothing to learn: no assistant text")
@@ -73,24 +77,14 @@ class Renderer:
     def prompt(self, messages: Iterable[Message], tools: Iterable[dict[str, Any]] = ()) -> Ids:
         """Tokens after which the model is to answer `messages`."""
         pieces = self._conversation(tuple(messages), tuple(tools), open_ended=True)
-        ids, _ = _laid(pieces, self._encode_all({piece for piece, _ in pieces if isinstance(piece, str)}))
-        return ids
+        tokens, _ = _laid(pieces, self._encoder({piece for piece, _ in pieces if isinstance(piece, str)}))
+        found: Ids = tokens.tolist()
+        return found
 
     def encode(self, text: str) -> Ids:
         """Tokens of plain text in which nothing is special."""
-        return self._encode_all({text})[text]
-
-    def _encode_all(self, texts: Iterable[str]) -> dict[str, Ids]:
-        """The same for many, on all cores."""
-        backend, ordered = self.tokenizer.backend_tokenizer, list(texts)
-        backend.no_padding()  # what a tokenizer was saved with
-        backend.no_truncation()
-        backend.encode_special_tokens = True
-        try:
-            found = backend.encode_batch_fast(ordered, add_special_tokens=False)
-        finally:
-            backend.encode_special_tokens = False
-        return {text: one.ids for text, one in zip(ordered, found, strict=True)}
+        found: Ids = np.frombuffer(self._encoder({text})[text], dtype=np.int32).tolist()
+        return found
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of tokens, special ones left out."""
@@ -123,23 +117,22 @@ class Renderer:
         """Whether this tokenizer begins every text with its beginning-of-sequence token."""
         return bool(self.tokenizer("a").input_ids[:1] == [self.tokenizer.bos_token_id])
 
-    def _sequence(self, ids: Ids, learn: list[bool], plain: bool) -> Sequence:
-        mask = np.array(learn, dtype=bool)
-        if plain or self.supervise == "all":
-            mask[:] = True
-        last = (
-            int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else len(ids)
-        )  # what follows the last learnt token teaches nothing
+    def _sequence(self, tokens: np.ndarray, learnt: list[tuple[int, int]], plain: bool) -> Sequence:
+        mask = np.zeros(len(tokens), dtype=bool)
+        for start, stop in [(0, len(tokens))] if plain or self.supervise == "all" else learnt:
+            mask[start:stop] = True
+        last = len(tokens) - int(mask[::-1].argmax())  # what follows the last learnt token teaches nothing
         mask[0] = False
-        return Sequence(np.array(ids[:last], dtype=np.int32), mask[:last])
+        return Sequence(tokens[:last], mask[:last])
 
     def _conversation(
         self, messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...], open_ended: bool, first: int = 0
     ) -> Pieces:
         """Pieces of a rendered conversation; messages before `first` are never learnt."""
         guard = self._guard((messages, tools))
-        messages = tuple(self._guarded(message, guard) for message in messages)
-        tools = tuple(self._guarded(tool, guard) for tool in tools)
+        if guard:
+            messages = tuple(self._guarded(message, guard) for message in messages)
+            tools = tuple(self._guarded(tool, guard) for tool in tools)
         found: Pieces = []
         done = ""
         for number, message in enumerate(messages):
@@ -201,9 +194,17 @@ class Renderer:
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     def _guard(self, written: Any) -> str:
-        """A character that is nowhere in `written`; it breaks up what looks like a special token in a person's text."""
+        """A character that is nowhere in `written`, to break up what looks like a special token in a person's text; none if nothing does."""
         text = json.dumps(written, ensure_ascii=False, default=str)
+        if self._special_in_json is not None and not self._special_in_json.search(text):
+            return ""
         return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
+
+    @cached_property
+    def _special_in_json(self) -> re.Pattern[str] | None:
+        """Finds a special token in a text that JSON has escaped; None if there are none, or escaping would hide one."""
+        hidden = any(json.dumps(text, ensure_ascii=False) != f'"{text}"' for text in self._special)
+        return None if hidden or not self._special else self._special_pattern
 
     def _guarded(self, value: Any, guard: str) -> Any:
         """`value` with the guard inside everything in its strings that a special token could be read from."""
@@ -228,12 +229,9 @@ class Renderer:
             )
 
 
-def _laid(pieces: Pieces, encoded: Mapping[str, Ids]) -> tuple[Ids, list[bool]]:
-    """Tokens of pieces and which of them are learnt."""
-    ids: Ids = []
-    learn: list[bool] = []
-    for piece, learnt in pieces:
-        part = [piece] if isinstance(piece, int) else encoded[piece]
-        ids += part
-        learn += [learnt] * len(part)
-    return ids, learn
+def _laid(pieces: Pieces, encoded: Mapping[str, bytes]) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Tokens of pieces (int32), and from where to where they are learnt."""
+    parts = [piece.to_bytes(4, sys.byteorder) if isinstance(piece, int) else encoded[piece] for piece, _ in pieces]
+    ends = list(accumulate(len(part) // 4 for part in parts))
+    learnt = [(end - len(part) // 4, end) for part, end, (_, learns) in zip(parts, ends, pieces, strict=True) if learns]
+    return np.frombuffer(b"".join(parts), dtype=np.int32), learnt

@@ -1,13 +1,16 @@
 """Which rows are held out: a pure function of the seed and of what the rows say, whatever their order."""
 
-from collections import Counter
+from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
+
+import numpy as np
 
 from tunesmith.base import ConfigError, DataError
 
+from .corpus import KEY, View, firsts, gathered, telling_keys
 from .example import Example
-from .wording import telling_keys
 
 ANSWER = "answer"
 """Name that stands for the reference answer where a row has no such field: the class in a classification."""
@@ -39,17 +42,34 @@ def split(
     if stratify and group:
         raise ConfigError("prepare: stratify and group exclude each other; keep the one that matters more")
     sizes = _sizes(len(examples), parts)
-    units = _units(examples, group)
-    strata = [field_value(example, stratify) for example in examples] if stratify else [""] * len(examples)
-    sides = ["train"] * len(examples)
-    for side, wanted in sizes.items():
-        free = [unit for unit in units.items() if sides[unit[1][0]] == "train"]
-        ordered = sorted(free, key=lambda unit: sha256(f"{seed}\0{unit[0]}".encode()).digest())
-        for rows in _chosen([rows for _, rows in ordered], [strata[rows[0]] for _, rows in ordered], wanted):
-            for row in rows:
-                sides[row] = side
+    view = gathered({"train": examples})["train"]
+    units = _units(view, seed, group)
+    names, strata = _values(view, stratify) if stratify else ([""], np.zeros(len(view), dtype=np.int64))
+    strata = strata[units.rows[units.starts]]
+    side_N = np.zeros(len(view), dtype=np.int8)
+    free = units.drawn
+    for number, wanted in enumerate(sizes.values(), 1):
+        chosen = _chosen(free, units.sizes, names, strata, wanted)
+        for unit in np.flatnonzero(chosen).tolist():
+            side_N[units.rows[units.starts[unit] : units.starts[unit] + units.sizes[unit]]] = number
+        free = free[~chosen[free]]
+    sides = [("train", *sizes)[number] for number in side_N.tolist()]
     _check_groups(sides, sizes, group)
     return sides
+
+
+@dataclass(frozen=True)
+class Units:
+    """Rows that belong on one side; U units in the order of their first rows."""
+
+    rows: np.ndarray
+    """int64 [N]: the rows of each unit, one unit behind the other."""
+    starts: np.ndarray
+    """int64 [U]: where a unit's rows begin in `rows`; the first is its earliest."""
+    sizes: np.ndarray
+    """int64 [U]: how many rows it has."""
+    drawn: np.ndarray
+    """int64 [U]: the units in the order in which they are held out."""
 
 
 def field_value(example: Example, field: str) -> str:
@@ -83,28 +103,48 @@ def _sizes(total: int, parts: Mapping[str, float]) -> dict[str, int]:
     return sizes
 
 
-def _units(examples: Sequence[Example], group: str | None) -> dict[str, list[int]]:
-    """Rows that belong on one side, by what they share."""
-    keys = [field_value(example, group) for example in examples] if group else telling_keys(examples)
-    units: dict[str, list[int]] = {}
-    for number, key in enumerate(keys):
-        units.setdefault(key, []).append(number)
-    return units
+def _units(view: View, seed: int, group: str | None) -> Units:
+    """Rows by what they share: a field's value, or what they ask. The order of being held out follows from that and the seed alone."""
+    if group:
+        values, keys = _values(view, group)
+    else:
+        values, keys = [], telling_keys(view)
+    first = firsts(keys)
+    rows = np.argsort(first, kind="stable")
+    starts = np.flatnonzero(np.diff(first[rows], prepend=-1))
+    shared = (values[key] if group else key.tobytes().hex() for key in keys[rows[starts]])
+    draws = b"".join(sha256(f"{seed}\0{key}".encode()).digest() for key in shared)
+    drawn = np.argsort(np.frombuffer(draws, dtype=KEY), kind="stable")
+    return Units(rows, starts, np.diff(starts, append=len(rows)), drawn)
 
 
-def _chosen(units: Sequence[list[int]], strata: Sequence[str], wanted: int) -> list[list[int]]:
-    """Units with together at most `wanted` rows, each stratum in proportion; the smallest unit if all are larger."""
-    counts = Counter[str]()
-    for rows, stratum in zip(units, strata, strict=True):
-        counts[stratum] += len(rows)
-    left = _shares(counts, wanted)
-    chosen = []
-    for rows, stratum in zip(units, strata, strict=True):
-        if len(rows) <= left[stratum]:
-            left[stratum] -= len(rows)
-            chosen.append(rows)
-    if not chosen and wanted and len(units) > 1:
-        chosen.append(min(units, key=len))
+def _values(view: View, field: str) -> tuple[list[str], np.ndarray]:
+    """A field's different values as text, and per row (int64 [N]) the number of its value."""
+    numbers: dict[str, int] = {}
+    found = array("q", (numbers.setdefault(field_value(example, field), len(numbers)) for example in view))
+    return list(numbers), np.array(found, dtype=np.int64)
+
+
+def _chosen(free: np.ndarray, sizes: np.ndarray, names: list[str], strata: np.ndarray, wanted: int) -> np.ndarray:
+    """bool [U]: units with together at most `wanted` rows, each stratum in proportion; the smallest unit if all are larger.
+
+    Args:
+        free: the units to choose from, in the order of choice.
+        sizes: rows of each unit.
+        names: what strata are called.
+        strata: stratum of each unit.
+        wanted: rows.
+    """
+    counts = np.bincount(strata[free], sizes[free], minlength=len(names)).astype(int).tolist()
+    shares = _shares({name: count for name, count in zip(names, counts, strict=True) if count}, wanted)
+    left = [shares.get(name, 0) for name in names]
+    chosen = np.zeros(len(sizes), dtype=bool)
+    for unit, size, stratum in zip(free, sizes[free], strata[free], strict=True):
+        if size <= left[stratum]:
+            left[stratum] -= size
+            chosen[unit] = True
+    if not chosen.any() and wanted and len(free) > 1:
+        chosen[free[sizes[free].argmin()]] = True
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""Finds a model by name, folder, GGUF file or hub id, and loads it ready for forest batches."""
+"""Loads a model, found by name, folder, GGUF file or hub id, ready for forest batches."""
 
 import json
 import logging
@@ -16,7 +16,9 @@ from tunesmith.kernels.memory import give_back, keep_steady
 from tunesmith.kernels.products import fast_float32
 
 from . import attention, fused
-from .gguf import EMBEDDED, convert, embedded, notes
+from .find import load_tokenizer as load_tokenizer
+from .find import locate as locate
+from .gguf import notes
 
 Precision = Literal["auto", "fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -67,46 +69,6 @@ class Loaded:
         return found
 
 
-def locate(name: str) -> Path:
-    """The folder with config, weights and tokenizer that `name` stands for; converts and caches a GGUF file.
-
-    Args:
-        name: an embedded model's name, a Hugging Face folder, a GGUF file, or a hub id `owner/name`.
-
-    Raises:
-        ModelError: nothing of that name can be had.
-    """
-    path = Path(name).expanduser()
-    if name in EMBEDDED:
-        return convert(embedded(name), name)
-    if path.suffix == ".gguf" and path.is_file():
-        return convert(path, path.stem)
-    if (path / "config.json").is_file():
-        return path
-    if path.is_dir():
-        raise ModelError(
-            f"model {name}: the folder has no config.json; give a folder that transformers' save_pretrained wrote"
-        )
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf":
-        return _from_hub(name)
-    raise ModelError(
-        f"model {name!r}: not found; give {', '.join(EMBEDDED)}, a Hugging Face folder, a .gguf file, or a hub id owner/name"
-    )
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(
-            f"model {name!r}: no such folder here, and the hub did not give it ({reason}); check the name or the network"
-        ) from None
-
-
 def load_config(folder: Path) -> Any:
     """The model's configuration.
 
@@ -152,26 +114,6 @@ ENCODERS = frozenset(
     }
 )
 """Encoders that transformers lists among decoders since they can be switched to be one."""
-
-
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model, by the same names as `locate`.
-
-    Raises:
-        ModelError: there is none, or it is not one of the `tokenizers` library.
-    """
-    from transformers import AutoTokenizer
-
-    folder = locate(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"model {name}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"model {name}: its tokenizer has no fast form or no end token; save it with tokenizer.json and an eos_token"
-        )
-    return tokenizer
 
 
 def resolve_precision(precision: Precision) -> str:

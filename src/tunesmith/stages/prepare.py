@@ -1,33 +1,36 @@
 """Prepare: from a person's files to examples and tokens that a model can learn from, every row accounted for."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from tunesmith.base import ConfigError, DataError, Output, Spec, Stage
 from tunesmith.base.files import write_json
-from tunesmith.data.batch import save_rows
 from tunesmith.data.cleaners import Cleaner
 from tunesmith.data.cleaners.exact_duplicates import ExactDuplicates
 from tunesmith.data.cleaners.leakage import Leakage
-from tunesmith.data.example import Row
+from tunesmith.data.corpus import Corpus, View
+from tunesmith.data.example import Example, Row
 from tunesmith.data.formats import names
-from tunesmith.data.intake import Intake, Item, check_shapes, take_in
+from tunesmith.data.intake import arriving, check_shapes, shape
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.prepared import SPLITS
 from tunesmith.data.render import Renderer
+from tunesmith.data.rows_file import RowWriter
+from tunesmith.data.shelf import batched, chunks
 from tunesmith.data.sources import find_files
-from tunesmith.data.split import split
-from tunesmith.data.tables import class_table, length_table
-from tunesmith.models.load import load_tokenizer
+from tunesmith.data.split import field_value, split
+from tunesmith.data.tables import Lengths, commonest
+from tunesmith.models.find import load_tokenizer
 
-Items = dict[str, list[Item]]
-CHUNK = 1000
-"""Rows whose texts are encoded together."""
+Views = dict[str, View]
 
 
 class Prepare(Spec):
@@ -112,88 +115,123 @@ def prepare(spec: Prepare, *, out: Output, tokenizer_name: str, seed: int) -> No
     """
     input_files(spec)
     renderer = Renderer(load_tokenizer(tokenizer_name), spec.supervise)
-    ledger = Ledger()
-    intakes = {
-        name: take_in(path, name, ledger, limit=limit, form=spec.format) for name, (path, limit) in spec.given().items()
-    }
-    splits = _divide(spec, intakes, seed)
-    check_shapes([item.example for items in splits.values() for item in items])
-    facts = {cleaner.kind: _clean(cleaner, splits, ledger) for cleaner in spec.cleaners}
-    rows = {name: _tokens(splits[name], name, renderer, spec.max_tokens, ledger) for name in SPLITS}
-    ledger.write(out / "ledger.jsonl")
-    _refuse(spec, ledger, out, rows["train"])
-    for name in SPLITS:
-        with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(item.example.to_json(), ensure_ascii=False) + "\n" for item, _ in rows[name])
-    save_rows(out / "rows.safetensors", [row for name in SPLITS for _, row in rows[name]])
+    taken = _take_in(spec, out.path)
+    splits = _divide(spec, taken, seed)
+    if len(taken.shapes) > 1:
+        check_shapes(example for view in splits.values() for example in view)
+    facts = {cleaner.kind: _clean(cleaner, splits, taken) for cleaner in spec.cleaners}
+    with RowWriter(out / "rows.safetensors") as writer:
+        tables = {name: _write(splits[name], name, spec, renderer, taken, writer) for name in SPLITS}
+        taken.ledger.write(out / "ledger.jsonl")
+        _refuse(spec, taken.ledger, out, len(tables["train"].lengths))
     summary = {
-        "sources": [about for intake in intakes.values() for about in intake.sources],
-        "counts": ledger.counts(),
+        "sources": taken.sources,
+        "counts": taken.ledger.counts(),
         "splits": {
-            name: {**length_table([row for _, row in rows[name]]), "ledger": ledger.counts(name)} for name in SPLITS
+            name: {**table.lengths.table(), "ledger": taken.ledger.counts(name)} for name, table in tables.items()
         },
         "cleaners": facts,
     }
     if spec.stratify:
-        summary["classes"] = {
-            name: class_table([item.example for item, _ in rows[name]], spec.stratify) for name in SPLITS
-        }
+        summary["classes"] = {name: commonest(table.classes) for name, table in tables.items()}
     write_json(out / "summary.json", summary)
     out.metrics.update(_headline(summary))
 
 
-def _divide(spec: Prepare, intakes: Mapping[str, Intake], seed: int) -> Items:
-    """Items per split, those without files of their own split off the source."""
+@dataclass
+class Taken:
+    """Everything that came in: examples on disk, and what is known of them."""
+
+    ledger: Ledger
+    corpus: Corpus
+    rows: "array[int]"
+    """Per example its row in the ledger."""
+    shapes: set[str]
+    sources: list[dict[str, Any]]
+    views: Views
+    """Per split that has files of its own, its examples."""
+
+
+def _take_in(spec: Prepare, folder: Path) -> Taken:
+    """Read the files of every split, some rows at a time."""
+    taken = Taken(Ledger(), Corpus(folder), array("q"), set(), [], {})
+    for name, (path, limit) in spec.given().items():
+        start = len(taken.corpus)
+        sources: list[dict[str, Any]] = []
+        for items in batched(arriving(path, name, taken.ledger, sources, limit=limit, form=spec.format)):
+            taken.corpus.add([item.example for item in items])
+            taken.rows.extend(item.row for item in items)
+            taken.shapes.update(shape(item.example) for item in items)
+        taken.sources += sources
+        taken.views[name] = View(taken.corpus, np.arange(start, len(taken.corpus)))
+    return taken
+
+
+def _divide(spec: Prepare, taken: Taken, seed: int) -> Views:
+    """Examples per split, those without files of their own split off the source."""
     sizes = {"test": spec.test_fraction, "validation": spec.validation_fraction}
-    parts = {name: size for name, size in sizes.items() if name not in intakes and size}
-    items = intakes["train"].items
-    sides = split([item.example for item in items], parts, seed=seed, stratify=spec.stratify, group=spec.group)
-    splits: Items = {name: list(intakes[name].items) if name in intakes else [] for name in SPLITS}
-    splits["train"] = []
-    for item, side in zip(items, sides, strict=True):
-        splits[side].append(item)
-    return splits
+    parts = {name: size for name, size in sizes.items() if name not in taken.views and size}
+    source = taken.views["train"]
+    sides = np.array(split(source, parts, seed=seed, stratify=spec.stratify, group=spec.group), dtype="U10")
+    chosen = {name: View(taken.corpus, source.numbers[sides == name]) for name in SPLITS}
+    return {name: chosen[name] if name == "train" else taken.views.get(name, chosen[name]) for name in SPLITS}
 
 
-def _clean(cleaner: Cleaner, splits: Items, ledger: Ledger) -> dict[str, Any]:
+def _clean(cleaner: Cleaner, splits: Views, taken: Taken) -> dict[str, Any]:
     """Take out what a cleaner finds, in place; its facts."""
-    findings = cleaner.find({name: [item.example for item in items] for name, items in splits.items()})
-    dropped: dict[str, set[int]] = {name: set() for name in splits}
+    findings = cleaner.find(splits)
+    kept = {name: np.ones(len(view), dtype=bool) for name, view in splits.items()}
     for drop in findings.drops:
-        dropped[drop.split].add(drop.index)
-        ledger.settle(splits[drop.split][drop.index].row, "quarantined", drop.reason, split=drop.split)
-    for name, items in splits.items():
-        splits[name] = [item for index, item in enumerate(items) if index not in dropped[name]]
+        kept[drop.split][drop.index] = False
+        row = taken.rows[splits[drop.split].numbers[drop.index]]
+        taken.ledger.settle(row, "quarantined", drop.reason, split=drop.split)
+    for name, view in splits.items():
+        splits[name] = View(taken.corpus, view.numbers[kept[name]])
     return {"dropped": len(findings.drops), **findings.facts}
 
 
-def _tokens(
-    items: Sequence[Item], name: str, renderer: Renderer, longest: int, ledger: Ledger
-) -> list[tuple[Item, Row]]:
-    """Items that can be learnt from, with their tokens, cut to `longest`."""
-    kept = []
-    for item, whole in _rendered(items, renderer):
-        try:
-            if isinstance(whole, DataError):
-                raise whole
-            row = _cut(whole, longest)
-        except DataError as error:
-            ledger.settle(item.row, "quarantined", str(error), split=name)
-            continue
-        if len(whole) > longest:
-            reason = f"truncated: {len(whole):,} tokens, the first {longest:,} are kept"
-            ledger.settle(item.row, "truncated", reason, split=name, supervised=row.supervised)
-        else:
-            ledger.settle(item.row, "used", split=name, supervised=row.supervised)
-        kept.append((item, row))
-    return kept
+@dataclass
+class Table:
+    """What is counted while a split is written."""
+
+    lengths: Lengths
+    classes: Counter[str]
 
 
-def _rendered(items: Sequence[Item], renderer: Renderer) -> Iterator[tuple[Item, Row | DataError]]:
-    """Items with their tokens, or with why there are none."""
-    for start in range(0, len(items), CHUNK):
-        some = items[start : start + CHUNK]
-        yield from zip(some, renderer.rows(item.example for item in some), strict=True)
+def _write(view: View, name: str, spec: Prepare, renderer: Renderer, taken: Taken, writer: RowWriter) -> Table:
+    """Write a split's examples and their tokens, cut to `max_tokens`, and settle each row; some rows at a time."""
+    table = Table(Lengths(), Counter())
+    with (writer.path.parent / f"{name}.jsonl").open("wb") as file:
+        for numbers in chunks(view.numbers):
+            lines = list(View(taken.corpus, numbers).lines())
+            examples = [Example.from_json(json.loads(line)) for line in lines]
+            for number, line, example, whole in zip(numbers, lines, examples, renderer.rows(examples), strict=True):
+                row = _settled(whole, taken.rows[number], name, spec.max_tokens, taken.ledger)
+                if row is None:
+                    continue
+                file.write(line + b"\n")
+                writer.add(row)
+                table.lengths.add(row)
+                if spec.stratify:
+                    table.classes[field_value(example, spec.stratify)] += 1
+    return table
+
+
+def _settled(whole: Row | DataError, number: int, name: str, longest: int, ledger: Ledger) -> Row | None:
+    """A row as it is learnt from, entered in the ledger; None if it cannot be."""
+    try:
+        if isinstance(whole, DataError):
+            raise whole
+        row = _cut(whole, longest)
+    except DataError as error:
+        ledger.settle(number, "quarantined", str(error), split=name)
+        return None
+    if len(whole) > longest:
+        reason = f"truncated: {len(whole):,} tokens, the first {longest:,} are kept"
+        ledger.settle(number, "truncated", reason, split=name, supervised=row.supervised)
+    else:
+        ledger.settle(number, "used", split=name, supervised=row.supervised)
+    return row
 
 
 def _cut(row: Row, longest: int) -> Row:
@@ -216,18 +254,19 @@ def _cut(row: Row, longest: int) -> Row:
     return replace(row, sequences=cut)
 
 
-def _refuse(spec: Prepare, ledger: Ledger, out: Output, train: Sequence[object]) -> None:
+def _refuse(spec: Prepare, ledger: Ledger, out: Output, train: int) -> None:
     """Stop if too many rows are bad, in any of the files, or none is left to learn from."""
-    for name, entries in ledger.by_file_split().items():
-        bad = [entry for entry in entries if entry.state != "used"]
-        if len(bad) <= spec.refuse_above * len(entries) and (name != "train" or train):
+    for name in ledger.came():
+        found = ledger.counts(came_by=name)
+        if found["rows"] - found["used"] <= spec.refuse_above * found["rows"] and (name != "train" or train):
             continue
-        reasons = ", ".join(f"{count} {reason}" for reason, count in list(ledger.reasons(bad).items())[:3])
+        bad = [entry for entry in ledger.entries(came_by=name) if entry.state != "used"]
+        reasons = ", ".join(f"{count} {reason}" for reason, count in list(found["reasons"].items())[:3])
         first = f"the first is {bad[0].origin}: {bad[0].reason}"
         long = sum("max_tokens" in (entry.reason or "") or entry.state == "truncated" for entry in bad) * 2 > len(bad)
         mend = "raise prepare.max_tokens" if long else "mend them"
         raise DataError(
-            f"{len(bad)} of {len(entries)} rows for {name} cannot be used as they are ({reasons}); {first}; "
+            f"{len(bad)} of {found['rows']} rows for {name} cannot be used as they are ({reasons}); {first}; "
             f"{mend}, or raise prepare.refuse_above; all are listed in {out / 'ledger.jsonl'}"
         )
 
@@ -242,4 +281,4 @@ def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "train_tokens": train["tokens"], "train_supervised_tokens": train["supervised_tokens"]}
 
 
-STAGE = Stage("prepare", 1, prepare)
+STAGE = Stage("prepare", 2, prepare)

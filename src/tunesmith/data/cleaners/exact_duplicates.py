@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+
+from ..corpus import View, firsts, gathered, together
 from ..example import Example
-from ..wording import content_key, question_key
 from . import NAMED, Cleaner, Drop, Findings
 
 
@@ -19,32 +21,25 @@ class ExactDuplicates(Cleaner):
 
     def find(self, splits: Mapping[str, Sequence[Example]]) -> Findings:
         """Copies within each split, and prompts whose answers differ."""
+        views = gathered(splits)
         drops: list[Drop] = []
         in_test = 0
-        for split, examples in splits.items():
-            first: dict[str, Example] = {}
-            for index, example in enumerate(examples):
-                key = content_key(example)
-                if key not in first:
-                    first[key] = example
-                elif split == "test":
-                    in_test += 1
-                else:
-                    drops.append(Drop(split, index, f"exact duplicate: of {first[key].origin}"))
-        conflicts = _conflicts([example for examples in splits.values() for example in examples])
-        facts = {
-            "copies_in_test": in_test,
-            "conflicts": len(conflicts),
-            "conflicting_rows": [[example.origin for example in group[:NAMED]] for group in conflicts[:NAMED]],
-        }
-        return Findings(tuple(drops), facts)
+        for split, view in views.items():
+            first = firsts(view.corpus.content[view.numbers])
+            copies = np.flatnonzero(first != np.arange(len(first))).tolist()
+            if split == "test":
+                in_test = len(copies)
+            else:
+                drops += [Drop(split, copy, f"exact duplicate: of {view[first[copy]].origin}") for copy in copies]
+        count, named = _conflicts(together(list(views.values()))) if views else (0, [])
+        return Findings(tuple(drops), {"copies_in_test": in_test, "conflicts": count, "conflicting_rows": named})
 
 
-def _conflicts(examples: Sequence[Example]) -> list[list[Example]]:
-    """Groups of examples with one question and different answers, one example per answer."""
-    groups: dict[str, dict[str, Example]] = {}
-    for example in examples:
-        question = question_key(example)
-        if question is not None:
-            groups.setdefault(question, {}).setdefault(content_key(example), example)
-    return [list(group.values()) for group in groups.values() if len(group) > 1]
+def _conflicts(view: View) -> tuple[int, list[list[str]]]:
+    """How many questions have different answers; of some of them, where the first rows with each answer stand."""
+    asks = np.flatnonzero(~view.corpus.plain[view.numbers])
+    question, content = (firsts(keys[view.numbers[asks]]) for keys in (view.corpus.question, view.corpus.content))
+    first = np.flatnonzero(content == np.arange(len(content)))  # one row per answer, in order
+    _, place, counts = np.unique(question[first], return_inverse=True, return_counts=True)
+    named = [asks[first[place == group][:NAMED]] for group in np.flatnonzero(counts > 1)[:NAMED]]
+    return int((counts > 1).sum()), [[view[number].origin for number in group] for group in named]

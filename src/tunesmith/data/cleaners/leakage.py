@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
+from ..corpus import firsts, gathered, telling_keys, together
 from ..example import Example
-from ..wording import Index, shingle_sets, telling_keys
+from ..likeness import Index
+from ..shelf import chunks
 from . import NAMED, Cleaner, Drop, Findings
 
 ORDER = ("test", "validation", "train")
@@ -27,30 +30,51 @@ class Leakage(Cleaner):
 
     def find(self, splits: Mapping[str, Sequence[Example]]) -> Findings:
         """Rows that an earlier split of ORDER holds too."""
-        places = [(split, index) for split in ORDER for index in range(len(splits.get(split, ())))]
-        examples = [splits[split][index] for split, index in places]
-        if len({split for split, _ in places}) < 2:
+        views = gathered({split: splits[split] for split in ORDER if len(splits.get(split, ()))})
+        if len(views) < 2:
             return Findings((), {"exact": 0, "near": 0, "named": []})
-        index = Index(shingle_sets(examples), self.threshold)
-        keys = telling_keys(examples)
-        first: dict[str, int] = {}
+        everything = together(list(views.values()))
+        starts = dict(zip(views, np.cumsum([0, *map(len, views.values())]).tolist(), strict=False))
+        first = firsts(telling_keys(everything))
+        near = _near(
+            Index(everything, self.threshold),
+            [np.arange(starts[name], starts[name] + len(views[name])) for name in views],
+            first,
+        )
         drops: list[Drop] = []
-        near_count = 0
-        for split in ORDER:
-            numbers = [number for number, place in enumerate(places) if place[0] == split]
-            for number in numbers:
-                copied = first.get(keys[number])
-                near = None if copied is not None else index.nearest(number)
-                if copied is not None:
-                    drops.append(
-                        Drop(*places[number], f"stands in {places[copied][0]} too: copy of {examples[copied].origin}")
-                    )
-                elif near is not None:
-                    near_count += 1
-                    where = f"{near[1]:.2f} of {examples[near[0]].origin}"
-                    drops.append(Drop(*places[number], f"stands nearly in {places[near[0]][0]} too: {where}"))
-            for number in numbers:
-                first.setdefault(keys[number], number)
-                index.add(number)
+
+        def place(row: int) -> tuple[str, int]:
+            split = next(name for name in reversed(views) if row >= starts[name])
+            return split, row - starts[split]
+
+        for split, start in starts.items():
+            for row in range(start, start + len(views[split])):
+                if first[row] < start:
+                    other = int(first[row])
+                    reason = f"stands in {place(other)[0]} too: copy of {everything[other].origin}"
+                elif row in near:
+                    other, score = near[row]
+                    reason = f"stands nearly in {place(other)[0]} too: {score:.2f} of {everything[other].origin}"
+                else:
+                    continue
+                drops.append(Drop(split, row - start, reason))
         named = [f"{splits[drop.split][drop.index].origin} ({drop.split}) {drop.reason}" for drop in drops[:NAMED]]
-        return Findings(tuple(drops), {"exact": len(drops) - near_count, "near": near_count, "named": named})
+        return Findings(tuple(drops), {"exact": len(drops) - len(near), "near": len(near), "named": named})
+
+
+def _near(index: Index, parts: Sequence[np.ndarray], first: np.ndarray) -> dict[int, tuple[int, float]]:
+    """Per row that is no exact copy, the row of an earlier part that it is nearly the same as, and how nearly."""
+    found: dict[int, tuple[int, float]] = {}
+    for part in parts:
+        held = []
+        for some in chunks(part):
+            signed = index.signed(some)
+            for row, others in index.neighbours(signed):
+                near = index.nearest(row, others) if first[row] >= part[0] else None
+                if near is not None:
+                    found[row] = near
+            if part is not parts[-1]:
+                held.append(signed)
+        for signed in held:
+            index.add(signed)
+    return found

@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
+from ..corpus import gathered
 from ..example import Example
-from ..wording import Index, shingle_sets
+from ..likeness import Index
+from ..shelf import chunks
 from . import Cleaner, Drop, Findings
 
 
@@ -24,13 +27,18 @@ class NearDuplicates(Cleaner):
 
     def find(self, splits: Mapping[str, Sequence[Example]]) -> Findings:
         """Later rows that have a near neighbour among the earlier, kept ones."""
-        examples = splits.get("train", ())
-        index = Index(shingle_sets(examples), self.threshold)
-        drops = []
-        for number in range(len(examples)):
-            near = index.nearest(number)
-            if near is None:
-                index.add(number)
-            else:
-                drops.append(Drop("train", number, f"near duplicate: {near[1]:.2f} of {examples[near[0]].origin}"))
+        if not splits.get("train"):
+            return Findings((), {"threshold": self.threshold})
+        view = gathered({"train": splits["train"]})["train"]
+        index = Index(view, self.threshold)
+        drops: list[Drop] = []
+        for some in chunks(np.arange(len(view))):
+            signed = index.signed(some)
+            dropped: set[int] = set()
+            for row, others in index.neighbours(signed, signed):
+                near = index.nearest(row, [other for other in others if other < row and other not in dropped])
+                if near is not None:
+                    dropped.add(row)
+                    drops.append(Drop("train", row, f"near duplicate: {near[1]:.2f} of {view[near[0]].origin}"))
+            index.add(signed.without(dropped))
         return Findings(tuple(drops), {"threshold": self.threshold})

@@ -27,4 +27,9 @@ class Jsonl(Source):
             except RefusedError as reason:
                 yield Record(origin, None, str(reason), note)
                 continue
-            yield checked(origin, value, note)
+            if isinstance(value, dict) and value and "\\u" not in text:
+                yield Record(
+                    origin, value, None, note
+                )  # what would be a defect needs an escape, or was found in the line
+            else:
+                yield checked(origin, value, note)

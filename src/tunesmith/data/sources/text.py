@@ -16,8 +16,7 @@ class Text(Source):
 
     def records(self, path: Path) -> Iterator[Record]:
         """One record with the single field `text` per paragraph, by the line it begins on."""
-        numbers = [number for number, *_ in lines(path)]
-        by_line = numbers == list(range(1, len(numbers) + 1))
+        by_line = all(number == place for place, (number, *_) in enumerate(lines(path), 1))
         held: list[str] = []
         begins, note = 0, None
         for number, text, defect, new_note in lines(path):

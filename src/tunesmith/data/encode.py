@@ -1,0 +1,86 @@
+"""Tokens of plain text, each word tokenised once: most of a text is words that were seen before."""
+
+import json
+import re
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+ENDING_WORDS = (GPT4 % "1,3", GPT4.replace("{%s}", ""))
+"""Patterns of pre-tokenizers (of Llama 3 and of Qwen) that always end a piece between a letter and ` x`. So does GPT-2's."""
+BETWEEN = re.compile(r" (?=[A-Za-z])(?<=[A-Za-z] )")
+"""A space that always begins the second of two words."""
+MOST = 50_000
+"""Words that are remembered; with more, all are forgotten."""
+
+
+class Encoder:
+    """Plain text as tokens, in which nothing is special.
+
+    A pre-tokenizer that begins a new piece at every space between two letters lets the words on both sides be tokenised apart, with
+    the same result. Only those are relied on whose pattern says so; with any other tokenizer each text is tokenised as a whole.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self.by_words = ends_words(self._backend)
+        """Whether words are tokenised apart."""
+        self._words: dict[str, bytes] = {}
+
+    def __call__(self, texts: Iterable[str]) -> dict[str, bytes]:
+        """Tokens of each text, the bytes of an int32 array."""
+        if not self.by_words:
+            return self._tokenised(set(texts))
+        split = {text: BETWEEN.split(text) for text in texts}
+        known = self._words  # by the word behind a space
+        new = {word for words in split.values() for word in words[1:]}.difference(known)
+        fresh = self._tokenised({words[0] for words in split.values()} | {" " + word for word in new})
+        known.update((word, fresh[" " + word]) for word in new)
+        found = {
+            text: b"".join([fresh[words[0]], *[known[word] for word in words[1:]]]) for text, words in split.items()
+        }
+        if len(known) > MOST:
+            self._words = {}
+        return found
+
+    def _tokenised(self, texts: set[str]) -> dict[str, bytes]:
+        """Tokens of each text, taken as a whole; on all cores."""
+        backend, ordered = self._backend, list(texts)
+        backend.no_padding()  # what a tokenizer was saved with
+        backend.no_truncation()
+        backend.encode_special_tokens = True
+        try:
+            found = backend.encode_batch_fast(ordered, add_special_tokens=False)
+        finally:
+            backend.encode_special_tokens = False
+        return {text: array("i", one.ids).tobytes() for text, one in zip(ordered, found, strict=True)}
+
+
+def ends_words(backend: Any) -> bool:
+    """Whether a tokenizer (of the `tokenizers` library) gives the same tokens for a text and for its parts between which BETWEEN stands."""
+    if backend.pre_tokenizer is None or not (backend.normalizer is None or _state(backend.normalizer)["type"] == "NFC"):
+        return False
+    for token in backend.get_added_tokens_decoder().values():
+        if " " in token.content or token.lstrip or token.rstrip or token.single_word:
+            return False
+    state = _state(backend.pre_tokenizer)
+    steps = state["pretokenizers"] if state["type"] == "Sequence" else [state]
+    kinds = [_ends_words(step) for step in steps]
+    return None not in kinds and any(kinds)
+
+
+def _ends_words(step: dict[str, Any]) -> bool | None:
+    """Whether a step of a pre-tokenizer ends words; None if nothing is known of it."""
+    if step["type"] == "Digits":
+        return False
+    if step["type"] == "ByteLevel":
+        return None if step["add_prefix_space"] else bool(step["use_regex"])
+    if step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
+        return True if step["pattern"].get("Regex") in ENDING_WORDS else None
+    return None
+
+
+def _state(part: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(part.__getstate__())
+    return found
