@@ -4,7 +4,7 @@ It computes what `model(...)` computes, from the same modules, so adapters, chec
 every intermediate that a fused operation need not write, the last layer's work on nodes that no loss reads, and all logits but a chunk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,9 +24,6 @@ from .blocks import ACTIVATIONS, TRAITS, Block, Norm, activation_of, linear_laye
 
 if TYPE_CHECKING:
     from .load import Loaded
-
-Take = Callable[[Tensor, Tensor], None]
-"""Given each layer's keys and values [K, N, D] of a forest's nodes, in order; they do not last."""
 
 
 class Decoder:
@@ -89,18 +86,17 @@ class Decoder:
             turned = dict.fromkeys(kinds, rotary(like[None], place))
         return {kind: (cosine[0].contiguous(), sine[0].contiguous()) for kind, (cosine, sine) in turned.items()}
 
-    def hidden(self, forest: Forest, nodes_M: Tensor, take: Take | None = None) -> Tensor:
+    def hidden(self, forest: Forest, nodes_M: Tensor) -> Tensor:
         """Last hidden states [M, D] of some nodes, ready for the head; differentiable.
 
         Args:
             forest: the batch.
             nodes_M: int64; repeated nodes are allowed.
-            take: if given, it is called with each layer's keys and values.
         """
         with kept_together():
-            return self._pass(forest, nodes_M, take)
+            return self._pass(forest, nodes_M)
 
-    def _pass(self, forest: Forest, nodes_M: Tensor, take: Take | None) -> Tensor:
+    def _pass(self, forest: Forest, nodes_M: Tensor) -> Tensor:
         residual, update = self.embed(forest.tokens_N), None
         angles = self.angles(forest.depth_N, residual)
         for number, block in enumerate(self.blocks):
@@ -108,8 +104,6 @@ class Decoder:
             room = block.out.joint.room
             cosine, sine = angles[block.rotary]
             attended = rotary_attention(joint, cosine, sine, block.heads, forest.segments, block.shape, room)
-            if take is not None:
-                take(*block.heads.split(joint.detach())[1:])
             if number == len(self.blocks) - 1:  # beyond this, nodes no longer meet
                 residual, attended = residual.index_select(0, nodes_M), attended.index_select(0, nodes_M)
             residual, update = self.feed(block, residual, attended)
