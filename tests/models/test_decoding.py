@@ -5,40 +5,44 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 
-from tunesmith.data.batch import grow
 from tunesmith.kernels import native
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.lora import LoRA
-from tunesmith.models.decoding import FusedDecoding, GenericDecoding
+from tunesmith.models.decoding import Feed, FusedDecoding, GenericDecoding
 from tunesmith.models.generate import Sampling, generate
 
 ADAPTERS = {"none": None, "lora": LoRA(rank=3), "full": Full()}
-STEPS = 6
 
 pytestmark = pytest.mark.skipif(native.level() is None, reason="no compiled operations on this machine")
 
 
-def prompts():
-    """Shared beginnings of odd and even length, one that begins another, a repetition, one longer than a tile of keys."""
-    draw = np.random.default_rng(0)
-    start, other, long = (draw.integers(0, 90, size) for size in (13, 5, 150))
-    return [np.concatenate([start, other]), start, start, np.concatenate([start[:4], other]), long, np.array([7])]
-
-
 def steps(loaded, kind):
-    """Log-probabilities after the prompts and after each of some given tokens; on the way sequences end."""
-    forest = grow(prompts())
-    nodes = [forest.nodes(number) for number in range(len(forest.segments))]
-    draw, found = np.random.default_rng(1), []
+    """Log-probabilities of some steps: a prompt read in pieces of odd and even length beside others that go on, one that branches, one that ends."""
+    draw = np.random.default_rng(0)
+    tokens = lambda count: draw.integers(0, 90, count).tolist()  # noqa: E731
+    decoding = kind.of(loaded, 8)
+    table = {"short": [5], "long": [0, 7, 2], "lone": [3], "branch": [6]}
+    length = dict.fromkeys(table, 0)
+    found = []
     with torch.no_grad():
-        logits, decoding = kind.prefill(loaded, forest, nodes, STEPS)
-        found.append(logits)
-        for number in range(STEPS):
-            if number == 3:
-                decoding.keep(torch.tensor([0, 2, 4]))
-                logits = logits[[0, 2, 4]]
-            logits = decoding.step(draw.integers(0, 90, len(logits)).tolist())
-            found.append(logits)
+        for plan in (
+            {"short": 13, "long": 69, "lone": 1},
+            {"short": 1, "long": 6},
+            {"long": 76, "lone": 1, "short": 1},
+            {"branch": 1, "short": 1, "long": 1},
+            {"short": 1, "branch": 4},
+            {"long": 1, "branch": 1, "short": 1},
+            {"branch": 1},
+        ):
+            if "branch" in plan and not length["branch"]:
+                decoding.copy(5, 6)
+                length["branch"] = length["short"]
+            feeds = []
+            for number, (name, count) in enumerate(plan.items()):
+                pages = table[name][: -(-(length[name] + count) // 64)]
+                feeds.append(Feed(number, tokens(count), length[name], pages, wanted=count != 69))
+                length[name] += count
+            found.append(decoding.step(feeds))
     return [one.log_softmax(-1) for one in found]
 
 
@@ -93,14 +97,20 @@ def test_odd_sizes_are_not_multiplied_in_pairs(fields, dtype, build):
         assert [one.tokens for one in found] == [one.tokens for one in expected]
 
 
-def test_a_step_refuses_what_would_not_fit(build):
-    loaded = build("llama", vocab_size=97)
-    forest = grow([np.arange(4), np.arange(3, 9)])
-    nodes = [forest.nodes(number) for number in range(2)]
-    _, decoding = FusedDecoding.prefill(loaded, forest, nodes, 2)
-    with pytest.raises(ValueError, match="1 tokens for 2 sequences"):
-        decoding.step([5])
-    decoding.step([5, 6])
-    decoding.step([5, 6])
-    with pytest.raises(ValueError, match="room for 2 new ones"):
-        decoding.step([5, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_a_row_has_the_same_bits_whatever_is_beside_it(kind, dtype, build):
+    """A prompt whole, in pieces, and beside others, in pages that others have written to before."""
+    loaded = build(kind, spread=0.1, vocab_size=97, dtype=dtype, **ARCHITECTURES[kind])
+    draw = np.random.default_rng(0)
+    prompt, other = (draw.integers(0, 90, 151).tolist() for _ in range(2))
+    with torch.no_grad():
+        whole = FusedDecoding.of(loaded, 3).step([Feed(0, prompt, 0, [0, 1, 2])])
+        decoding = FusedDecoding.of(loaded, 6)
+        decoding.step([Feed(1, other[::-1], 0, [5, 1, 4])])
+        pages = decoding.layers.storage.pages
+        pages[3] = torch.where(pages[5] != 0, torch.nan, 0)  # what another sequence may leave behind
+        for start, stop in ((0, 1), (1, 66), (66, 150), (150, 151)):
+            feeds = [Feed(1, other[start:stop], start, [0, 1, 2]), Feed(0, prompt[start:stop], start, [5, 3, 4])]
+            pieces = decoding.step(feeds[::-1] if start else feeds)
+        assert torch.equal(whole[0], pieces[0])

@@ -9,8 +9,8 @@ import pytest
 from tunesmith.base import ConfigError, MachineError
 from tunesmith.data.example import Example
 from tunesmith.data.render import Renderer
+from tunesmith.models.decoding import FusedDecoding
 from tunesmith.models.generate import Sampling
-from tunesmith.serving import engine as module
 from tunesmith.serving.engine import Engine
 from tunesmith.serving.request_error import RequestError
 from tunesmith.serving.server import find_token, open_port
@@ -18,70 +18,94 @@ from tunesmith.serving.settings import Serve
 
 
 @pytest.fixture
-def batches(monkeypatch):
-    """Sizes of the batches that were generated, in order."""
-    sizes = []
-    real = module.stream
+def steps(monkeypatch):
+    """Of every step, how many tokens of each sequence passed through the model."""
+    found = []
+    real = FusedDecoding.step
 
-    def counting(loaded, prompts, samplings):
-        sizes.append(len(prompts))
-        return real(loaded, prompts, samplings)
+    def counting(self, feeds):
+        found.append([len(feed.tokens) for feed in feeds])
+        return real(self, feeds)
 
-    monkeypatch.setattr(module, "stream", counting)
-    return sizes
+    monkeypatch.setattr(FusedDecoding, "step", counting)
+    return found
 
 
 async def drain(job) -> list[int]:
     return [piece.token async for piece in job]
 
 
-def test_what_waits_together_is_answered_together(tiny, batches):
+def test_who_comes_later_joins_the_running_batch(tiny, steps):
     async def ask():
-        jobs = [engine.submit("tuned", [[5, 6]], [Sampling(max_tokens=40)])]
-        while engine.waiting:  # until the first runs
-            await asyncio.sleep(0.001)
-        jobs += [engine.submit("tuned", [[7, number]], [Sampling(max_tokens=4)]) for number in range(6)]
-        return [await drain(job) for job in jobs]
+        long = engine.submit("tuned", [[5, 6]], [Sampling(max_tokens=60)])
+        pieces = aiter(long)
+        await anext(pieces)
+        short = [engine.submit("tuned", [[7, number]], [Sampling(max_tokens=4)]) for number in range(6)]
+        found = [await drain(job) for job in short]
+        assert long.left  # they did not wait for it
+        return found, [piece async for piece in pieces]
 
     engine = Engine({"tuned": tiny("tuned", 1)}, Serve(batch=4))
-    found = asyncio.run(ask())
-    assert [len(tokens) for tokens in found] == [40, 4, 4, 4, 4, 4, 4]
-    assert batches == [1, 4, 2]
+    found, rest = asyncio.run(ask())
+    assert [len(tokens) for tokens in found] == [4] * 6
+    assert len(rest) == 59
+    assert max(map(len, steps)) == 4
+    assert len(steps) == 60  # none was taken for the others alone
     engine.close()
 
 
-def test_models_do_not_share_a_batch(tiny, batches):
+def test_models_take_turns(tiny):
     async def ask():
-        jobs = [engine.submit("a", [[5]], [Sampling(max_tokens=40)])]
-        while engine.waiting:
-            await asyncio.sleep(0.001)
-        jobs += [engine.submit(name, [[7]], [Sampling(max_tokens=2)]) for name in ("b", "a", "b", "a")]
-        return [await drain(job) for job in jobs]
+        jobs = [engine.submit(name, [[5]], [Sampling(max_tokens=40)]) for name in ("a", "b")]
+        order = []
+
+        async def follow(name, job):
+            async for _ in job:
+                order.append(name)
+
+        await asyncio.gather(*(follow(name, job) for name, job in zip("ab", jobs, strict=True)))
+        return order
 
     engine = Engine({"a": tiny("a", 1), "b": tiny("b", 2)}, Serve())
-    found = asyncio.run(ask())
-    assert batches == [1, 2, 2]
-    assert found[1] == found[3] != found[2] == found[4]
+    order = asyncio.run(ask())
+    assert order.count("a") == order.count("b") == 40
+    assert "b" in order[:5]
+    assert "a" in order[-5:]
     engine.close()
 
 
 def test_the_queue_is_bounded(tiny):
     async def ask():
-        first = engine.submit("tuned", [[5]], [Sampling(max_tokens=60)])
-        while engine.waiting:
-            await asyncio.sleep(0.001)
+        first = engine.submit("tuned", [[5]], [Sampling(max_tokens=100)])
+        await anext(aiter(first))
         waiting = [engine.submit("tuned", [[5]], [Sampling(max_tokens=1)]) for _ in range(3)]
         with pytest.raises(RequestError, match="3 answers wait") as refused:
             engine.submit("tuned", [[5]], [Sampling(max_tokens=1)])
         assert refused.value.status == 429
-        for job in (first, *waiting):
+        assert "Retry-After" in refused.value.response.headers
+        first.cancel()
+        for job in waiting:
             await drain(job)
         assert engine.waiting == 0
         await drain(engine.submit("tuned", [[5]], [Sampling(max_tokens=1)]))
 
-    engine = Engine({"tuned": tiny("tuned", 1)}, Serve(queue=3))
+    engine = Engine({"tuned": tiny("tuned", 1)}, Serve(queue=3, batch=1))
     asyncio.run(ask())
     engine.close()
+
+
+def test_closing_the_engine_ends_what_runs_and_what_waits(tiny):
+    async def ask():
+        jobs = [engine.submit("tuned", [[5]], [Sampling(max_tokens=400, temperature=1.0, seed=0)]) for _ in range(3)]
+        await anext(aiter(jobs[0]))
+        await asyncio.get_running_loop().run_in_executor(None, engine.close)
+        for job in jobs:
+            with pytest.raises(RequestError) as refused:
+                await drain(job)
+            assert refused.value.status == 503
+
+    engine = Engine({"tuned": tiny("tuned", 1)}, Serve(batch=2))
+    asyncio.run(ask())
 
 
 def test_a_cancelled_request_stops_using_the_model(tiny):
@@ -91,10 +115,11 @@ def test_a_cancelled_request_stops_using_the_model(tiny):
         await anext(pieces)
         long.cancel()
         after = engine.submit("tuned", [[5]], [Sampling(max_tokens=1)])
-        await drain(after)
+        await drain(after)  # in the place that became free
         assert long.left == 1  # it never came to its end
+        assert engine.running == 0
 
-    engine = Engine({"tuned": tiny("tuned", 1)}, Serve())
+    engine = Engine({"tuned": tiny("tuned", 1)}, Serve(batch=1))
     asyncio.run(ask())
     engine.close()
 

@@ -1,10 +1,11 @@
-"""One new token for each sequence through all layers in one call (`native/decode.h`); transformers' own layers are its twin.
+"""New tokens of several sequences through all layers in one call (`native/decode.h`); transformers' own layers are its twin.
 
-Keys and values of prompts stay where the prefill computed them, node by node of the forest, so that what prompts share is stored once; new
-tokens go to a slot of each sequence.
+Keys and values lie in pages of `PAGE` positions that sequences share where their tokens are the same so far. A row's numbers come out the same to
+the last bit whatever rows pass beside it.
 """
 
 import ctypes
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,16 @@ import torch
 from torch import Tensor
 
 from . import native
+from .arena import NORESERVE
 from .forest_attention import Heads, Shape
 from .gated_linear import Activation
 from .joint_linear import Joint
 
 LANES = 16
 """What the kernel rounds lengths up to at most."""
+
+PAGE = 64
+"""Positions of a page (`fused.c`)."""
 
 ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1}
 
@@ -86,55 +91,63 @@ class Layer(ctypes.Structure):
 
 
 class Cache(ctypes.Structure):
-    """Keys and values of one layer."""
+    """Where one layer's keys and values begin in the first page, and the numbers from page to page."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "new_keys", "new_values")),
-        *((name, ctypes.c_long) for name in ("nodes", "room")),
-    )
+    _fields_ = (("keys", ctypes.c_void_p), ("values", ctypes.c_void_p), ("stride", ctypes.c_long))
 
-    @classmethod
-    def of(cls, key_KND: Tensor, value_KND: Tensor, slots: int, room: int) -> "Cache":
-        """Of a prefilled forest's, heads side by side in a row, with room for so many new tokens in each slot."""
-        groups, count, width = key_KND.shape
-        packed = {2: torch.bfloat16, 4: torch.float32}[native.run("packed_bytes", key_KND.dtype)]
-        deep, room = up(width), up(room)
-        nodes = up(count) + LANES  # a tile may reach beyond the last node
-        held = [torch.empty(groups * deep * nodes, dtype=packed) for _ in range(2)]
-        for down, (source, target) in enumerate(zip((key_KND, value_KND), held, strict=True)):
-            native.run("pack_cache", source.dtype, source, source.stride(1), count, nodes, groups, width, target, down)
-        held += [torch.zeros(slots * groups * deep * room, dtype=packed) for _ in range(2)]
-        found = cls(*map(_at, held), nodes, room)
-        found.held = held
-        return found
+
+class Storage:
+    """Room for pages of keys and values of all layers; a page takes memory when it is first written.
+
+    Args:
+        layers: of the decoder.
+        count: of pages.
+        dtype: of the products.
+
+    Raises:
+        OSError: the system does not even hand out the addresses.
+    """
+
+    def __init__(self, layers: Sequence[Layer], count: int, dtype: torch.dtype) -> None:
+        packed = {2: torch.bfloat16, 4: torch.float32}[native.run("packed_bytes", dtype)]
+        sizes = [layer.groups * up(layer.width) * PAGE for layer in layers]
+        stride = 2 * sum(sizes)
+        room = mmap.mmap(-1, count * stride * packed.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
+        self.pages = torch.frombuffer(room, dtype=packed).view(count, stride)
+        at, caches = self.pages.data_ptr(), []
+        for size in sizes:
+            step = size * packed.itemsize
+            caches.append(Cache(at, at + step, stride))
+            at += 2 * step
+        self.caches = (Cache * len(caches))(*caches)
+
+    def copy(self, source: int, target: int) -> None:
+        """A page's keys and values to another page."""
+        self.pages[target] = self.pages[source]
 
 
 class Step(ctypes.Structure):
-    """Where the sequences of a batch stand."""
+    """Where the rows of a step stand: stretches of new tokens, each of one sequence."""
 
     _fields_ = (
-        *((name, ctypes.c_long) for name in ("batch", "stretches", "longest", "turned")),
-        *((name, ctypes.c_void_p) for name in ("cosine", "sine", "slot", "length", "given", "first_run", "runs")),
+        *((name, ctypes.c_long) for name in ("rows", "feeds", "longest", "pages", "turned")),
+        *((name, ctypes.c_void_p) for name in ("cosine", "sine", "first", "start", "table")),
     )
 
     @classmethod
     def of(
-        cls, slot_B: Tensor, length_B: Tensor, given_B: Tensor, runs: "Runs", cosine_KBR: Tensor, sine_KBR: Tensor
-    ) -> "Step":
-        """int64 each: the slot of each sequence, its length, and how much of it was prefilled; angles, float32, of each kind of layer."""
-        held = cosine_KBR, sine_KBR, slot_B, length_B, given_B, runs.first, runs.runs
-        found = cls(len(slot_B), runs.most + 1, int(length_B.max()) + 1, cosine_KBR.shape[2], *map(_at, held))
+        cls, counts: Sequence[int], starts: Sequence[int], tables: Sequence[Sequence[int]], cosine_KNR: Tensor, sine_KNR: Tensor
+    ) -> "Step":  # fmt: skip
+        """Of each stretch its number of rows, the position of its first and the pages of its sequence; angles, float32, of each kind of layer."""
+        most, first = max(map(len, tables)), [0]
+        for count in counts:
+            first.append(first[-1] + count)
+        whole = [[*table, *[0] * (most - len(table))] for table in tables]
+        places = torch.tensor(first), torch.tensor(starts), torch.tensor(whole)
+        held = cosine_KNR, sine_KNR, *places
+        found = cls(first[-1], len(counts), max(counts), most, cosine_KNR.shape[2], *map(_at, held))
         found.held = held
         return found
-
-
-class Runs:
-    """Of each slot the runs of nodes that its prompt goes through."""
-
-    def __init__(self, paths: Sequence[tuple[tuple[int, int], ...]]) -> None:
-        self.most = max(map(len, paths))
-        self.first = torch.tensor([0, *(len(path) for path in paths)]).cumsum(0)
-        self.runs = torch.tensor([run for path in paths for run in path])
 
 
 def up(count: int) -> int:
@@ -147,15 +160,15 @@ def _at(tensor: Tensor | None) -> Any:
 
 
 class Layers:
-    """All of a decoder, side by side as the kernel reads it."""
+    """All of a decoder, side by side as the kernel reads it, with pages for its keys and values."""
 
-    def __init__(self, layers: Sequence[Layer], caches: Sequence[Cache]) -> None:
-        self.held = layers, caches
-        self.layers, self.caches = (Layer * len(layers))(*layers), (Cache * len(caches))(*caches)
+    def __init__(self, layers: Sequence[Layer], pages: int, dtype: torch.dtype) -> None:
+        self.held, self.dtype = layers, dtype
+        self.layers, self.storage = (Layer * len(layers))(*layers), Storage(layers, pages, dtype)
 
-    def pass_through(self, step: Step, residual_BD: Tensor, dtype: torch.dtype) -> None:
-        """Float32 hidden states [B, D] go through every layer, in place; the new tokens' keys and values are kept."""
-        native.run("decode_layers", dtype, self.layers, self.caches, len(self.layers), step, residual_BD)
+    def pass_through(self, step: Step, residual_ND: Tensor) -> None:
+        """Float32 hidden states [N, D] go through every layer, in place; the rows' keys and values are kept."""
+        native.run("decode_layers", self.dtype, self.layers, self.storage.caches, len(self.layers), step, residual_ND)
 
 
 def decode_head(norm: Norm, head: Linear, residual_BD: Tensor, dtype: torch.dtype) -> Tensor:

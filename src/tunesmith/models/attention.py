@@ -1,4 +1,4 @@
-"""Plugs tunesmith's attention into any transformers decoder: forests for training and prefill, a key-value cache for decoding."""
+"""Plugs tunesmith's attention into any transformers decoder: forests for training, pages of keys and values for generation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,15 +36,12 @@ def attending(attend: Attend) -> Iterator[None]:
 
 
 class ForestAttend:
-    """Attention of one forest batch; keeps each layer's keys and values if asked to, for decoding to go on from."""
+    """Attention of one forest batch."""
 
-    def __init__(self, forest: Forest, keep: bool = False) -> None:
+    def __init__(self, forest: Forest) -> None:
         self.forest = forest
-        self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
-        if self.kept is not None:
-            self.kept[layer] = (key[0], value[0])
         return forest_attention(query[0], key[0], value[0], self.forest.segments, shape)[None]
 
 

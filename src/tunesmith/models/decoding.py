@@ -1,122 +1,95 @@
-"""What stands between two tokens of an answer: the cache of keys and values, and a step of one token for every sequence."""
+"""One step of generation: new tokens of several sequences pass through the model, and their keys and values stay in pages."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from tunesmith.data.batch import Forest
 from tunesmith.kernels import decode
+from tunesmith.kernels.decode import PAGE
 from tunesmith.kernels.forest_attention import Shape
 from tunesmith.kernels.head import capped
 
-from .attention import ForestAttend, attending
+from .attention import attending
 from .forward import autocast
 from .fused import Decoder
 from .load import Loaded
 
-Kept = list[tuple[Tensor, Tensor]]
-"""Per layer the keys and values [K, N, D] of a forest's nodes."""
 
+@dataclass(frozen=True)
+class Feed:
+    """The next tokens of one sequence."""
 
-class Cache:
-    """Keys and values [slots, K, room, D] of each layer; the sequences going on sit in some of the slots."""
-
-    def __init__(self, kept: Kept, nodes: Sequence[Tensor], room: int) -> None:
-        """Copy each sequence's keys and values out of a forest's, with room for the tokens to come.
-
-        Args:
-            kept: per layer the forest's keys and values [K, N, D].
-            nodes: per sequence the nodes of its tokens, int64 [T].
-            room: how many tokens may follow the longest prompt.
-        """
-        device = kept[0][0].device
-        self.slot_B = torch.arange(len(nodes), device=device)
-        self.length_B = torch.tensor([len(path) for path in nodes], device=device)
-        self.room = int(self.length_B.max()) + room
-        self.layers = [(self._lay(keys, nodes), self._lay(values, nodes)) for keys, values in kept]
-
-    def _lay(self, all_KND: Tensor, nodes: Sequence[Tensor]) -> Tensor:
-        groups, _, width = all_KND.shape
-        laid = all_KND.new_zeros(len(nodes), groups, self.room, width)
-        for number, path in enumerate(nodes):
-            laid[number, :, : len(path)] = all_KND[:, path.to(all_KND.device)]
-        return laid
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the sequences only; nothing is moved."""
-        rows = rows.to(self.slot_B.device)
-        self.slot_B, self.length_B = self.slot_B[rows], self.length_B[rows]
+    sequence: int
+    """Tells sequences apart."""
+    tokens: Sequence[int]
+    start: int
+    """Position of the first."""
+    pages: Sequence[int]
+    """Numbers of the pages of its positions up to the last of these tokens."""
+    wanted: bool = True
+    """Whether logits behind the last token are asked for."""
 
 
 class Decoding(ABC):
-    """Answers under way."""
+    """A model with the keys and values of answers under way."""
+
+    paged: ClassVar[bool] = True
+    """Whether it keeps them in pages; else prompts must come whole, and nothing can be shared."""
 
     @classmethod
     @abstractmethod
-    def prefill(cls, loaded: Loaded, forest: Forest, nodes: Sequence[Tensor], room: int) -> tuple[Tensor, Self]:
-        """Logits [B, V] behind each sequence of a forest, and the decoding that goes on from there."""
+    def of(cls, loaded: Loaded, pages: int) -> Self:
+        """With room for so many pages."""
 
     @abstractmethod
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Logits [B, V] after one more token of each sequence."""
+    def step(self, feeds: Sequence[Feed]) -> Tensor:
+        """Logits [B, V], float32, behind the last token of each feed that wants them."""
 
     @abstractmethod
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the sequences only."""
+    def copy(self, source: int, target: int) -> None:
+        """Copy a page to another."""
+
+    def forget(self, sequence: int) -> None:  # noqa: B027  (nothing to do where pages hold everything)
+        """A sequence goes on no further."""
 
 
 class FusedDecoding(Decoding):
-    """By fused operations: one call for all layers; prompts' keys and values stay where the forest has them."""
+    """By fused operations: one call for all layers, whatever the rows."""
 
-    layers: decode.Layers
-
-    def __init__(self, decoder: Decoder, forest: Forest, room: int) -> None:
-        self.decoder, self.room, self.caches = decoder, room, list[decode.Cache]()
+    def __init__(self, decoder: Decoder, pages: int) -> None:
+        self.decoder = decoder
         self.kinds = sorted({block.rotary for block in decoder.blocks})
-        paths = [segment.path for segment in forest.segments]
-        self.runs = decode.Runs(paths)
-        self.slot_B = torch.arange(len(paths))
-        self.given_B = torch.tensor([sum(b - a for a, b in path) for path in paths])
-        self.length_B = self.given_B.clone()
+        self.layers = decode.Layers(self.read(), pages, decoder.dtype)
 
     @classmethod
-    def prefill(cls, loaded: Loaded, forest: Forest, nodes: Sequence[Tensor], room: int) -> tuple[Tensor, Self]:
-        """One pass over the forest, the head on its last nodes only."""
+    def of(cls, loaded: Loaded, pages: int) -> Self:
+        """With room for so many pages."""
         decoder = loaded.decoder()
         assert decoder is not None
-        decoding = cls(decoder, forest, room)
-        last_B = torch.stack([path[-1] for path in nodes]).to(loaded.device)
-        hidden_BD = decoder.hidden(forest, last_B, decoding.take)
-        decoding.layers = decode.Layers(decoding.read(), decoding.caches)
-        return decoder.logits(hidden_BD), decoding
+        return cls(decoder, pages)
 
-    def take(self, key_KND: Tensor, value_KND: Tensor) -> None:
-        """Keep the next layer's keys and values."""
-        self.caches.append(decode.Cache.of(key_KND, value_KND, len(self.slot_B), self.room))
+    def copy(self, source: int, target: int) -> None:
+        """Copy a page to another."""
+        self.layers.storage.copy(source, target)
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the sequences only; nothing is moved."""
-        self.slot_B, self.given_B, self.length_B = self.slot_B[rows], self.given_B[rows], self.length_B[rows]
-
-    def step(self, tokens: Sequence[int]) -> Tensor:
+    def step(self, feeds: Sequence[Feed]) -> Tensor:
         """Every layer, then the head."""
-        if len(tokens) != len(self.slot_B) or int((self.length_B - self.given_B).max()) >= self.room:
-            raise ValueError(
-                f"{len(tokens)} tokens for {len(self.slot_B)} sequences with room for {self.room} new ones each"
-            )
-        decoder, residual = self.decoder, self.decoder.embed(torch.tensor(tokens)).contiguous()
-        angles = decoder.angles(self.length_B, residual)
+        decoder, counts = self.decoder, [len(feed.tokens) for feed in feeds]
+        residual = decoder.embed(torch.tensor([token for feed in feeds for token in feed.tokens])).contiguous()
+        places = [feed.start + number for feed in feeds for number in range(len(feed.tokens))]
+        angles = decoder.angles(torch.tensor(places), residual)
         cosine, sine = (torch.stack([angles[kind][side] for kind in self.kinds]) for side in (0, 1))
-        step = decode.Step.of(self.slot_B, self.length_B, self.given_B, self.runs, cosine, sine)
-        self.layers.pass_through(step, residual, decoder.dtype)
-        self.length_B = self.length_B + 1
+        starts, tables = [feed.start for feed in feeds], [feed.pages for feed in feeds]
+        self.layers.pass_through(decode.Step.of(counts, starts, tables, cosine, sine), residual)
+        last_BD = residual[_wanted(feeds)]
         if decoder.head.dtype != decoder.dtype:  # a head that learns, in float32
-            return decoder.logits(decoder.last(residual, None))
+            return decoder.logits(decoder.last(last_BD, None))
         norm, head = decode.Norm.of(decoder.norm.weight, decoder.norm.eps), decode.Linear.of(decoder.head)
-        return capped(decode.decode_head(norm, head, residual, decoder.dtype), decoder.softcap)
+        return capped(decode.decode_head(norm, head, last_BD, decoder.dtype), decoder.softcap)
 
     def read(self) -> list[decode.Layer]:
         """The decoder's blocks as the compiled step wants them."""
@@ -142,65 +115,118 @@ class FusedDecoding(Decoding):
 
 
 class GenericDecoding(Decoding):
-    """Through transformers' own layers, with the cache behind their attention."""
+    """Through transformers' own layers, with the pages behind their attention."""
 
-    def __init__(self, loaded: Loaded, cache: Cache) -> None:
-        self.loaded, self.cache = loaded, cache
-        self._hidden: dict[int | None, Tensor] = {}
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the sequences only."""
-        self.cache.keep(rows)
+    def __init__(self, loaded: Loaded, pages: int) -> None:
+        self.loaded, self.slots = loaded, pages * PAGE
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values [slots, K, D]
 
     @classmethod
-    def prefill(cls, loaded: Loaded, forest: Forest, nodes: Sequence[Tensor], room: int) -> tuple[Tensor, Self]:
-        """One pass over the forest, the head on its last nodes only."""
-        last_U, back_B = torch.unique(torch.stack([path[-1] for path in nodes]), return_inverse=True)
-        attend = ForestAttend(forest, keep=True)
-        with attending(attend), autocast(loaded):
-            out = loaded.model(
-                input_ids=forest.tokens_N[None],
-                position_ids=forest.depth_N[None],
-                logits_to_keep=last_U.to(loaded.device),
-                use_cache=False,
-            )
-        assert attend.kept is not None
-        kept = [attend.kept[layer] for layer in sorted(attend.kept)]
-        return out.logits[0][back_B.to(loaded.device)].float(), cls(loaded, Cache(kept, nodes, room))
+    def of(cls, loaded: Loaded, pages: int) -> Self:
+        """With room for so many pages."""
+        return cls(loaded, pages)
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """One pass over the new tokens."""
-        device, position_B = self.loaded.device, self.cache.length_B.clone()
-        self.cache.length_B += 1
-        self._hidden = {}
-        with attending(self), autocast(self.loaded):
+    def copy(self, source: int, target: int) -> None:
+        """Copy a page to another."""
+        for kept in (one for pair in self.layers.values() for one in pair):
+            kept[target * PAGE : (target + 1) * PAGE] = kept[source * PAGE : (source + 1) * PAGE]
+
+    def step(self, feeds: Sequence[Feed]) -> Tensor:
+        """One pass over the new tokens of all, one after the other."""
+        device = self.loaded.device
+        groups = self._groups(feeds)
+        with attending(_Attend(self, groups)), autocast(self.loaded):
             out = self.loaded.model(
-                input_ids=torch.tensor(tokens, device=device)[:, None],
-                position_ids=position_B[:, None],
+                input_ids=torch.tensor([[token for feed in feeds for token in feed.tokens]], device=device),
+                position_ids=torch.cat([group.place_BT.flatten() for group in groups])[None],
+                logits_to_keep=_wanted(feeds).to(device),
                 use_cache=False,
             )
-        found: Tensor = out.logits[:, -1].float()
+        found: Tensor = out.logits[0].float()
         return found
 
-    def _beyond(self, most: int, window: int | None) -> Tensor:
-        """bool [B, 1, 1, L]: places of the cache that a sequence's new token may not see; the same for all layers of a step."""
-        if window not in self._hidden:
-            length_B = self.cache.length_B
-            column, last = torch.arange(most, device=length_B.device), length_B[:, None, None, None] - 1
-            self._hidden[window] = column > last if window is None else (column > last) | (column <= last - window)
-        return self._hidden[window]
+    def _groups(self, feeds: Sequence[Feed]) -> list["_Group"]:
+        """Feeds side by side that have one row each go together."""
+        device, groups, at = self.loaded.device, list[list[Feed]](), 0
+        for feed in feeds:
+            if groups and len(feed.tokens) == len(groups[-1][-1].tokens) == 1:
+                groups[-1].append(feed)
+            else:
+                groups.append([feed])
+        found = []
+        for group in groups:
+            rows = len(group) * len(group[0].tokens)
+            found.append(_Group.of(group, slice(at, at + rows), device))
+            at += rows
+        return found
+
+    def kept(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values, of the shape that its first tokens show."""
+        if layer not in self.layers:
+            self.layers[layer] = tuple(one.new_zeros(self.slots, one.shape[1], one.shape[3]) for one in (key, value))  # type: ignore[assignment]
+        return self.layers[layer]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Feeds of the same number of rows."""
+
+    rows: slice
+    place_BT: Tensor
+    """Positions of the new tokens."""
+    slot_BL: Tensor
+    """Where the sequences' tokens are kept, from position 0 on."""
+
+    @classmethod
+    def of(cls, feeds: Sequence[Feed], rows: slice, device: torch.device) -> Self:
+        count, longest = len(feeds[0].tokens), max(feed.start for feed in feeds) + len(feeds[0].tokens)
+        place_BT = torch.tensor([feed.start for feed in feeds])[:, None] + torch.arange(count)
+        most = -(-longest // PAGE)
+        table_BP = torch.tensor([[*feed.pages, *[0] * (most - len(feed.pages))] for feed in feeds])
+        slot_BL = (table_BP[:, :, None] * PAGE + torch.arange(PAGE)).flatten(1)[:, :longest]
+        return cls(rows, place_BT.to(device), slot_BL.to(device))
+
+    @property
+    def own(self) -> Tensor:
+        """int64 [B T]: where the new tokens go."""
+        return self.slot_BL.gather(1, self.place_BT).flatten()
+
+    def hidden(self, window: int | None) -> Tensor:
+        """bool [B, 1, 1, T, L]: positions that a token may not see."""
+        position, place = torch.arange(self.slot_BL.shape[1], device=self.slot_BL.device), self.place_BT[..., None]
+        beyond = position > place if window is None else (position > place) | (position <= place - window)
+        return beyond[:, None, None]
+
+
+class _Attend:
+    """Attention of a step."""
+
+    def __init__(self, decoding: GenericDecoding, groups: list[_Group]) -> None:
+        self.decoding, self.groups = decoding, groups
+        self.own_R = torch.cat([group.own for group in groups])
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
-        """Attention of one new token a sequence over the cache, to which it is added first."""
-        cache = self.cache
-        keys, values = cache.layers[layer]
-        groups, width, most = keys.shape[1], keys.shape[3], int(cache.length_B.max())
-        keys[cache.slot_B, :, cache.length_B - 1] = key[:, :, 0]
-        values[cache.slot_B, :, cache.length_B - 1] = value[:, :, 0]
-        mine_keys, mine_values = keys[cache.slot_B, :, :most], values[cache.slot_B, :, :most]
-        grouped = query.view(len(query), groups, -1, width)
-        score = (grouped @ mine_keys.transpose(2, 3)).float() * shape.scale
+        keys, values = self.decoding.kept(layer, key, value)
+        keys[self.own_R], values[self.own_R] = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        return torch.cat([self._attend(group, query, keys, values, shape) for group in self.groups], 2)
+
+    def _attend(self, group: _Group, query: Tensor, keys: Tensor, values: Tensor, shape: Shape) -> Tensor:
+        """Output [1, H, B T, D] of a group's rows."""
+        (many, count), heads, groups = group.place_BT.shape, query.shape[1], keys.shape[1]
+        mine = query[0, :, group.rows].view(groups, heads // groups, many, count, -1).permute(2, 0, 1, 3, 4)
+        key, value = (kept[group.slot_BL].transpose(1, 2)[:, :, None] for kept in (keys, values))
+        score = (mine @ key.transpose(3, 4)).float() * shape.scale
         if shape.softcap is not None:
             score = torch.tanh(score / shape.softcap) * shape.softcap
-        weight = score.masked_fill_(self._beyond(most, shape.window), float("-inf")).softmax(-1).to(values.dtype)
-        return (weight @ mine_values).view(len(query), -1, 1, width)
+        weight = score.masked_fill_(group.hidden(shape.window), float("-inf")).softmax(-1).to(value.dtype)
+        return (weight @ value).permute(1, 2, 0, 3, 4).reshape(1, heads, many * count, -1)
+
+
+def _wanted(feeds: Sequence[Feed]) -> Tensor:
+    """int64 [B]: rows whose logits are asked for."""
+    end, found = 0, []
+    for feed in feeds:
+        end += len(feed.tokens)
+        if feed.wanted:
+            found.append(end - 1)
+    return torch.tensor(found, dtype=torch.int64)

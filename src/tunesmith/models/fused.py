@@ -4,7 +4,7 @@ It computes what `model(...)` computes, from the same modules, so adapters, chec
 every intermediate that a fused operation need not write, the last layer's work on nodes that no loss reads, and all logits but a chunk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,6 @@ from .blocks import ACTIVATIONS, TRAITS, Block, Norm, activation_of, linear_laye
 
 if TYPE_CHECKING:
     from .load import Loaded
-
-Take = Callable[[Tensor, Tensor], None]
-"""Given each layer's keys and values [K, N, D] of a forest's nodes, in order; they do not last."""
 
 
 class Decoder:
@@ -91,32 +88,31 @@ class Decoder:
             turned = dict.fromkeys(kinds, rotary(like[None], place))
         return {kind: (cosine[0].contiguous(), sine[0].contiguous()) for kind, (cosine, sine) in turned.items()}
 
-    def hidden(self, forest: Forest, nodes_M: Tensor, take: Take | None = None, recompute: bool = False) -> Tensor:
+    def hidden(self, forest: Forest, nodes_M: Tensor, recompute: bool = False) -> Tensor:
         """Last hidden states [M, D] of some nodes, ready for the head; differentiable.
 
         Args:
             forest: the batch.
             nodes_M: int64; repeated nodes are allowed.
-            take: if given, it is called with each layer's keys and values.
             recompute: whether the backward computes layers again, so that the forward keeps only what goes into them.
         """
         with kept_together():
-            return self._pass(forest, nodes_M, take, recompute and torch.is_grad_enabled())
+            return self._pass(forest, nodes_M, recompute and torch.is_grad_enabled())
 
-    def _pass(self, forest: Forest, nodes_M: Tensor, take: Take | None, recompute: bool) -> Tensor:
+    def _pass(self, forest: Forest, nodes_M: Tensor, recompute: bool) -> Tensor:
         residual, update = self.embed(forest.tokens_N), None
         angles = self.angles(forest.depth_N, residual)
         for block in self.blocks[:-1]:
             if recompute:  # of the block as it is: others may use the model before the backward
-                layer = partial(self._attend_and_feed, block.snapshot(), forest, angles, None, None)
+                layer = partial(self._attend_and_feed, block.snapshot(), forest, angles, None)
                 residual, update = recomputed(partial(compact, layer, self.dtype), residual, update)
             else:
-                residual, update = self._attend_and_feed(block, forest, angles, None, take, residual, update)
+                residual, update = self._attend_and_feed(block, forest, angles, None, residual, update)
         # the backward begins with the last block: to compute it again would save nothing
-        return self.last(*self._attend_and_feed(self.blocks[-1], forest, angles, nodes_M, take, residual, update))
+        return self.last(*self._attend_and_feed(self.blocks[-1], forest, angles, nodes_M, residual, update))
 
     def _attend_and_feed(
-        self, block: Block, forest: Forest, angles: dict[str, tuple[Tensor, Tensor]], nodes_M: Tensor | None, take: Take | None,
+        self, block: Block, forest: Forest, angles: dict[str, tuple[Tensor, Tensor]], nodes_M: Tensor | None,
         residual: Tensor, update: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """A block, from what goes into it to the residual and what is still to be added to it, of all nodes or some."""
@@ -124,8 +120,6 @@ class Decoder:
         room = block.out.joint.room
         cosine, sine = angles[block.rotary]
         attended = rotary_attention(joint, cosine, sine, block.heads, forest.segments, block.shape, room)
-        if take is not None:
-            take(*block.heads.split(joint.detach())[1:])
         if nodes_M is not None:  # beyond this, nodes no longer meet
             residual, attended = residual.index_select(0, nodes_M), attended.index_select(0, nodes_M)
         return self.feed(block, residual, attended)

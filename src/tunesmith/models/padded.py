@@ -1,35 +1,50 @@
-"""Generation for models whose attention takes no forest: transformers' own cache, one prompt after the other."""
+"""Generation for models whose attention takes no forest: transformers' own cache, one sequence after the other."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 import torch
+from torch import Tensor
 
-from tunesmith.data.render import Renderer
-
+from .decoding import Decoding, Feed
 from .forward import autocast
 from .load import Loaded
-from .sampling import Piece, Sampling, Writer
 
 CACHES = ("past_key_values", "cache_params")
 """What attention and recurrent models call what they remember; one that gives neither reads everything again."""
 
 
-@torch.no_grad()
-def padded_stream(loaded: Loaded, prompts: Sequence[list[int]], samplings: Sequence[Sampling]) -> Iterator[Piece]:
-    """As `stream`, by the plain way: also the obvious twin that tests hold the fast one against."""
-    renderer = Renderer(loaded.tokenizer)
-    for number, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-        writer = Writer(number, sampling, renderer)
-        ids = torch.tensor([prompt], device=loaded.device)
-        held: dict[str, Any] = {}
-        while True:
-            with autocast(loaded):
-                out = loaded.model(input_ids=ids, use_cache=True, **held)
-            piece = writer.take(out.logits[0, -1].float())
-            yield piece
-            if piece.finish is not None:
-                break
-            held = {name: out[name] for name in CACHES if name in out}
-            new = torch.tensor([[piece.token]], device=loaded.device)
-            ids = new if held else torch.cat([ids, new], 1)
+class PaddedDecoding(Decoding):
+    """By the plain way: also the obvious twin that tests hold the fast ones against."""
+
+    paged: ClassVar[bool] = False
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.held: dict[int, tuple[dict[str, Any], list[int]]] = {}  # what a sequence remembers, and its tokens
+
+    @classmethod
+    def of(cls, loaded: Loaded, pages: int) -> Self:
+        """Pages are not what bounds it."""
+        return cls(loaded)
+
+    def copy(self, source: int, target: int) -> None:
+        """Nothing is shared."""
+
+    def forget(self, sequence: int) -> None:
+        """Its cache goes."""
+        self.held.pop(sequence, None)
+
+    def step(self, feeds: Sequence[Feed]) -> Tensor:
+        """One pass for each sequence."""
+        return torch.stack([self._pass(feed) for feed in feeds])
+
+    def _pass(self, feed: Feed) -> Tensor:
+        memory, before = self.held.get(feed.sequence, ({}, []))
+        tokens = [*before, *feed.tokens]
+        with autocast(self.loaded):
+            ids = torch.tensor([feed.tokens if memory else tokens], device=self.loaded.device)
+            out = self.loaded.model(input_ids=ids, use_cache=True, **memory)
+        self.held[feed.sequence] = {name: out[name] for name in CACHES if name in out}, tokens
+        found: Tensor = out.logits[0, -1].float()
+        return found

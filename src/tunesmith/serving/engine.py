@@ -1,19 +1,21 @@
-"""The engine: holds the served models, queues requests and answers them in batches, in one thread of its own."""
+"""The engine: holds the served models, queues requests and lets them join each model's running batch, in one thread of its own."""
 
 import asyncio
 import copy
 import logging
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 from tunesmith.base import DataError
 from tunesmith.data.example import Message
 from tunesmith.data.render import Renderer
-from tunesmith.models.generate import Piece, Sampling, stream
+from tunesmith.models.generate import Piece, Sampling
 from tunesmith.models.load import Loaded
+from tunesmith.models.scheduler import Scheduler
 
 from .request_error import RequestError
 from .settings import Serve
@@ -36,7 +38,7 @@ class Job:
     loop: asyncio.AbstractEventLoop
     cancelled: bool = False
     left: int = 0
-    pieces: asyncio.Queue[Piece | None] = field(default_factory=asyncio.Queue)
+    pieces: asyncio.Queue[Piece | RequestError] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
         self.left = len(self.prompts)
@@ -50,8 +52,8 @@ class Job:
         left = len(self.prompts)
         while left:
             piece = await self.pieces.get()
-            if piece is None:
-                raise RequestError(500, "the model failed on this request; the server's log says why", "model_failed")
+            if isinstance(piece, RequestError):
+                raise piece
             left -= piece.finish is not None
             yield piece
 
@@ -59,25 +61,64 @@ class Job:
         """Nobody waits for the answer any more; harmless when it is already there."""
         self.cancelled = True
 
-    def deliver(self, piece: Piece | None) -> None:
-        """Hand over a piece, or None for "no more will come"; called from the engine's thread."""
-        if piece is not None and piece.finish is not None:
+    def deliver(self, piece: Piece | RequestError) -> None:
+        """Hand over a piece, or why no more will come; called from the engine's thread."""
+        if isinstance(piece, Piece) and piece.finish is not None:
             self.left -= 1
         self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
 
+def failed() -> RequestError:
+    """A step of the model went wrong."""
+    return RequestError(500, "the model failed on this request; the server's log says why", "model_failed")
+
+
+def closed() -> RequestError:
+    """Nothing is answered any more."""
+    return RequestError(503, "the server is shutting down", "shutting_down")
+
+
 class Served:
-    """A model under the name it is served by, with its own copy of the tokenizer.
+    """A model under the name it is served by, its running batch, and its own copy of the tokenizer.
 
     The copy is needed because a fast tokenizer must not be used in two threads while one of them changes its settings.
     """
 
-    def __init__(self, name: str, loaded: Loaded, prompt_limit: int) -> None:
-        self.name = name
-        self.loaded = loaded
+    def __init__(self, name: str, loaded: Loaded, settings: Serve) -> None:
+        self.name, self.loaded, self.settings = name, loaded, settings
         self.renderer = Renderer(copy.deepcopy(loaded.tokenizer))
-        self.context: int = loaded.model.config.get_text_config().max_position_embeddings
-        self.prompt_limit = min(prompt_limit, self.context - 1)
+        own: int = loaded.model.config.get_text_config().max_position_embeddings
+        self.context = min(own, settings.cache)
+        self.prompt_limit = min(settings.prompt_limit, self.context - 1)
+        self.scheduler = self.fresh()
+        self.owners: dict[int, tuple[Job, int]] = {}
+        """By the scheduler's number: whose prompt it is, and which of them."""
+
+    def fresh(self) -> Scheduler:
+        """An empty batch."""
+        settings = self.settings
+        return Scheduler(self.loaded, settings.batch, settings.chunk, settings.cache, keep=True)
+
+    def drop_cancelled(self) -> None:
+        """Free the places of answers that nobody waits for."""
+        for number in [number for number, (job, _) in self.owners.items() if job.cancelled]:
+            self.scheduler.cancel(number)
+            del self.owners[number]
+
+    def step(self) -> None:
+        """Every answer's next token goes to whom it belongs."""
+        for piece in self.scheduler.step():
+            job, number = self.owners[piece.index]
+            job.deliver(replace(piece, index=number))
+            if piece.finish is not None:
+                del self.owners[piece.index]
+
+    def give_up(self, reason: Callable[[], RequestError]) -> None:
+        """Tell whoever still waits, and begin afresh."""
+        for job in {job for job, _ in self.owners.values() if not job.cancelled}:
+            job.deliver(reason())
+        self.owners.clear()
+        self.scheduler = self.fresh()
 
     def chat(self, messages: list[Message], tools: list[dict[str, Any]]) -> Ids:
         """Prompt tokens of a conversation, as in training; RequestError (400) if the template cannot render it."""
@@ -126,7 +167,7 @@ class Served:
 class Engine:
     """Answers requests for the models it was given.
 
-    One thread owns the models. What waits while it works is answered next in one batch per model, oldest first.
+    One thread owns the models. It lets newcomers join at every step, oldest first; models with something to do take turns, a step each.
 
     Args:
         models: by the name clients ask for.
@@ -135,9 +176,9 @@ class Engine:
 
     def __init__(self, models: Mapping[str, Loaded], settings: Serve) -> None:
         self.settings = settings
-        self.models = {name: Served(name, loaded, settings.prompt_limit) for name, loaded in models.items()}
-        self._waiting: list[Job] = []
-        self._running: list[Job] = []
+        self.models = {name: Served(name, loaded, settings) for name, loaded in models.items()}
+        self._coming: list[Job] = []
+        self._numbers = count()
         self._lock = threading.Lock()
         self._closed = False
         self._worker = ThreadPoolExecutor(1, "engine")
@@ -153,9 +194,18 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Answers that wait for their turn."""
+        """Answers that wait for a place in their model's batch."""
         with self._lock:
-            return sum(len(job.prompts) for job in self._waiting)
+            return self._waiting()
+
+    @property
+    def running(self) -> int:
+        """Answers under way."""
+        return sum(len(served.scheduler.running) for served in self.models.values())
+
+    def _waiting(self) -> int:
+        queued = sum(len(served.scheduler.waiting) for served in self.models.values())
+        return queued + sum(len(job.prompts) for job in self._coming)
 
     async def tokenise(self, function: Any, *arguments: Any) -> Any:
         """Call a tokenising method of a Served in the one thread that may, leaving the event loop free."""
@@ -170,65 +220,60 @@ class Engine:
         job = Job(model, prompts, samplings, asyncio.get_running_loop())
         with self._lock:
             if self._closed:
-                raise RequestError(503, "the server is shutting down", "shutting_down")
-            waiting = sum(len(other.prompts) for other in self._waiting)
+                raise closed()
+            waiting = self._waiting()
             if waiting + len(prompts) > max(self.settings.queue, len(prompts)):
                 raise RequestError(429, f"{waiting} answers wait already; try again in a moment", "queue_full")
-            self._waiting.append(job)
-        self._worker.submit(self._turn).add_done_callback(_report)
+            self._coming.append(job)
+            self._worker.submit(self._work).add_done_callback(_report)
         return job
 
     def close(self) -> None:
-        """Drop what waits, stop what runs, and let the threads end; may be called twice."""
+        """Drop what waits, stop what runs after its present step, and let the threads end; may be called twice."""
         with self._lock:
             self._closed = True
-            for job in (*self._waiting, *self._running):
-                job.cancel()
         self._worker.shutdown()
         self._scribe.shutdown()
 
-    def _turn(self) -> None:
-        """Answer one batch. Every job queues one turn; it finds nothing if its own went with an earlier batch."""
-        batch = self._take()
+    def _work(self) -> None:
+        """Go on until there is nothing left to do. Every job queues this once; it finds nothing if an earlier call did its work."""
+        while not self._closed and self._take():
+            for served in self.models.values():
+                served.drop_cancelled()
+                if not served.scheduler.idle:
+                    self._step(served)
+        if self._closed:
+            self._take()
+            for served in self.models.values():
+                served.give_up(closed)
+
+    def _step(self, served: Served) -> None:
+        done = False
         try:
-            if batch:
-                self._answer(batch)
+            served.step()
+            done = True
         finally:
-            for job in batch:
-                if job.left:
-                    job.deliver(None)
+            if not done:  # the error goes on to the log; who waits for other models is served by another call
+                served.give_up(failed)
+                with self._lock:
+                    if not self._closed:
+                        self._worker.submit(self._work).add_done_callback(_report)
 
-    def _take(self) -> list[Job]:
-        """The oldest waiting job and as many others for the same model as fit one batch."""
+    def _take(self) -> bool:
+        """Let newcomers queue at their models; whether there is anything to do."""
         with self._lock:
-            dropped = [job for job in self._waiting if job.cancelled]
-            alive = [job for job in self._waiting if not job.cancelled]
-            batch: list[Job] = []
-            size = 0
-            for job in alive:
-                if not batch or (job.model == batch[0].model and size + len(job.prompts) <= self.settings.batch):
-                    batch.append(job)
-                    size += len(job.prompts)
-            self._waiting = [job for job in alive if job not in batch]
-            self._running = batch
-        for job in dropped:
-            job.deliver(None)
-        return batch
-
-    def _answer(self, batch: list[Job]) -> None:
-        owners = [(job, number) for job in batch for number in range(len(job.prompts))]
-        prompts = [prompt for job in batch for prompt in job.prompts]
-        samplings = [sampling for job in batch for sampling in job.samplings]
-        for piece in stream(self.models[batch[0].model].loaded, prompts, samplings):
-            job, number = owners[piece.index]
-            if not job.cancelled:
-                job.deliver(replace(piece, index=number))
-            if all(job.cancelled or not job.left for job in batch):
-                return
+            for job in self._coming:
+                served = self.models[job.model]
+                for place, (prompt, sampling) in enumerate(zip(job.prompts, job.samplings, strict=True)):
+                    number = next(self._numbers)
+                    served.scheduler.add(number, prompt, sampling)
+                    served.owners[number] = job, place
+            self._coming.clear()
+        return not all(served.scheduler.idle for served in self.models.values())
 
 
-def _report(turn: "Future[None]") -> None:
-    """Log what went wrong in a turn; the jobs concerned were told, the next turn starts afresh."""
-    error = turn.exception()
+def _report(work: "Future[None]") -> None:
+    """Log what went wrong; the jobs concerned were told, the next ones start afresh."""
+    error = work.exception()
     if error is not None:
         logger.error("a batch failed: %s", error, exc_info=error)

@@ -28,8 +28,14 @@ class Meters:
             buckets=SECONDS,
             registry=self.registry,
         )
-        waiting = Gauge("tunesmith_waiting", "Answers that wait for their turn", registry=self.registry)
+        waiting = Gauge("tunesmith_waiting", "Answers that wait for a place", registry=self.registry)
         waiting.set_function(lambda: engine.waiting)
+        running = Gauge("tunesmith_running", "Answers under way", registry=self.registry)
+        running.set_function(lambda: engine.running)
+        reused = Gauge(
+            "tunesmith_reused_tokens", "Tokens of prompts found in the cache since the start", registry=self.registry
+        )
+        reused.set_function(lambda: sum(served.scheduler.reused for served in engine.models.values()))
 
     def count(self, record: Record) -> None:
         """Take one record in."""

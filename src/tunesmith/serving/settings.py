@@ -61,7 +61,12 @@ class Serve(Spec):
     choices_limit: PositiveInt = 16
     """Answers one request may ask for: prompts times `n`."""
     batch: PositiveInt = 16
-    """Answers generated together; requests for one model that wait at the same time share a batch."""
+    """Answers of one model under way at a time; others join as these finish."""
+    chunk: PositiveInt = 128
+    """Tokens of prompts read in one step beside the answers under way; more delays these for longer, less delays the first token."""
+    cache: int = Field(32_768, ge=64)
+    """Tokens of each model whose keys and values can be in memory: of answers under way, and of finished ones until the room is needed; no prompt with its
+    answer may be longer."""
     queue: PositiveInt = 128
     """Answers that may wait; a request beyond it is refused with status 429."""
     log: RequestLogging = RequestLogging()

@@ -26,7 +26,6 @@ ARGUMENTS = {
     "attention": "ppppppppnnnnnnff",
     "attention_backward": "pppppppppppppnnnnnnnff",
     "token_logp": "pppnni",
-    "pack_cache": "pnnnnnpi",
     "decode_layers": "ppnpp",
     "decode_head": "ppppn",
     "packed_bytes": "",

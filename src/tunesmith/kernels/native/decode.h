@@ -1,36 +1,66 @@
-// One new token for each sequence of a batch through all layers in one call, for an element type REAL.
+// Rows of several sequences, new tokens and stretches of prompts, through all layers in one call, for an element type REAL.
 //
-// Activations are float between products and stand feature by feature, [features / PAIR][broad][PAIR], as right sides of products whose
-// left side is the model's own weight: weights are read once and nothing of them is packed.
+// Activations are float between products and stand feature by feature as right sides of products whose left side is the model's own
+// weight: weights are read as they lie and nothing of them is packed. A right side is cut into panels of PANEL columns, a column a row of
+// the batch. Every number is summed in an order that depends on its own sequence alone, so a row's bits are the same whatever rows are beside it.
+//
+// Keys and values lie in pages of PAGE positions: [groups][deep / PAIR][PAGE][PAIR] and [groups][PAGE / PAIR][deep][PAIR].
 
-// Write a column of a right side.
-#define PUT(side, broad, feature, column, value) (side)[(feature) / PAIR * (broad) * PAIR + (column) * PAIR + (feature) % PAIR] = TO_PACK(value)
+// A right side: panels [features / PAIR][columns][PAIR], each `tall` features high.
+struct NAME(side) {
+    PACKED *at;
+    long tall, broad;
+};
 
-// out[b * ld + row] = weight side + bias, all of a team's threads together; `side` has room for the low-rank part, which is filled first.
-static void NAME(linear)(const struct linear *w, PACKED *side, long batch, long broad, float *out) {
-    float tile[SLICE * broad];
+static inline long NAME(panel)(const struct NAME(side) *side, long column) {
+    long rest = side->broad - column / PANEL * PANEL;
+    return rest < PANEL ? rest : PANEL;
+}
+
+// Fill features from `feature` on of a column.
+static void NAME(put)(const struct NAME(side) *side, long feature, long column, const float *values, long count) {
+    long columns = NAME(panel)(side, column);
+    PACKED *to = side->at + column / PANEL * PANEL * side->tall + column % PANEL * PAIR;
+#if PAIR == 2
+    if (feature % 2 == 0)
+        for (; count > 1; count -= 2, feature += 2, values += 2) {
+            uint32_t both = store_bf16(values[0]) | (uint32_t)store_bf16(values[1]) << 16;
+            memcpy(to + feature * columns, &both, 4);
+        }
+#endif
+    for (long i = feature; i < feature + count; i++) to[i / PAIR * columns * PAIR + i % PAIR] = TO_PACK(values[i - feature]);
+}
+
+// out[b * ld + row] = weight side + bias, all of a team's threads together; the side's low-rank features are filled first.
+static void NAME(linear)(const struct linear *w, const struct NAME(side) *side, long batch, float *out) {
+    float tile[SLICE * PANEL];
     if (w->room) {
-#pragma omp for schedule(static)
-        for (long first = 0; first < w->room; first += 6) {
-            long rows = w->room - first < 6 ? w->room - first : 6;
-            memset(tile, 0, rows * broad * 4);
-            NAME(weight_product)((const REAL *)w->down + first * w->width, w->width, side, broad, tile, broad, rows, w->width, broad);
-            for (long r = 0; r < rows; r++)
-                for (long b = 0; b < batch; b++) PUT(side, broad, w->width + first + r, b, tile[r * broad + b]);
-        }
+#pragma omp for schedule(static) collapse(2)
+        for (long first = 0; first < w->room; first += 6)
+            for (long left = 0; left < batch; left += PANEL) {
+                long rows = w->room - first < 6 ? w->room - first : 6, columns = NAME(panel)(side, left);
+                memset(tile, 0, rows * columns * 4);
+                NAME(weight_product)((const REAL *)w->down + first * w->width, w->width, side->at + left * side->tall, columns, tile, columns,
+                                     rows, w->width, columns);
+                for (long r = 0; r < rows; r++)
+                    for (long b = left; b < batch && b < left + PANEL; b++)
+                        NAME(put)(side, w->width + first + r, b, tile + r * columns + b - left, 1);
+            }
     }
-#pragma omp for schedule(static)
-    for (long first = 0; first < w->rows; first += SLICE) {
-        long rows = w->rows - first < SLICE ? w->rows - first : SLICE;
-        memset(tile, 0, rows * broad * 4);
-        NAME(weight_product)((const REAL *)w->weight + first * w->ld, w->ld, side, broad, tile, broad, rows, w->width + w->room, broad);
-        for (long b = 0; b < batch; b++) {
-            float *to = out + b * w->rows + first;
-            for (long r = 0; r < rows; r++) to[r] = tile[r * broad + b];
-            if (w->bias)
-                for (long r = 0; r < rows; r++) to[r] += LOAD(((const REAL *)w->bias)[first + r]);
+#pragma omp for schedule(static) collapse(2)
+    for (long first = 0; first < w->rows; first += SLICE)
+        for (long left = 0; left < batch; left += PANEL) {
+            long rows = w->rows - first < SLICE ? w->rows - first : SLICE, columns = NAME(panel)(side, left);
+            memset(tile, 0, rows * columns * 4);
+            NAME(weight_product)((const REAL *)w->weight + first * w->ld, w->ld, side->at + left * side->tall, columns, tile, columns, rows,
+                                 w->width + w->room, columns);
+            for (long b = left; b < batch && b < left + PANEL; b++) {
+                float *to = out + b * w->rows + first;
+                for (long r = 0; r < rows; r++) to[r] = tile[r * columns + b - left];
+                if (w->bias)
+                    for (long r = 0; r < rows; r++) to[r] += LOAD(((const REAL *)w->bias)[first + r]);
+            }
         }
-    }
 }
 
 // x * rstd * weight in place; nothing where there is no norm.
@@ -43,8 +73,8 @@ static void NAME(norm_row)(const struct norm *norm, float *x, long width) {
 }
 
 // residual += update through `after`; its norm by `before` becomes a right side.
-static void NAME(add_update)(const struct norm *after, const struct norm *before, float *residual, float *update, PACKED *side, long batch,
-                             long broad, long width) {
+static void NAME(add_update)(const struct norm *after, const struct norm *before, float *residual, float *update,
+                             const struct NAME(side) *side, long batch, long width) {
 #pragma omp for schedule(static)
     for (long b = 0; b < batch; b++) {
         float *row = residual + b * width, normed[width];
@@ -55,7 +85,7 @@ static void NAME(add_update)(const struct norm *after, const struct norm *before
         if (!before) continue;
         memcpy(normed, row, width * 4);
         NAME(norm_row)(before, normed, width);
-        for (long i = 0; i < width; i++) PUT(side, broad, i, b, normed[i]);
+        NAME(put)(side, 0, b, normed, width);
     }
 }
 
@@ -67,93 +97,109 @@ static void NAME(turn)(float *head, const float *cosine, const float *sine, long
     }
 }
 
-// Where a stretch of keys and values lies: [deep / PAIR][ld][PAIR] and [ld / PAIR][deep][PAIR].
-struct NAME(stretch) {
-    const PACKED *keys, *values;
-    long ld, start, stop;
-};
-
-// out [share, deep] of the queries of one key head over stretches of its sequence, of which `hidden` keys are out of the window.
-static void NAME(attend)(const float *query, const struct NAME(stretch) *stretches, long count, long share, long width, long deep,
-                         long room, long hidden, float scale, float softcap, PACKED *ask, float *score, PACKED *weight, float *out) {
-    long at = 0, place = 0;
-    memset(ask, 0, share * deep * sizeof(PACKED));
-    for (long h = 0; h < share; h++) NAME(to_packed)(query + h * width, ask + h * deep, width);
-    memset(score, 0, share * room * 4);
-    memset(out, 0, share * deep * 4);
-    for (long s = 0; s < count; s++) { // a stretch takes whole pairs; what does not belong to it is hidden
-        const struct NAME(stretch) *one = stretches + s;
-        long first = one->start / PAIR * PAIR, columns = DEEP(one->stop - first);
-        NAME(product)(ask, deep, one->keys + first * PAIR, one->ld, score + at, room, share, deep, columns);
-        long from = one->start - first + (hidden > place ? hidden - place : 0), to = one->stop - first;
-        for (long h = 0; h < share; h++) {
-            float *row = score + h * room + at;
-            for (long c = 0; c < columns; c++) {
-                float value = row[c] * scale;
-                if (softcap > 0.0f) value = softcap * (1.0f - 2.0f / (fast_exp(2.0f * value / softcap) + 1.0f));
-                row[c] = c >= from && c < to ? value : -1e30f;
-            }
-        }
-        place += one->stop - one->start, at += columns;
+// Norm and turn a row's key of one group and write it and the value into their page; the last row of a feed clears its neighbour in the pair.
+static void NAME(keep)(const struct layer *layer, const struct cache *cache, const struct step *step, long feed, long row, long group,
+                       float *qkv) {
+    long groups = layer->groups, width = layer->width, deep = DEEP(width);
+    long place = step->start[feed] + row - step->first[feed], slot = place % PAGE, angle = (layer->kind * step->rows + row) * step->turned;
+    long at = step->table[feed * step->pages + place / PAGE] * cache->stride + group * deep * PAGE;
+    PACKED *keys = (PACKED *)cache->keys + at, *values = (PACKED *)cache->values + at;
+    float *key = qkv + row * (layer->heads + 2 * groups) * width + (layer->heads + group) * width, *value = key + groups * width;
+    NAME(norm_row)(&layer->key, key, width);
+    NAME(turn)(key, step->cosine + angle, step->sine + angle, step->turned);
+    for (long i = 0; i < width; i++) {
+        keys[i / PAIR * PAGE * PAIR + slot * PAIR + i % PAIR] = TO_PACK(key[i]);
+        values[slot / PAIR * deep * PAIR + i * PAIR + slot % PAIR] = TO_PACK(value[i]);
     }
-    float total[share];
-    for (long h = 0; h < share; h++) {
-        float *row = score + h * room, most = largest_float(row, at);
-        for (long c = 0; c < at; c++) row[c] = row[c] > -1e30f ? fast_exp(row[c] - most) : 0.0f;
-        total[h] = 0.0f;
-        for (long c = 0; c < at; c++) total[h] += row[c];
-        NAME(to_packed)(row, weight + h * room, at);
-    }
-    at = 0;
-    for (long s = 0; s < count; s++) {
-        const struct NAME(stretch) *one = stretches + s;
-        long first = one->start / PAIR * PAIR, columns = DEEP(one->stop - first);
-        NAME(product)(weight + at, room, one->values + first * deep, deep, out, deep, share, columns, deep);
-        at += columns;
-    }
-    for (long h = 0; h < share; h++)
-        for (long i = 0; i < deep; i++) out[h * deep + i] /= total[h];
+    if (PAIR == 2 && slot % 2 == 0 && row + 1 == step->first[feed + 1])
+        for (long i = 0; i < width; i++) values[slot / PAIR * deep * PAIR + i * PAIR + 1] = 0;
 }
 
-// Norm and turn the heads of a new token, keep its key and value, attend; all of a team's threads together.
-static void NAME(decode_heads)(const struct layer *layer, const struct cache *cache, const struct step *step, float *qkv, PACKED *side,
-                               long broad) {
+// Scores of a row, of which the positions from `low` to `high` count, become weights; returns their sum.
+static float NAME(weigh)(float *score, PACKED *weight, long count, long low, long high, float scale, float softcap) {
+    for (long c = low; c < high; c++) score[c] *= scale;
+    if (softcap > 0.0f)
+        for (long c = low; c < high; c++) score[c] = softcap * (1.0f - 2.0f / (fast_exp(2.0f * score[c] / softcap) + 1.0f));
+    for (long c = 0; c < low; c++) score[c] = -1e30f;
+    for (long c = high; c < count; c++) score[c] = -1e30f;
+    float most = largest_float(score, count), total = 0.0f;
+    for (long c = 0; c < count; c++) score[c] = score[c] > -1e30f ? fast_exp(score[c] - most) : 0.0f;
+    for (long c = 0; c < count; c++) total += score[c];
+    NAME(to_packed)(score, weight, count);
+    return total;
+}
+
+// What a thread needs to attend with.
+struct NAME(desk) {
+    PACKED *ask, *weight;
+    float *score, *out;
+};
+
+// Attention of some rows of a feed, and the query heads of one group, over the pages up to the last of them; into the side.
+static void NAME(attend)(const struct layer *layer, const struct cache *cache, const struct step *step, long feed, long row, long rows,
+                         long group, float *qkv, const struct NAME(side) *side, struct NAME(desk) desk) {
     long heads = layer->heads, groups = layer->groups, width = layer->width, share = heads / groups, deep = DEEP(width);
-    long room = DEEP(step->longest + 2 * WIDE * step->stretches);
-    PACKED *ask = aligned(share * deep * sizeof(PACKED)), *weight = aligned(share * room * sizeof(PACKED));
-    float *score = aligned(share * room * 4), *out = aligned(share * deep * 4);
-    struct NAME(stretch) stretches[step->stretches];
-#pragma omp for schedule(static) collapse(2)
-    for (long group = 0; group < groups; group++)
-        for (long b = 0; b < step->batch; b++) {
-            long slot = step->slot[b], length = step->length[b], given = step->given[b], mine = slot * groups + group;
-            long angle = (layer->kind * step->batch + b) * step->turned;
-            const float *cosine = step->cosine + angle, *sine = step->sine + angle;
-            float *row = qkv + b * (heads + 2 * groups) * width, *query = row + group * share * width;
-            float *key = row + (heads + group) * width, *value = key + groups * width;
-            for (long h = 0; h < share; h++) {
-                NAME(norm_row)(&layer->query, query + h * width, width);
-                NAME(turn)(query + h * width, cosine, sine, step->turned);
-            }
-            NAME(norm_row)(&layer->key, key, width);
-            NAME(turn)(key, cosine, sine, step->turned);
-            PACKED *keys = (PACKED *)cache->new_keys + mine * deep * cache->room, *values = (PACKED *)cache->new_values + mine * deep * cache->room;
-            long at = length - given, count = 0;
-            for (long i = 0; i < width; i++) {
-                PUT(keys, cache->room, i, at, key[i]);
-                PUT(values, deep, at, i, value[i]);
-            }
-            for (long run = step->first_run[slot]; run < step->first_run[slot + 1]; run++, count++) {
-                const PACKED *all_keys = (const PACKED *)cache->keys + group * deep * cache->nodes;
-                const PACKED *all_values = (const PACKED *)cache->values + group * deep * cache->nodes;
-                stretches[count] = (struct NAME(stretch)){all_keys, all_values, cache->nodes, step->runs[2 * run], step->runs[2 * run + 1]};
-            }
-            stretches[count++] = (struct NAME(stretch)){keys, values, cache->room, 0, at + 1};
-            long hidden = length + 1 > layer->window ? length + 1 - layer->window : 0;
-            NAME(attend)(query, stretches, count, share, width, deep, room, hidden, layer->scale, layer->softcap, ask, score, weight, out);
-            for (long h = 0; h < share; h++)
-                for (long i = 0; i < width; i++) PUT(side, broad, (group * share + h) * width + i, b, out[h * deep + i]);
+    long place = step->start[feed] + row - step->first[feed], end = place + rows, low = place + 1 > layer->window ? place + 1 - layer->window : 0;
+    long begin = low / PAGE * PAGE, count = (end - begin + PAGE - 1) / PAGE * PAGE, room = step->pages * PAGE;
+    const int64_t *table = step->table + feed * step->pages;
+    memset(desk.ask, 0, rows * share * deep * sizeof(PACKED));
+    memset(desk.out, 0, rows * share * deep * 4);
+    for (long r = 0; r < rows; r++) {
+        long angle = (layer->kind * step->rows + row + r) * step->turned;
+        for (long h = 0; h < share; h++) {
+            float *query = qkv + (row + r) * (heads + 2 * groups) * width + (group * share + h) * width;
+            NAME(norm_row)(&layer->query, query, width);
+            NAME(turn)(query, step->cosine + angle, step->sine + angle, step->turned);
+            NAME(to_packed)(query, desk.ask + (r * share + h) * deep, width);
+            memset(desk.score + (r * share + h) * room, 0, count * 4);
         }
+    }
+    for (long at = begin; at < end; at += PAGE) {
+        const PACKED *keys = (const PACKED *)cache->keys + table[at / PAGE] * cache->stride + group * deep * PAGE;
+        NAME(product)(desk.ask, deep, keys, PAGE, desk.score + at - begin, room, rows * share, deep, PAGE);
+    }
+    float total[rows * share];
+    for (long r = 0; r < rows; r++) {
+        long high = place + r + 1, from = high > layer->window ? high - layer->window : 0;
+        for (long h = r * share; h < (r + 1) * share; h++)
+            total[h] = NAME(weigh)(desk.score + h * room, desk.weight + h * room, count, from - begin, high - begin, layer->scale, layer->softcap);
+    }
+    for (long at = begin; at < end; at += PAGE) { // what lies beyond the last position was never written, or by another sequence
+        const PACKED *values = (const PACKED *)cache->values + table[at / PAGE] * cache->stride + group * deep * PAGE;
+        long depth = end - at < PAGE ? (end - at + PAIR - 1) / PAIR * PAIR : PAGE;
+        NAME(product)(desk.weight + at - begin, room, values, deep, desk.out, deep, rows * share, depth, deep);
+    }
+    for (long r = 0; r < rows * share; r++) {
+        for (long i = 0; i < width; i++) desk.out[r * deep + i] /= total[r];
+        NAME(put)(side, (group * share + r % share) * width, row + r / share, desk.out + r * deep, width);
+    }
+}
+
+// Keep the rows' keys and values, then attend, so many rows at a time; all of a team's threads together.
+static void NAME(attend_all)(const struct layer *layer, const struct cache *cache, const struct step *step, float *qkv,
+                             const struct NAME(side) *side) {
+    long share = layer->heads / layer->groups, deep = DEEP(layer->width), room = step->pages * PAGE, most = ROWS / share ? ROWS / share : 1;
+    int single = step->rows == step->feeds; // a lone row's own key and value are only read by itself
+    if (step->longest < most) most = step->longest;
+    PACKED *ask = aligned(most * share * deep * sizeof(PACKED)), *weight = aligned(most * share * room * sizeof(PACKED));
+    float *score = aligned(most * share * room * 4), *out = aligned(most * share * deep * 4);
+    struct NAME(desk) desk = {ask, weight, score, out};
+    if (!single) {
+#pragma omp for schedule(static) collapse(2)
+        for (long feed = 0; feed < step->feeds; feed++)
+            for (long group = 0; group < layer->groups; group++)
+                for (long row = step->first[feed]; row < step->first[feed + 1]; row++) NAME(keep)(layer, cache, step, feed, row, group, qkv);
+    }
+    long blocks = (step->longest + most - 1) / most;
+#pragma omp for schedule(dynamic) collapse(3)
+    for (long feed = 0; feed < step->feeds; feed++)
+        for (long block = 0; block < blocks; block++)
+            for (long group = 0; group < layer->groups; group++) {
+                long row = step->first[feed] + block * most, rows = step->first[feed + 1] - row;
+                if (rows <= 0) continue;
+                if (single) NAME(keep)(layer, cache, step, feed, row, group, qkv);
+                NAME(attend)(layer, cache, step, feed, row, rows < most ? rows : most, group, qkv, side, desk);
+            }
     free(ask), free(weight), free(score), free(out);
 }
 
@@ -166,7 +212,7 @@ static long NAME(tallest)(const struct layer *layer) {
 }
 
 // gate = activation(gate) up; it becomes a right side.
-static void NAME(gated)(float *gate_up, PACKED *side, long batch, long broad, long inner, long kind) {
+static void NAME(gated)(float *gate_up, const struct NAME(side) *side, long batch, long inner, long kind) {
 #pragma omp for schedule(static)
     for (long b = 0; b < batch; b++) {
         float *gate = gate_up + b * 2 * inner, *up = gate + inner, slope;
@@ -174,58 +220,46 @@ static void NAME(gated)(float *gate_up, PACKED *side, long batch, long broad, lo
             for (long i = 0; i < inner; i++) gate[i] = activate(gate[i], SILU, &slope) * up[i];
         else
             for (long i = 0; i < inner; i++) gate[i] = activate(gate[i], GELU_TANH, &slope) * up[i];
-        for (long i = 0; i < inner; i++) PUT(side, broad, i, b, gate[i]);
+        NAME(put)(side, 0, b, gate, inner);
     }
 }
 
-// residual [batch, features] passes through layers, in place; the new tokens' keys and values are kept.
+static struct NAME(side) NAME(new_side)(long tall, long batch) {
+    struct NAME(side) side = {aligned(tall * DEEP(batch) * sizeof(PACKED)), tall, DEEP(batch)};
+    memset(side.at, 0, tall * side.broad * sizeof(PACKED));
+    return side;
+}
+
+// residual [rows, features] passes through layers, in place; the rows' keys and values are kept.
 void NAME(decode_layers)(const struct layer *layers, const struct cache *caches, long count, const struct step *step, float *residual) {
-    long batch = step->batch, broad = DEEP(batch), features = layers->joint.width, inner = layers->down.width;
+    long batch = step->rows, features = layers->joint.width, inner = layers->down.width;
     long rows = layers->joint.rows > 2 * inner ? layers->joint.rows : 2 * inner;
-    PACKED *side = aligned(NAME(tallest)(layers) * broad * sizeof(PACKED));
-    memset(side, 0, NAME(tallest)(layers) * broad * sizeof(PACKED));
+    struct NAME(side) side = NAME(new_side)(NAME(tallest)(layers), batch);
     float *wide = aligned(batch * rows * 4), *update = aligned(batch * features * 4);
 #pragma omp parallel
     for (const struct layer *layer = layers; layer < layers + count; layer++) {
-        NAME(add_update)(0, &layer->before_attention, residual, 0, side, batch, broad, features);
-        NAME(linear)(&layer->joint, side, batch, broad, wide);
-        NAME(decode_heads)(layer, caches + (layer - layers), step, wide, side, broad);
-        NAME(linear)(&layer->out, side, batch, broad, update);
-        NAME(add_update)(&layer->after_attention, &layer->before_feedforward, residual, update, side, batch, broad, features);
-        NAME(linear)(&layer->gate_up, side, batch, broad, wide);
-        NAME(gated)(wide, side, batch, broad, inner, layer->activation);
-        NAME(linear)(&layer->down, side, batch, broad, update);
-        NAME(add_update)(&layer->after_feedforward, 0, residual, update, side, batch, broad, features);
+        NAME(add_update)(0, &layer->before_attention, residual, 0, &side, batch, features);
+        NAME(linear)(&layer->joint, &side, batch, wide);
+        NAME(attend_all)(layer, caches + (layer - layers), step, wide, &side);
+        NAME(linear)(&layer->out, &side, batch, update);
+        NAME(add_update)(&layer->after_attention, &layer->before_feedforward, residual, update, &side, batch, features);
+        NAME(linear)(&layer->gate_up, &side, batch, wide);
+        NAME(gated)(wide, &side, batch, inner, layer->activation);
+        NAME(linear)(&layer->down, &side, batch, update);
+        NAME(add_update)(&layer->after_feedforward, 0, residual, update, &side, batch, features);
     }
-    free(side), free(wide), free(update);
+    free(side.at), free(wide), free(update);
 }
 
 // logits [batch, head->rows] of hidden states after their last norm.
 void NAME(decode_head)(const struct norm *norm, const struct linear *head, float *residual, float *logits, long batch) {
-    long broad = DEEP(batch), features = head->width;
-    PACKED *side = aligned(features * broad * sizeof(PACKED));
-    memset(side, 0, features * broad * sizeof(PACKED));
+    struct NAME(side) side = NAME(new_side)(head->width, batch);
 #pragma omp parallel
     {
-        NAME(add_update)(0, norm, residual, 0, side, batch, broad, features);
-        NAME(linear)(head, side, batch, broad, logits);
+        NAME(add_update)(0, norm, residual, 0, &side, batch, head->width);
+        NAME(linear)(head, &side, batch, logits);
     }
-    free(side);
-}
-
-// The keys or values [nodes, groups * width], rows ld apart, of a prefilled forest as decode_layer wants them; nodes is a multiple of WIDE.
-void NAME(pack_cache)(const REAL *from, long ld, long count, long nodes, long groups, long width, void *to, int down) {
-    long deep = DEEP(width);
-#pragma omp parallel for schedule(static)
-    for (long group = 0; group < groups; group++) {
-        PACKED *rows = aligned(nodes * deep * sizeof(PACKED)), *mine = (PACKED *)to + group * deep * nodes;
-        NAME(copy_rows)(from + group * width, ld, width, deep, rows, count, nodes);
-        if (down)
-            NAME(pack_down)(rows, mine, nodes, deep);
-        else
-            NAME(pack_across)(rows, mine, nodes, deep);
-        free(rows);
-    }
+    free(side.at);
 }
 
 // Bytes of a packed number.

@@ -16,6 +16,8 @@
 #define SMALL 8192 // elements below which a second thread costs more than it brings
 #define LANES 32   // of a running maximum
 #define SLICE 48   // rows of a weight that a thread takes at a time when decoding
+#define PANEL 64   // columns of a right side that it takes with them
+#define PAGE 64    // positions whose keys and values lie together
 
 // What a register of this instruction set holds, and how many of them a row of a small product is wide.
 #if defined(__AVX512F__)
@@ -105,7 +107,7 @@ static inline float activate(float x, int kind, float *slope) {
 // A path: its own nodes [start, stop), its runs of nodes, its length, and where it begins if each is BROAD(length) long.
 enum { START, STOP, FIRST_RUN, LAST_RUN, LENGTH, OFFSET, FIELDS };
 
-// A decoder layer as decode_layer reads it; a norm without weight is absent. The Python side is `kernels/decode_layer.py`.
+// A decoder layer as decode_layers reads it; a norm without weight is absent. The Python side is `kernels/decode.py`.
 struct norm {
     const float *weight;
     float eps;
@@ -120,19 +122,17 @@ struct layer {
     long kind, heads, groups, width, window, activation;
     float scale, softcap;
 };
-// Keys and values of one layer: of prefilled nodes [groups, deep / PAIR, nodes, PAIR] and [groups, nodes / PAIR, deep, PAIR], and of new
-// tokens likewise, per slot, with room for so many.
+// Keys and values of one layer in pages, `stride` numbers from page to page.
 struct cache {
-    const void *keys, *values;
-    void *new_keys, *new_values;
-    long nodes, room;
+    void *keys, *values;
+    long stride;
 };
-// Per sequence of the batch: its slot, its length and how much of it was prefilled; per slot: where its runs of nodes begin; angles
-// [kinds, batch, turned] of the new tokens' positions.
+// Feeds are stretches of new tokens, each of one sequence: its rows [first[f], first[f + 1]) from position start[f] on, and its row of the
+// table, which names the pages of its positions. Angles [kinds, rows, turned].
 struct step {
-    long batch, stretches, longest, turned;
+    long rows, feeds, longest, pages, turned;
     const float *cosine, *sine;
-    const int64_t *slot, *length, *given, *first_run, *runs;
+    const int64_t *first, *start, *table;
 };
 
 #define REAL float
