@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,7 @@ from tunesmith.training import checkpoint
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import Step, train
 from tunesmith.training.reference import Start, with_references
-from tunesmith.training.rollouts import OnPolicy, Rollouts, imagined
+from tunesmith.training.rollouts import OnPolicy, Rollouts, Sampled, imagined
 from tunesmith.training.schedule import Schedule
 
 from .initialise import gap, last_logits
@@ -78,9 +78,10 @@ class Finetune(Spec):
 
     def dataset(self, rows: Sequence[Row], seed: int) -> Dataset:
         """Rows in the batches that these settings make of them; answers yet to be sampled are as long as they may be."""
+        parts = (*self._cut(), self.epochs, seed, self.share_prefixes)
         if self.rollouts is not None:
-            rows = imagined(rows, self.rollouts)
-        return Dataset(rows, *self._cut(), self.epochs, seed, self.share_prefixes)
+            return Sampled(imagined(rows, self.rollouts), *parts, spec=self.rollouts)
+        return Dataset(rows, *parts)
 
     def source(self, loaded: Loaded, rows: Sequence[Row], examples: Sequence[Example], seed: int) -> Dataset:
         """Where the batches of a training come from."""

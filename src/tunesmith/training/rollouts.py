@@ -20,9 +20,6 @@ from tunesmith.models.load import Loaded
 from .batches import Dataset
 from .reference import Start, with_token_logps
 
-TOGETHER = 64
-"""Answers that are decoded together."""
-
 
 class Reward(Spec):
     """One thing that an answer is paid for."""
@@ -77,25 +74,31 @@ def imagined(rows: Sequence[Row], spec: Rollouts) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class OnPolicy(Dataset):
+class Sampled(Dataset):
+    """Prompts whose answers are sampled, several optimizer steps on each."""
+
+    spec: Rollouts = field(kw_only=True)
+
+    @property
+    def repeats(self) -> int:
+        """Optimizer steps on the same rows."""
+        return self.spec.updates
+
+
+@dataclass(frozen=True)
+class OnPolicy(Sampled):
     """Prompts in shuffled epochs; a step's rows are answered by the model as it is when the step is asked for.
 
     What is drawn depends on (seed, step, prompt, sample) and the weights alone, so nothing needs to be saved between the steps that
     `settled` names.
     """
 
-    spec: Rollouts = field(kw_only=True)
     loaded: Loaded = field(kw_only=True)
     examples: Sequence[Example] = field(kw_only=True)
     """Of each row: what its prompt says and what graders compare with."""
     start: Start | None = field(kw_only=True, default=None)
     """The weights that training starts from, where the objective asks for their log-probabilities."""
     facts: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def repeats(self) -> int:
-        """Optimizer steps on the same rows."""
-        return self.spec.updates
 
     def from_step(self, first: int) -> Iterator[list[Batch]]:
         """The steps from `first`, which is a settled one, to the end."""
@@ -123,22 +126,15 @@ class OnPolicy(Dataset):
         return self._measured(rows)
 
     def _sample(self, number: int, prompts: Sequence[Ids]) -> list[list[Completion]]:
-        """Answers to each prompt; what prompts share is computed once."""
-        spec, together = self.spec, max(1, TOGETHER // self.spec.samples)
-        found: list[list[Completion]] = []
-        for start in range(0, len(prompts), together):
-            asked = [
-                (place, sample)
-                for place in range(start, min(start + together, len(prompts)))
-                for sample in range(spec.samples)
-            ]
-            samplings = [
-                Sampling(max_tokens=spec.max_tokens, temperature=1.0, seed=_seed(self.seed, number, *each))
-                for each in asked
-            ]
-            answers = generate(self.loaded, [prompts[place] for place, _ in asked], samplings)
-            found += [answers[at : at + spec.samples] for at in range(0, len(answers), spec.samples)]
-        return found
+        """Answers to each prompt, which is read once."""
+        count = self.spec.samples
+        samplings = [
+            Sampling(max_tokens=self.spec.max_tokens, temperature=1.0, seed=_seed(self.seed, number, place, sample))
+            for place in range(len(prompts))
+            for sample in range(count)
+        ]
+        answers = generate(self.loaded, [prompt for prompt in prompts for _ in range(count)], samplings)
+        return [answers[start : start + count] for start in range(0, len(answers), count)]
 
     def _measured(self, rows: list[Row]) -> list[Row]:
         """The rows with the log-probabilities that the objective will compare with."""
