@@ -43,6 +43,7 @@ lint: $(VENV)/dev
 bench: $(VENV)/core .venv-trl
 	$(BIN)/python benchmarks/training.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/generation.py --peer .venv-trl/bin/python
+	$(BIN)/python benchmarks/prepare.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/gpu.py
 

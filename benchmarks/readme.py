@@ -47,6 +47,8 @@ TITLES = {
     "one": "one answer",
     "sixteen": "16 answers together",
     "sixty-four": "64 answers together",
+    "ten-thousand": "prepare 10,000 rows",
+    "hundred-thousand": "prepare 100,000 rows",
 }
 
 
@@ -75,6 +77,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "first_run": first_run,
     "training": against,
     "generation": against,
+    "prepare": against,
 }
 
 

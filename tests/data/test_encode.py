@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from tunesmith.data import encode
 from tunesmith.data.encode import ENDING_WORDS, Encoder
 
 CORPUS = [
@@ -80,6 +81,17 @@ def test_the_bundled_model_is_tokenised_by_words(smollm_tokenizer: Any) -> None:
     general = Path(__file__).parents[2] / "src" / "tunesmith" / "stages" / "general.jsonl"
     rows = [json.loads(line)["messages"] for line in general.read_text(encoding="utf-8").splitlines()]
     check(smollm_tokenizer, [*CORPUS, *(message["content"] for messages in rows for message in messages)])
+
+
+def test_words_are_forgotten_and_learnt_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "MOST", 5)
+    monkeypatch.setattr(encode, "MANY", 1)
+    encoder = Encoder(WORDWISE["gpt-2"])
+    texts = [f"one two {'x' * (number % 7)} three y{'z' * number}a and four" for number in range(40)]
+    for text in texts * 2:
+        whole = WORDWISE["gpt-2"].backend_tokenizer.encode(text, add_special_tokens=False).ids
+        assert np.frombuffer(encoder([text])[text], dtype=np.int32).tolist() == whole
+        assert len(encoder._words) + len(encoder._before) < 25
 
 
 def test_any_other_tokenizer_gets_whole_texts(smollm_tokenizer: Any) -> None:

@@ -93,8 +93,8 @@ def test_memory_grows_by_an_index_not_by_the_rows(
 ) -> None:
     monkeypatch.setattr(shelf, "CHUNK", 50)
     peak(tmp_path / "warm", 100, smollm_tokenizer, monkeypatch)
-    few, many = (peak(tmp_path / str(n), n, smollm_tokenizer, monkeypatch) for n in (200, 1000))
-    assert (many - few) / 800 < 1000  # a row's text alone has 1,500 bytes, its tokens have 2,000
+    few, many = (peak(tmp_path / str(n), n, smollm_tokenizer, monkeypatch) for n in (200, 800))
+    assert (many - few) / 600 < 700  # a row's text alone has 1,500 bytes, its tokens have 2,000
 
 
 def test_preparing_needs_no_torch(tmp_path: Path, smollm_tokenizer: Any) -> None:

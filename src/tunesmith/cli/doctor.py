@@ -17,7 +17,7 @@ from tunesmith.models.gguf import EMBEDDED, cache_folder, embedded
 
 EXTRAS = {
     "eval": ("sklearn", "scipy", "sacrebleu"),
-    "data": ("pyarrow", "rensa"),
+    "data": ("pyarrow",),
     "serve": ("fastapi", "uvicorn", "sse_starlette", "prometheus_client"),
     "track": ("tensorboard", "mlflow"),
 }

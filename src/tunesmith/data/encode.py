@@ -1,9 +1,11 @@
 """Tokens of plain text, each word tokenised once: most of a text is words that were seen before."""
 
 import json
+import os
 import re
 from array import array
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -12,7 +14,9 @@ ENDING_WORDS = (GPT4 % "1,3", GPT4.replace("{%s}", ""))
 BETWEEN = re.compile(r" (?=[A-Za-z])(?<=[A-Za-z] )")
 """A space that always begins the second of two words."""
 MOST = 50_000
-"""Words that are remembered; with more, all are forgotten."""
+"""Words that are remembered; with more, those are forgotten that did not come again since so many were last reached."""
+MANY = 500
+"""Texts from which on more than one core tokenises them."""
 
 
 class Encoder:
@@ -27,34 +31,46 @@ class Encoder:
         self.by_words = ends_words(self._backend)
         """Whether words are tokenised apart."""
         self._words: dict[str, bytes] = {}
+        self._before: dict[str, bytes] = {}
+        self._threads = len(os.sched_getaffinity(0))
 
     def __call__(self, texts: Iterable[str]) -> dict[str, bytes]:
         """Tokens of each text, the bytes of an int32 array."""
         if not self.by_words:
             return self._tokenised(set(texts))
         split = {text: BETWEEN.split(text) for text in texts}
-        known = self._words  # by the word behind a space
+        known, before = self._words, self._before  # both by the word behind a space
         new = {word for words in split.values() for word in words[1:]}.difference(known)
+        known.update((word, before[word]) for word in new & before.keys())
+        new -= before.keys()
         fresh = self._tokenised({words[0] for words in split.values()} | {" " + word for word in new})
         known.update((word, fresh[" " + word]) for word in new)
         found = {
             text: b"".join([fresh[words[0]], *[known[word] for word in words[1:]]]) for text, words in split.items()
         }
         if len(known) > MOST:
-            self._words = {}
+            self._before, self._words = known, {}
         return found
 
     def _tokenised(self, texts: set[str]) -> dict[str, bytes]:
-        """Tokens of each text, taken as a whole; on all cores."""
+        """Tokens of each text, taken as a whole; many are shared out among the cores."""
         backend, ordered = self._backend, list(texts)
         backend.no_padding()  # what a tokenizer was saved with
         backend.no_truncation()
         backend.encode_special_tokens = True
+        parts = [ordered[first :: self._threads] for first in range(self._threads)]
+        if len(ordered) < MANY:
+            parts = [ordered]
         try:
-            found = backend.encode_batch_fast(ordered, add_special_tokens=False)
+            with ThreadPoolExecutor(len(parts)) as pool:
+                found = list(pool.map(lambda part: backend.encode_batch_fast(part, add_special_tokens=False), parts))
         finally:
             backend.encode_special_tokens = False
-        return {text: array("i", one.ids).tobytes() for text, one in zip(ordered, found, strict=True)}
+        return {
+            text: array("i", one.ids).tobytes()
+            for part, encoded in zip(parts, found, strict=True)
+            for text, one in zip(part, encoded, strict=True)
+        }
 
 
 def ends_words(backend: Any) -> bool:
@@ -75,7 +91,7 @@ def _ends_words(step: dict[str, Any]) -> bool | None:
     if step["type"] == "Digits":
         return False
     if step["type"] == "ByteLevel":
-        return None if step["add_prefix_space"] else bool(step["use_regex"])
+        return None if step["add_prefix_space"] else bool(step.get("use_regex", True))
     if step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
         return True if step["pattern"].get("Regex") in ENDING_WORDS else None
     return None

@@ -57,7 +57,7 @@ class RowWriter:
             file.write(self.lengths.tobytes() + self.sequences.tobytes())
             for held in (self._tokens, self._learn):
                 held.seek(0)
-                copyfileobj(held, file, 1 << 20)
+                copyfileobj(held, file)
 
 
 def _header(parts: dict[str, tuple[str, int]]) -> bytes:

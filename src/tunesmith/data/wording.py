@@ -5,6 +5,7 @@ import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from itertools import chain
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def read(example: Example) -> tuple[list[str], Keys]:
         return asked, (_key("text", tidy), asks, bytes(DIGEST))
     answers = ["\x01".join(map(spelled, answer)) for answer in example.answers]
     tidied = [_tidy(answer) for answer in answers]
-    content = _key(tidy, *tidied, _tidy(canonical(dict(example.columns))))
+    content = _key(tidy, *tidied, _tidy(canonical(dict(example.columns))) if example.columns else "{}")
     if len(answers) > 1:
         question = _key(tidy, *map(_tidy, sorted(answers)))
     else:
@@ -69,7 +70,7 @@ class _Codes(dict[str, int]):
 def shingles(texts: Sequence[Sequence[str]]) -> Iterable[np.ndarray]:
     """Per text, given as words, the sorted hashes (uint64) of its runs of SHINGLE words; a single word stands for itself."""
     codes = _Codes()
-    flat = np.array([codes[word] for text in texts for word in text], dtype=np.uint64)
+    flat = np.fromiter(map(codes.__getitem__, chain.from_iterable(texts)), dtype=np.uint64)
     mixed = flat[:-1] * MIX + flat[1:]
     start = 0
     for text in texts:

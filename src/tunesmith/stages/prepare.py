@@ -172,8 +172,9 @@ def _divide(spec: Prepare, taken: Taken, seed: int) -> Views:
     sizes = {"test": spec.test_fraction, "validation": spec.validation_fraction}
     parts = {name: size for name, size in sizes.items() if name not in taken.views and size}
     source = taken.views["train"]
-    sides = np.array(split(source, parts, seed=seed, stratify=spec.stratify, group=spec.group), dtype="U10")
-    chosen = {name: View(taken.corpus, source.numbers[sides == name]) for name in SPLITS}
+    sides = split(source, parts, seed=seed, stratify=spec.stratify, group=spec.group)
+    side_N = np.fromiter(map(SPLITS.index, sides), dtype=np.int8, count=len(sides))
+    chosen = {name: View(taken.corpus, source.numbers[side_N == side]) for side, name in enumerate(SPLITS)}
     return {name: chosen[name] if name == "train" else taken.views.get(name, chosen[name]) for name in SPLITS}
 
 
