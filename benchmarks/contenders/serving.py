@@ -20,8 +20,8 @@ import httpx
 from rows import MOST, messages
 from transformers import AutoTokenizer
 
-QUESTIONS = 2
-"""Of a client, unless it is the only one."""
+QUESTIONS = 8
+"""Of all clients together, or one each if there are more."""
 INTERVAL = 0.3
 """Mean seconds between the clients' arrivals."""
 PATIENCE = 90
@@ -62,7 +62,7 @@ async def ask(client: httpx.AsyncClient, model: str, talk: list[dict[str, Any]])
 async def measure(model: str, port: int, clients: int) -> dict[str, Any]:
     """Ask, and count."""
     talks = [talk[:-1] for talk in messages()]
-    count = QUESTIONS if clients > 1 else 3 * QUESTIONS
+    count = max(1, QUESTIONS // clients)
     draw = random.Random(0)
     arrivals = [0.0]
     while len(arrivals) < clients:
