@@ -40,10 +40,11 @@ lint: $(VENV)/dev
 	.venv-trl/bin/python -m pip install --quiet torch==2.13.0
 	.venv-trl/bin/python -m pip install --quiet trl==1.16.* peft==0.21.* transformers==5.23.* datasets
 
-bench: $(VENV)/core .venv-trl
+bench: $(VENV)/dev .venv-trl
 	$(BIN)/python benchmarks/training.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/generation.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/prepare.py --peer .venv-trl/bin/python
+	$(BIN)/python benchmarks/serving.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/gpu.py
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from rows import MOST, answered, messages, report_generation
+from rows import answered, messages, report_generation
 
 from tunesmith.data.render import Renderer
 from tunesmith.models.generate import Sampling, stream
@@ -19,9 +19,9 @@ def main() -> None:
     renderer = Renderer(loaded.tokenizer)
     prompts = [renderer.prompt(talk[:-1]) for talk in messages()[: given.batch]]
 
-    def once() -> list[list[int]]:
+    def once(most: int) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in prompts]
-        for piece in stream(loaded, prompts, [Sampling(max_tokens=MOST)] * len(prompts)):
+        for piece in stream(loaded, prompts, [Sampling(max_tokens=most)] * len(prompts)):
             answers[piece.index].append(piece.token)
         return answers
 

@@ -61,22 +61,26 @@ MOST = 48
 REPEATS = 3
 
 
-def answered(once: Callable[[], list[list[int]]]) -> tuple[list[float], list[list[int]]]:
-    """Seconds of some repetitions after a first one that does not count, and the answers' tokens."""
-    answers, seconds = once(), []
+def answered(once: Callable[[int], list[list[int]]]) -> tuple[list[float], list[float], list[list[int]]]:
+    """Seconds of some repetitions after a first one that does not count, of one token and of all, and the answers' tokens."""
+    answers = once(MOST)
+    first, seconds = [], []
     for _ in range(REPEATS):
-        start = time.perf_counter()
-        answers = once()
-        seconds.append(time.perf_counter() - start)
-    return seconds, answers
+        for most, taken in ((1, first), (MOST, seconds)):
+            start = time.perf_counter()
+            answers = once(most)
+            taken.append(time.perf_counter() - start)
+    return first, seconds, answers
 
 
-def report_generation(seconds: list[float], answers: list[list[int]], given: int) -> None:
+def report_generation(first: list[float], seconds: list[float], answers: list[list[int]], given: int) -> None:
     """Print one JSON line."""
     middle, made = statistics.median(seconds), sum(map(len, answers))
+    start, steps = statistics.median(first), max(map(len, answers))
     result = {
         "tokens_per_second": made / middle,
-        "milliseconds_per_step": 1000 * middle / max(map(len, answers)),
+        "prompt_milliseconds": 1000 * start,
+        "milliseconds_per_further_step": 1000 * (middle - start) / (steps - 1),
         "seconds": seconds,
         "new_tokens": made,
         "prompt_tokens": given,

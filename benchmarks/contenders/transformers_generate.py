@@ -6,7 +6,7 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
-from rows import MOST, answered, messages, report_generation
+from rows import answered, messages, report_generation
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -24,9 +24,9 @@ def main() -> None:
     )
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
 
-    def once() -> list[list[int]]:
+    def once(most: int) -> list[list[int]]:
         with torch.inference_mode():
-            out = model.generate(**batch, do_sample=False, max_new_tokens=MOST)
+            out = model.generate(**batch, do_sample=False, max_new_tokens=most)
         answers = []
         for row in out[:, batch["input_ids"].shape[1] :].tolist():
             end = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))

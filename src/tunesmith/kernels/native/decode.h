@@ -225,7 +225,8 @@ static void NAME(gated)(float *gate_up, const struct NAME(side) *side, long batc
 }
 
 static struct NAME(side) NAME(new_side)(long tall, long batch) {
-    struct NAME(side) side = {aligned(tall * DEEP(batch) * sizeof(PACKED)), tall, DEEP(batch)};
+    long broad = batch <= NARROW ? NARROW : DEEP(batch);
+    struct NAME(side) side = {aligned(tall * broad * sizeof(PACKED)), tall, broad};
     memset(side.at, 0, tall * side.broad * sizeof(PACKED));
     return side;
 }

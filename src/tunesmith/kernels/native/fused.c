@@ -32,6 +32,10 @@
 #endif
 typedef float lanes __attribute__((vector_size(WIDE * 4)));
 
+// Columns of the narrowest right side.
+#define NARROW (WIDE < 8 ? WIDE : 8)
+typedef float narrow_lanes __attribute__((vector_size(NARROW * 4)));
+
 static inline lanes load_lanes(const float *from) {
     lanes found;
     memcpy(&found, from, sizeof(found));

@@ -41,6 +41,32 @@ static inline __attribute__((always_inline)) void LEFT_NAME(tile)(const LEFT *le
         for (int v = 0; v < vectors; v++) memcpy(to + r * ld_to + v * WIDE, &sum[r][v], sizeof(lanes));
 }
 
+// The same for NARROW columns: a register of half the size, which many processors take twice as fast; the bits are the same.
+static inline __attribute__((always_inline)) void LEFT_NAME(narrow_tile)(const LEFT *left, long ld_left, const PACKED *right, long ld_right,
+                                                                         float *to, long ld_to, long depth, const int rows) {
+    narrow_lanes sum[12];
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) memcpy(&sum[r], to + r * ld_to, sizeof(narrow_lanes));
+    for (long k = 0; k < depth; k += PAIR) {
+        if (AHEAD && k % 32 == 0)
+            for (int r = 0; r < rows; r++) __builtin_prefetch(left + (r + AHEAD * rows) * ld_left + k, 0, 2);
+        narrow_lanes b;
+        memcpy(&b, right + k * ld_right, sizeof(b));
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+#if PAIR == 2
+            int both;
+            memcpy(&both, left + r * ld_left + k, 4);
+            sum[r] = (narrow_lanes)_mm256_dpbf16_ps((__m256)sum[r], (__m256bh)_mm256_set1_epi32(both), (__m256bh)b);
+#else
+            sum[r] += LEFT_LOAD(left[r * ld_left + k]) * b;
+#endif
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) memcpy(to + r * ld_to, &sum[r], sizeof(narrow_lanes));
+}
+
 #define STRIP(rows, vectors)                                                                                                              \
     for (; count - r >= rows; r += rows)                                                                                                  \
         LEFT_NAME(tile)(left + r * ld_left, ld_left, right + c * PAIR, ld_right, to + r * ld_to + c, ld_to, depth, rows, vectors);
@@ -51,10 +77,16 @@ static inline __attribute__((always_inline)) void LEFT_NAME(tile)(const LEFT *le
         STRIP(6, vectors) STRIP(4, vectors) STRIP(3, vectors) STRIP(2, vectors) STRIP(1, vectors)                                         \
     }
 
-// to[count, columns] += left[count, depth] right[depth, columns]: depth is a multiple of PAIR, columns of WIDE; `right` is laid out
-// as [depth / PAIR][ld_right][PAIR].
+// to[count, columns] += left[count, depth] right[depth, columns]: depth is a multiple of PAIR, columns of WIDE or NARROW itself; `right` is
+// laid out as [depth / PAIR][ld_right][PAIR].
 static __attribute__((noinline)) void LEFT_NAME(product)(const LEFT *left, long ld_left, const PACKED *right, long ld_right, float *to,
                                                          long ld_to, long count, long depth, long columns) {
+    if (columns < WIDE) {
+        long r = 0;
+        for (; count - r >= 12; r += 12) LEFT_NAME(narrow_tile)(left + r * ld_left, ld_left, right, ld_right, to + r * ld_to, ld_to, depth, 12);
+        for (; r < count; r++) LEFT_NAME(narrow_tile)(left + r * ld_left, ld_left, right, ld_right, to + r * ld_to, ld_to, depth, 1);
+        return;
+    }
     for (long c = 0, vectors; c < columns; c += vectors * WIDE) {
         vectors = (columns - c) / WIDE;
         if (vectors >= VECTORS) {
