@@ -25,6 +25,7 @@ WORKS = {
         "TRL default": trl(),
         "TRL best": trl("--best"),
         "TRL best, malloc tuned": trl("--best", **MALLOC),
+        "tunesmith, int8 base": ours("--int8"),
         "tunesmith, no sharing": ours("--no-sharing"),
         "tunesmith, transformers' layers": ours("--generic"),
     },
