@@ -55,6 +55,18 @@ def test_values_and_gradients_are_nearly_those_of_plain_numbers(kind, quantised,
     assert cosine_similarity(*every, 0) > 0.99
 
 
+def test_with_its_corrections_off_it_answers_as_the_base(quantised, random_rows):
+    loaded, batch = quantised(), Batch.of(random_rows(3))
+    with torch.no_grad():
+        learnt = token_logps(loaded, batch)
+        with LoRA(rank=3, alpha=6.0).disabled(loaded):
+            fast, slow = token_logps(loaded, batch), generic_logps(loaded, batch)
+        again = token_logps(loaded, batch)
+    assert torch.equal(again, learnt)
+    error = lambda found: float((found - slow).square().mean().sqrt())  # noqa: E731
+    assert error(fast) < 0.1 * min(float(slow.std()), error(learnt))
+
+
 def test_it_takes_a_quarter_of_float32_and_no_weight_is_kept_twice(quantised):
     loaded = quantised()
     decoder = loaded.decoder()
