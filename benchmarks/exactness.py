@@ -1,4 +1,4 @@
-"""How far bf16 training is from float32: gradients of one batch, and the losses of a run; `make bench`, or
+"""How far training in bf16 and on an int8 base is from float32: gradients of one batch, and the losses of a run; `make bench`, or
 
 python benchmarks/exactness.py [--steps 100] [--out benchmarks/results/exactness.json]
 """
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent / "contenders"))
 from rows import ALPHA, BATCH, LEARNING_RATE, RANK, ROWS, SEED, messages
 
 RESULTS = Path(__file__).parent / "results"
+PRECISIONS: tuple[Precision, ...] = ("bf16", "int8")
 
 
 def adapted(precision: Precision) -> tuple[Loaded, list[Row]]:
@@ -53,9 +54,8 @@ def gradients(precision: Precision) -> dict[str, torch.Tensor]:
     return {name: weight.grad.flatten().double() for name, weight in weights.items() if weight.grad is not None}
 
 
-def cosines() -> dict[str, float]:
+def cosines(half: dict[str, torch.Tensor], single: dict[str, torch.Tensor]) -> dict[str, float]:
     """Of all gradients together and of the worst tensor, and the ratio of norms."""
-    half, single = gradients("bf16"), gradients("fp32")
     cosine = torch.nn.functional.cosine_similarity
     every = [torch.cat([found[name] for name in single]) for found in (half, single)]
     return {
@@ -73,6 +73,17 @@ def losses(precision: Precision, count: int) -> list[float]:
     return [step.loss for step in train(loaded, SFT(), steps, optimizer, lambda _: 1.0, seed=SEED)]
 
 
+def traces(half: list[float], single: list[float]) -> dict[str, Any]:
+    """How far two runs' losses are apart, relative to the second."""
+    apart = [abs(a - b) / b for a, b in zip(half, single, strict=True)]
+    return {
+        "steps": len(half),
+        "mean_difference": abs(sum(half) - sum(single)) / sum(single),
+        "median_difference": sorted(apart)[len(apart) // 2],
+        "largest_difference": max(apart),
+    }
+
+
 def main() -> None:
     """Measure and keep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -80,20 +91,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "exactness.json")
     given = parser.parse_args()
     result: dict[str, Any] = {"date": datetime.date.today().isoformat(), "environment": environment()}
-    result["gradient_cosine"] = cosines()
-    half, single = losses("bf16", given.steps), losses("fp32", given.steps)
-    apart = [abs(a - b) / b for a, b in zip(half, single, strict=True)]
-    result["loss"] = {
-        "steps": given.steps,
-        "mean_difference": abs(sum(half) - sum(single)) / sum(single),
-        "median_difference": sorted(apart)[len(apart) // 2],
-        "largest_difference": max(apart),
-        "bf16": half,
-        "fp32": single,
-    }
+    exact, expected = gradients("fp32"), losses("fp32", given.steps)
+    result["fp32"] = {"losses": expected}
+    for precision in PRECISIONS:
+        found = losses(precision, given.steps)
+        figures = {"gradient_cosine": cosines(gradients(precision), exact), "loss": traces(found, expected)}
+        result[precision] = {**figures, "losses": found}
+        print(precision, json.dumps(figures), flush=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({**result["gradient_cosine"], **{k: v for k, v in result["loss"].items() if "diff" in k}}))
 
 
 if __name__ == "__main__":

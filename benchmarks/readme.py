@@ -41,6 +41,7 @@ Measured on {measured(result)} (`python benchmarks/first_run.py`)."""
 
 TITLES = {
     "lora": "LoRA, a step",
+    "int8": "LoRA on a base in int8, a step",
     "full": "full, a step",
     "fp32": "LoRA in float32, a step",
     "dpo": "DPO with LoRA, a step, reference included",

@@ -1,6 +1,6 @@
 """Fine-tuning against TRL, whole steps on the same rows: `make bench`, or
 
-python benchmarks/training.py --peer .venv-trl/bin/python [--work lora full fp32 dpo grpo] [--rounds 2]
+python benchmarks/training.py --peer .venv-trl/bin/python [--work lora int8 full fp32 dpo grpo] [--rounds 2]
 """
 
 from rounds import OURS, Contender, compare
@@ -28,6 +28,7 @@ WORKS = {
         "tunesmith, no sharing": ours("--no-sharing"),
         "tunesmith, transformers' layers": ours("--generic"),
     },
+    "int8": {OURS: ours("--int8"), "tunesmith in bf16": ours()},
     "full": {
         OURS: ours("--full"),
         "TRL default": trl("--full", "--steps", "6"),

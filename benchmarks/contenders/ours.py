@@ -1,4 +1,4 @@
-"""tunesmith's side of the SFT benchmark: `python ours.py [--full] [--fp32] [--generic] [--no-sharing]`."""
+"""tunesmith's side of the SFT benchmark: `python ours.py [--full] [--fp32] [--int8] [--generic] [--no-sharing]`."""
 
 import time
 
@@ -29,8 +29,9 @@ def main() -> None:
     parser.add_argument("--no-sharing", action="store_true", help="every row whole")
     parser.add_argument("--full", action="store_true", help="all weights learn")
     parser.add_argument("--fp32", action="store_true")
+    parser.add_argument("--int8", action="store_true", help="the frozen base rounded to int8")
     given = parser.parse_args()
-    loaded = load(given.model, "fp32" if given.fp32 else "bf16")
+    loaded = load(given.model, "fp32" if given.fp32 else "int8" if given.int8 else "bf16")
     loaded.fuse = not given.generic
     renderer = Renderer(loaded.tokenizer)
     rows = [

@@ -227,3 +227,16 @@ def test_memory_is_within_a_quarter_of_what_three_steps_take(batch, micro_batch,
         f"batch {batch}, micro-batch {micro_batch}, {length} tokens: measured {measured:,}, estimated {found:,} ({found / measured - 1:+.1%})"
     )
     assert 0.75 * measured < found < 1.25 * measured
+
+
+def test_a_base_in_int8_takes_half_the_memory_and_less_time():
+    shallow = LlamaConfig(**{**SMOLLM2.to_dict(), "num_hidden_layers": 3})
+    rows = rows_of(2, length=300)
+    half, quarter = (
+        estimated(shallow, LoRA(), rows, precision=precision, batch=2, micro_batch=2) for precision in ("bf16", "int8")
+    )
+    assert quarter.parameters == half.parameters
+    assert quarter.learning == half.learning
+    linear = 3 * (576 * (576 + 2 * 192) + 576 * 576 + 3 * 576 * 1536)
+    assert half.weights - quarter.weights == pytest.approx(linear, rel=0.01)
+    assert quarter.seconds < 0.8 * half.seconds

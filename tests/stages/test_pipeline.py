@@ -217,3 +217,20 @@ def test_quickstart_recipe_in_a_few_steps_with_nothing_else_installed(tmp_path):
     assert set(evaluated["systems"]) == {"base", "few-shot", "majority", "svm", "tuned"}
     for stage in ("initialise", "finetune", "evaluate", "deploy"):
         assert all(claim["holds"] for claim in read_json(run.artifact(stage) / "proof.json")["claims"])
+
+
+def test_a_base_in_int8_is_trained_and_its_merged_model_proved(recipe, tmp_path):
+    settings = (
+        "precision=int8", "finetune.epochs=0.2", "deploy.ungated=true", "deploy.prompts=4", "initialise.adapter.dropout=0",
+        "evaluate.baselines=false", "evaluate.general=null", "evaluate.shots=0",
+    )  # fmt: skip
+    pipeline = open_run(recipe, tmp_path / "run", settings)
+    deployed = pipeline.stage("deploy")
+    claims = {claim["claim"]: claim for claim in read_json(deployed / "proof.json")["claims"]}
+    assert claims["trained in int8 = served"]["rms_gap"] > 0
+    assert all(claim["holds"] for claim in claims.values())
+
+
+def test_int8_with_an_adapter_that_changes_the_base_is_refused(recipe, tmp_path):
+    with pytest.raises(ConfigError, match=r"int8 keeps the base as it is.*adapter full.*set precision=bf16"):
+        open_run(recipe, tmp_path / "run", ("precision=int8", "initialise.adapter={kind: full}"))

@@ -90,6 +90,11 @@ def test_a_hungrier_adapter_is_offered_lora(recipe):
     ]
 
 
+def test_int8_is_offered_no_adapter_that_changes_the_base(recipe):
+    quantised = recipe.model_copy(update={"precision": "int8"})
+    assert alternatives(quantised) == [("finetune.micro_batch=4",), ("finetune.micro_batch=1",)]
+
+
 def test_refusal_says_when_nothing_helps(plans):
     with pytest.raises(MachineError, match=r"its alternatives need at least 0\.\d GB, so take a smaller model"):
         check_memory(limited(plans, 1000))

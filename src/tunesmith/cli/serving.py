@@ -7,7 +7,7 @@ from rich.console import Console
 
 from tunesmith.base import Interrupted, MachineError, Run
 from tunesmith.base.spec import validate
-from tunesmith.models.load import load
+from tunesmith.models.load import load, served
 from tunesmith.serving.settings import Serve
 from tunesmith.stages.pipeline import LOG, open_run
 
@@ -36,8 +36,8 @@ def serve_run(folder: Path, host: str | None, port: int | None) -> None:
     with contextlib.closing(open_port(settings)) as socket:
         console.print("loading the models")
         models = {
-            "tuned": load(str(deployed / "model"), recipe.precision),
-            "base": load(recipe.model, recipe.precision),
+            "tuned": load(str(deployed / "model"), served(recipe.precision)),
+            "base": load(recipe.model, served(recipe.precision)),
         }
         address = f"http://{settings.host}:{socket.getsockname()[1]}/v1"
         console.print(f"serving {' and '.join(models)} at [bold]{address}[/]; requests are logged to {folder / LOG}")

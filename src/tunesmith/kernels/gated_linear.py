@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import native
-from .joint_linear import Joint, fill, joint_backward, joint_linear
+from .joint_linear import Joint, fill, joint_backward, joint_linear, product
 
 Activation = Literal["silu", "gelu_tanh"]
 KINDS = {"silu": 0, "gelu_tanh": 1}
@@ -48,7 +48,7 @@ class _GatedLinear(torch.autograd.Function):
         inner_TR = input_TJ[:, gate_up_TG.shape[1] // 2 :].clone()
         ctx.save_for_backward(gate_up_TG, inner_TR)
         ctx.activation, ctx.joint = activation, joint
-        return torch.nn.functional.linear(input_TJ, joint.weight_OJ, joint.bias_O)
+        return product(input_TJ, joint)
 
     @staticmethod
     @once_differentiable

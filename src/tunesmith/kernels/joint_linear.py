@@ -6,7 +6,7 @@ early updates are lost.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from .arena import kept
+from .int8_linear import Int8Weight
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,32 @@ class Joint:
     """A joint product as it stands: copies in the compute dtype, brought up to date by whoever owns the parameters."""
 
     weight_OJ: Tensor
-    """[W | s B], J = I + R."""
+    """[W | s B], J = I + R; [s B] alone if W is in int8."""
     bias_O: Tensor | None
     down_RI: Tensor
     """A of every part, stacked."""
     parts: tuple[Part, ...]
     learnt: tuple[Tensor | None, ...]
     """Of each part weight [O, I], bias [O], A [R, I] and B [O, R]: the parameters themselves, which gradients go to; None where there is none."""
+    base: Int8Weight | None = None
+    """W, if it is in int8."""
 
     @property
     def room(self) -> int:
         """R, the columns that the input must leave free."""
         return len(self.down_RI)
+
+    @property
+    def up(self) -> Tensor:
+        """s B of every part [O, R]."""
+        return self.weight_OJ[:, self.weight_OJ.shape[1] - self.room :]
+
+    def plain(self) -> "Joint":
+        """The same with W among the numbers of `weight_OJ`."""
+        if self.base is None:
+            return self
+        weight_OJ = torch.cat([self.base.dequantised(self.weight_OJ.dtype), self.weight_OJ], 1)
+        return replace(self, weight_OJ=weight_OJ, base=None)
 
 
 def joint_linear(input_TJ: Tensor, joint: Joint, keep: bool = False) -> Tensor:
@@ -59,10 +74,10 @@ def joint_linear(input_TJ: Tensor, joint: Joint, keep: bool = False) -> Tensor:
 
 def reference(x_TI: Tensor, joint: Joint) -> Tensor:
     """The same by plain operations, from the parameters alone."""
-    outs = []
+    outs, joint = [], joint.plain()
     for number, part in enumerate(joint.parts):
         weight, bias, down, up = joint.learnt[4 * number : 4 * number + 4]
-        assert weight is not None
+        weight = joint.weight_OJ[part.rows, : x_TI.shape[1]] if weight is None else weight
         out = linear(x_TI, weight.to(x_TI.dtype), None if bias is None else bias.to(x_TI.dtype))
         if down is not None and up is not None:
             out = out + part.scale * linear(linear(x_TI, down.to(x_TI.dtype)), up.to(x_TI.dtype))
@@ -77,12 +92,7 @@ class _JointLinear(torch.autograd.Function):
         fill(input_TJ, joint)
         ctx.save_for_backward(input_TJ)
         ctx.joint = joint
-        if not keep:
-            return linear(input_TJ, joint.weight_OJ, joint.bias_O)
-        out = kept(input_TJ, len(input_TJ), len(joint.weight_OJ))
-        if joint.bias_O is None:
-            return torch.mm(input_TJ, joint.weight_OJ.t(), out=out)
-        return torch.addmm(joint.bias_O, input_TJ, joint.weight_OJ.t(), out=out)
+        return product(input_TJ, joint, kept(input_TJ, len(input_TJ), len(joint.weight_OJ)) if keep else None)
 
     @staticmethod
     @once_differentiable
@@ -99,6 +109,32 @@ def fill(input_TJ: Tensor, joint: Joint) -> None:
         input_TJ[:, width:] = input_TJ[:, :width] @ joint.down_RI.t()
 
 
+def product(input_TJ: Tensor, joint: Joint, out: Tensor | None = None) -> Tensor:
+    """[x | x A^T] [W | s B]^T + b, written to `out` if it is given."""
+    known_TK = input_TJ if joint.base is None else input_TJ[:, input_TJ.shape[1] - joint.room :]
+    if joint.bias_O is None:
+        out = torch.mm(known_TK, joint.weight_OJ.t(), out=out)
+    else:
+        out = torch.addmm(joint.bias_O, known_TK, joint.weight_OJ.t(), out=out)
+    if joint.base is not None:
+        joint.base.add_product(input_TJ[:, : input_TJ.shape[1] - joint.room], out)
+    return out
+
+
+def pull_back(grad_TO: Tensor, joint: Joint) -> Tensor:
+    """Gradient of the input [T, J], behind it that of x A^T."""
+    width = joint.down_RI.shape[1]
+    if joint.base is None:
+        grad_TJ = grad_TO @ joint.weight_OJ
+        if joint.room:
+            grad_TJ[:, :width].addmm_(grad_TJ[:, width:].contiguous(), joint.down_RI)
+        return grad_TJ
+    inner_TR = grad_TO @ joint.up
+    grad_TJ = torch.cat([inner_TR @ joint.down_RI, inner_TR], 1)
+    joint.base.add_back(grad_TO, grad_TJ[:, :width])
+    return grad_TJ
+
+
 def joint_backward(
     grad_TO: Tensor, input_TJ: Tensor, joint: Joint, moving: bool, learning: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
@@ -106,12 +142,10 @@ def joint_backward(
     width = joint.down_RI.shape[1]
     grad_TJ, inner_TR = None, None
     if moving:
-        grad_TJ = grad_TO @ joint.weight_OJ
-        if joint.room:
-            inner_TR = grad_TJ[:, width:].contiguous()
-            grad_TJ[:, :width].addmm_(inner_TR, joint.down_RI)
+        grad_TJ = pull_back(grad_TO, joint)
+        inner_TR = grad_TJ[:, width:].contiguous() if joint.room else None
     elif joint.room:
-        inner_TR = grad_TO @ joint.weight_OJ[:, width:]
+        inner_TR = grad_TO @ joint.up
     down_grad_RI = inner_TR.t() @ input_TJ[:, :width] if inner_TR is not None else None
     found = [
         _part_backward(part, grad_TO, input_TJ, width, down_grad_RI, learning[4 * number : 4 * number + 4])

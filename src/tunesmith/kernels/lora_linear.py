@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout, linear
 
+from .int8_linear import Int8Linear
+
 
 class LoRALinear(nn.Module):
     """`x W^T + b + s x A^T B^T`: a frozen linear layer plus a correction that starts at zero."""
@@ -34,15 +36,17 @@ class LoRALinear(nn.Module):
             dropped: Tensor = self.base(x) + correction(dropout(x, self.dropout), self.lora_A, self.lora_B, self.scale)
             return dropped
         flat = x.reshape(-1, x.shape[-1])
-        out = lora_linear(flat, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
+        weight = self.base.held.dequantised(x.dtype) if isinstance(self.base, Int8Linear) else self.base.weight
+        out = lora_linear(flat, weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
         return out.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The base layer with the correction folded in, summed in float32 and rounded once."""
-        weight = self.base.weight.float() + self.scale * self.lora_B @ self.lora_A
-        self.base.weight = nn.Parameter(weight.to(self.base.weight.dtype), requires_grad=False)
-        return self.base
+        base = self.base.plain() if isinstance(self.base, Int8Linear) else self.base
+        weight = base.weight.float() + self.scale * self.lora_B @ self.lora_A
+        base.weight = nn.Parameter(weight.to(base.weight.dtype), requires_grad=False)
+        return base
 
 
 def lora_linear(

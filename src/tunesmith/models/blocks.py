@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.forest_attention import Heads, Shape
 from tunesmith.kernels.gated_linear import Activation
+from tunesmith.kernels.int8_linear import Int8Linear, Int8Weight
 from tunesmith.kernels.joint_linear import Joint, Part
 from tunesmith.kernels.lora_linear import LoRALinear
 
@@ -62,7 +63,9 @@ class Group:
         ranks = [len(layer.lora_A) if isinstance(layer, LoRALinear) else 0 for layer in layers]
         room = sum(ranks) + sum(ranks) % 2  # even, as products in pairs want it
         rows, biased = sum(len(base.weight) for base in self.bases), any(base.bias is not None for base in self.bases)
-        self.weight_OJ = first.new_zeros(rows, self.width + room, dtype=dtype)
+        self.base: Int8Weight | None = None
+        self.columns = 0 if isinstance(self.bases[0], Int8Linear) else self.width  # of W, in the joint weight
+        self.weight_OJ = first.new_zeros(rows, self.columns + room, dtype=dtype)
         self.bias_O = first.new_zeros(rows, dtype=dtype) if biased else None
         self.down_RI = first.new_zeros(room, self.width, dtype=dtype)
         self._take_over()
@@ -77,12 +80,28 @@ class Group:
     def _take_over(self) -> None:
         """Copy the weights; a frozen one of the same dtype becomes a view of the copy, so that it is not stored twice."""
         row = 0
+        layers = [base for base in self.bases if isinstance(base, Int8Linear)]
+        if layers:
+            self.base = Int8Weight.stacked([layer.held for layer in layers])
+            for layer in layers:
+                rows = slice(row, row + layer.out_features)
+                layer.weight = nn.Parameter(self.base.codes_OI[rows], requires_grad=False)
+                layer.scale = self.base.scale_O[rows]
+                row = rows.stop
+            return
         for base in self.bases:
             held = self.weight_OJ[row : row + len(base.weight), : self.width]
             held.copy_(base.weight)
             if self._viewed(base):
                 base.weight = nn.Parameter(held, requires_grad=False)
             row += len(held)
+
+    @property
+    def held(self) -> list[Tensor]:
+        """All that it keeps."""
+        base = [] if self.base is None else [self.base.codes_OI, self.base.scale_O]
+        bias = [] if self.bias_O is None else [self.bias_O]
+        return [self.weight_OJ, self.down_RI, *bias, *base]
 
     def _viewed(self, base: nn.Linear) -> bool:
         return base.weight.dtype == self.dtype and not base.weight.requires_grad
@@ -100,6 +119,7 @@ class Group:
         for layer, base in zip(self.layers, self.bases, strict=True):
             rows = slice(row, row + len(base.weight))
             row = rows.stop
+            weight = None if self.base is not None else base.weight
             if base.weight.requires_grad:
                 self.weight_OJ.data[rows, : self.width] = base.weight
             if base.bias is not None and self.bias_O is not None:
@@ -107,18 +127,18 @@ class Group:
             if not isinstance(layer, LoRALinear) or not layer.enabled:
                 used = 0 if isinstance(layer, LoRALinear) else used
                 parts.append(Part(rows, slice(column, column), 1.0))
-                learnt += [base.weight, base.bias, None, None]
+                learnt += [weight, base.bias, None, None]
                 continue
             columns = slice(column, column + len(layer.lora_A))
             column = columns.stop
-            self.weight_OJ.data[rows, self.width + columns.start : self.width + columns.stop] = (
+            self.weight_OJ.data[rows, self.columns + columns.start : self.columns + columns.stop] = (
                 layer.scale * layer.lora_B
             )
             self.down_RI.data[columns] = layer.lora_A.to(self.dtype)
             parts.append(Part(rows, columns, layer.scale))
-            learnt += [base.weight, base.bias, layer.lora_A, layer.lora_B]
-        weight = self.weight_OJ[:, : self.width + used]  # with the corrections off, they are left out
-        self.joint = Joint(weight, self.bias_O, self.down_RI[:used], tuple(parts), tuple(learnt))
+            learnt += [weight, base.bias, layer.lora_A, layer.lora_B]
+        joint_OJ = self.weight_OJ[:, : self.columns + used]  # with the corrections off, they are left out
+        self.joint = Joint(joint_OJ, self.bias_O, self.down_RI[:used], tuple(parts), tuple(learnt), self.base)
         return self.joint
 
 

@@ -18,6 +18,7 @@ from tunesmith.kernels.arena import kept_together
 from tunesmith.kernels.forest_attention import rotary_attention
 from tunesmith.kernels.gated_linear import gated_linear
 from tunesmith.kernels.head import capped
+from tunesmith.kernels.int8_linear import Int8Linear
 from tunesmith.kernels.joint_linear import joint_linear
 from tunesmith.kernels.lora_linear import LoRALinear
 from tunesmith.kernels.recompute import compact, recomputed
@@ -48,13 +49,7 @@ class Decoder:
 
     def held(self) -> list[Tensor]:
         """What it keeps: the joint weights, of which the model's frozen layers hold views, and copies of what learns."""
-        groups = [group for block in self.blocks for group in block.groups]
-        return [
-            tensor
-            for group in groups
-            for tensor in (group.weight_OJ, group.bias_O, group.down_RI)
-            if tensor is not None
-        ]
+        return [tensor for block in self.blocks for group in block.groups for tensor in group.held]
 
     def release(self) -> None:
         """Give the model's layers weights of their own again, as programs that save models expect."""
@@ -202,7 +197,7 @@ def misfit(loaded: "Loaded") -> str | None:
     for layer in model.model.layers:
         for group in linear_layers(layer, TRAITS[config.model_type]):
             for module in group:
-                if type(module) not in (torch.nn.Linear, LoRALinear):
+                if type(module) not in (torch.nn.Linear, Int8Linear, LoRALinear):
                     return f"no fused form of {type(module).__name__}"
                 if isinstance(module, LoRALinear) and module.enabled and module.training and module.dropout > 0:
                     return "dropout of an adapter's inputs"

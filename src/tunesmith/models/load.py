@@ -19,9 +19,11 @@ from . import attention, fused
 from .find import load_tokenizer as load_tokenizer
 from .find import locate as locate
 from .gguf import notes
+from .quantize import to_int8
 
-Precision = Literal["auto", "fp32", "bf16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Precision = Literal["auto", "fp32", "bf16", "int8"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
+"""What is computed in beside the products of each precision."""
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Loaded:
     model: Any
     tokenizer: Any
     precision: str
-    """fp32 or bf16: what matrix products are computed in."""
+    """fp32, bf16 or int8: what matrix products are computed in."""
     forest: bool = True
     """Whether its attention takes forest batches; else sequences are padded."""
     fuse: bool = True
@@ -126,11 +128,16 @@ def resolve_precision(precision: Precision) -> str:
     return "bf16" if native else "fp32"
 
 
+def served(precision: Precision) -> Precision:
+    """What a model is evaluated and served in after training in `precision`: int8 is for training, merged weights are not kept in it."""
+    return "auto" if precision == "int8" else precision
+
+
 def load(name: str, precision: Precision = "auto") -> Loaded:
     """Load a model for training and serving.
 
     Raises:
-        ModelError: it is missing, damaged, or not a decoder.
+        ModelError: it is missing, damaged, or not a decoder; or int8 is asked for on a GPU.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
@@ -144,13 +151,19 @@ def load(name: str, precision: Precision = "auto") -> Loaded:
     folder = locate(name)
     load_config(folder)
     chosen = resolve_precision(precision)
+    if chosen == "int8" and torch.cuda.is_available():
+        raise ModelError("precision: int8 is for CPUs; set precision=bf16")
+    dtype = "auto" if chosen == "int8" else DTYPES[chosen]  # int8 is made of the weights as they are stored
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[chosen], trust_remote_code=False, local_files_only=True, use_safetensors=True
+            folder, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {folder}: its weights cannot be loaded: {str(error).splitlines()[0]}") from None
     model.eval()
+    if chosen == "int8":
+        to_int8(model, DTYPES[chosen])
+        give_back()
     if torch.cuda.is_available():
         model.to("cuda")
     loaded = Loaded(name, folder, model, load_tokenizer(name), chosen, notes=notes(folder))

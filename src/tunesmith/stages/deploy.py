@@ -5,17 +5,19 @@ from typing import Any, Literal
 
 import jinja2
 from pydantic import Field
+from torch import Tensor
 
 from tunesmith.base import Artifact, ConfigError, Output, Spec, Stage
 from tunesmith.base.files import read_json, write_atomic
 from tunesmith.base.proof import Proof
+from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.methods.adapters import Adapter
 from tunesmith.models.generate import Sampling
-from tunesmith.models.load import DTYPES, Precision, load
+from tunesmith.models.load import DTYPES, Loaded, Precision, load
 
-from .initialise import gap, last_logits
-from .judge import answer
+from .initialise import ROUNDED, gap, last_logits
+from .judge import answer, load_exact
 
 
 class Deploy(Spec):
@@ -45,7 +47,7 @@ def deploy(
         )
     rows, examples = load_split(prepared.path, "test"), load_examples(prepared.path, "test")[: spec.prompts]
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
-    loaded = load(model, "fp32")
+    loaded = load_exact(model, precision)
     chosen.restore(loaded, finetuned / "adapter")
     beside = last_logits(loaded, rows)
     sampling = Sampling(max_tokens=evaluated.manifest["spec"]["max_tokens"])
@@ -57,6 +59,8 @@ def deploy(
     loaded.model.to(DTYPES[spec.weights])
     loaded.model.save_pretrained(out / "model")
     loaded.tokenizer.save_pretrained(out / "model")
+    if precision == "int8":
+        _prove_arithmetic(proof, load(model, precision), chosen, finetuned, rows, beside)
     reopened = load(str(out / "model"), "fp32")
     stored = gap(beside, last_logits(reopened, rows))
     proof.claim(
@@ -68,6 +72,15 @@ def deploy(
     write_atomic(out / "model" / "README.md", card(prepared, finetuned, evaluated, model, adapter))
     proof.write(out / "proof.json")
     out.metrics.update({"logp_gap": stored, "bytes": sum(path.stat().st_size for path in (out / "model").iterdir())})
+
+
+def _prove_arithmetic(
+    proof: Proof, loaded: Loaded, chosen: Adapter, finetuned: Artifact, rows: list[Row], served: Tensor
+) -> None:
+    """The claim that what is served, computed in fp32, is what was trained with products in int8."""
+    chosen.restore(loaded, finetuned / "adapter")
+    apart = float((last_logits(loaded, rows) - served).square().mean().sqrt())
+    proof.claim("trained in int8 = served", apart < ROUNDED, rms_gap=apart, tolerance=ROUNDED)
 
 
 def _prove_answers(proof: Proof, weights: str, said: list[str], stored: list[str]) -> None:

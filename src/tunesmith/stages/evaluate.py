@@ -20,7 +20,7 @@ from tunesmith.grading.gate import Gate
 from tunesmith.grading.perplexity import Perplexity
 from tunesmith.grading.scoreboard import scoreboard
 from tunesmith.models.generate import Sampling
-from tunesmith.models.load import Loaded, Precision, load
+from tunesmith.models.load import Loaded, Precision, load, served
 
 from .general import general_examples
 from .judge import answer, as_shots, likelihoods, merge
@@ -63,13 +63,13 @@ def evaluate(
     rows = load_split(prepared.path, "test")[: spec.rows]
     if not test:
         raise DataError("evaluate: there are no test rows; set prepare.test or prepare.test_fraction")
-    loaded = load(model, precision)
+    loaded = load(model, served(precision))
     general = _general(spec, loaded)
     answers, notes = _systems(spec, loaded, train, test, out)
     reads = any(grader.reads == "likelihoods" for grader in spec.graders)
     read = rows if reads else rows[:PROBE]  # without such a grader a few serve the proof
     base, base_general = likelihoods(loaded, read), likelihoods(loaded, general)
-    merge(loaded, adapter, finetuned)
+    merge(loaded, adapter, finetuned, precision)
     tuned, tuned_general = likelihoods(loaded, read), likelihoods(loaded, general)
     answers["tuned"] = _kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
     found = {"base": base, "tuned": tuned} if reads else {}

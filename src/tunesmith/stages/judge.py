@@ -15,7 +15,8 @@ from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.objectives import Objective
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling, generate
-from tunesmith.models.load import DTYPES, Loaded, load
+from tunesmith.models.load import DTYPES, Loaded, Precision, load
+from tunesmith.models.quantize import round_to_int8
 from tunesmith.training.rollouts import Rollouts
 
 ROWS = 8
@@ -46,11 +47,19 @@ def as_shots(examples: Sequence[Example]) -> list[Message]:
     ]
 
 
-def merge(loaded: Loaded, adapter: dict[str, Any], finetuned: Artifact) -> None:
+def load_exact(name: str, precision: Precision) -> Loaded:
+    """A base in float32, its weights those that a training in `precision` rounds from: what is learnt is merged into it."""
+    exact = load(name, "fp32")
+    if precision == "int8":  # the corrections were learnt beside these, and mend some of their rounding
+        round_to_int8(exact.model)
+    return exact
+
+
+def merge(loaded: Loaded, adapter: dict[str, Any], finetuned: Artifact, precision: Precision) -> None:
     """Make a freshly loaded base the tuned model, bit for bit as it is served: merged in float32, then rounded once."""
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
     dtype = DTYPES[loaded.precision]
-    exact = load(loaded.name, "fp32")
+    exact = load_exact(loaded.name, precision)
     chosen.restore(exact, finetuned / "adapter")
     chosen.merge(exact)
     loaded.model, loaded.forest = exact.model.to(dtype), exact.forest

@@ -13,6 +13,7 @@ from tunesmith.base import Events, MachineError, ModelError, Output
 from tunesmith.base.spec import override, validate
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
+from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.load import load_config, locate, resolve_precision
 
@@ -90,7 +91,8 @@ def alternatives(recipe: Recipe) -> list[tuple[str, ...]]:
     smaller = [f"finetune.micro_batch={size}" for size in sorted({micro // 2, 1} - {0, micro}, reverse=True)]
     moments = isinstance(optimizer, AdamW) and not optimizer.offload and not adapter.adds_weights
     elsewhere = ("finetune.optimizer.offload=true",) if moments else ()
-    others = [f"initialise.adapter.kind={kind}" for kind in ALTERNATIVES if kind != adapter.kind]
+    kinds = [kind for kind in ALTERNATIVES if recipe.precision != "int8" or Adapter.member(kind).adds_weights]
+    others = [f"initialise.adapter.kind={kind}" for kind in kinds if kind != adapter.kind]
     both = [(each, smaller[-1]) for each in others if smaller and each.endswith(f"={ALTERNATIVES[0]}")]
     return [*((each,) for each in (*again, *elsewhere, *smaller, *others)), *both]
 

@@ -1,9 +1,10 @@
 """A recipe: everything about a run that a person decides, in one file."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
+from pydantic import model_validator
 
 from tunesmith.base import Spec
 from tunesmith.base.spec import override, read_yaml, validate
@@ -25,7 +26,8 @@ class Recipe(Spec):
     model: str = "smollm2-135m"
     """What is fine-tuned: an embedded model's name, a Hugging Face folder, a GGUF file, or a hub id owner/name."""
     precision: Precision = "auto"
-    """What matrix products are computed in; auto takes bf16 where the machine multiplies it natively."""
+    """What matrix products are computed in; auto takes bf16 where the machine multiplies it natively. int8 trains faster on a base that is
+    rounded to it, at some loss of exactness; evaluating and serving then take auto."""
     seed: int = 0
     """Where every random draw comes from: the same seed on the same machine gives the same bits."""
     prepare: Prepare
@@ -44,6 +46,15 @@ class Recipe(Spec):
     """How the served model is watched."""
     serve: Serve = Serve()
     """How the result is served."""
+
+    @model_validator(mode="after")
+    def _frozen_in_int8(self) -> Self:
+        adapter = self.initialise.adapter
+        if self.precision == "int8" and not adapter.adds_weights:
+            raise ValueError(
+                f"precision: int8 keeps the base as it is, and the adapter {adapter.kind} changes it; set precision=bf16, or initialise.adapter.kind=lora"
+            )
+        return self
 
     def to_yaml(self) -> str:
         """Every setting, defaults included, as a recipe."""

@@ -26,6 +26,8 @@ ARGUMENTS = {
     "attention": "ppppppppnnnnnnff",
     "attention_backward": "pppppppppppppnnnnnnnff",
     "token_logp": "pppnni",
+    "quantise": "pnpppnni",
+    "dequantise": "ppppnnni",
     "decode_layers": "ppnpp",
     "decode_head": "ppppn",
     "packed_bytes": "",

@@ -139,12 +139,15 @@ struct step {
     const int64_t *first, *start, *table;
 };
 
+#include "rotate.h"
+
 #define REAL float
 #define REAL_IS_BF16 0
 #define NAME(operation) operation##_float
 #define LOAD(value) (value)
 #define STORE(value) (value)
 #include "operations.h"
+#include "quantise.h"
 #include "product.h"
 #include "attention.h"
 #include "decode.h"
@@ -163,6 +166,7 @@ struct step {
 #define LOAD(value) load_bf16(value)
 #define STORE(value) store_bf16(value)
 #include "operations.h"
+#include "quantise.h"
 #include "product.h"
 #include "attention.h"
 #include "decode.h"
