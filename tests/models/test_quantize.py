@@ -55,6 +55,19 @@ def test_values_and_gradients_are_nearly_those_of_plain_numbers(kind, quantised,
     assert cosine_similarity(*every, 0) > 0.99
 
 
+def test_layers_computed_again_give_the_same_bits(quantised, random_rows):
+    loaded, batch = quantised(num_hidden_layers=3), Batch.of(random_rows(4, answers=2))
+    found = []
+    for loaded.checkpointing in (False, True):
+        loaded.model.zero_grad()
+        logps = token_logps(loaded, batch)
+        (logps * torch.linspace(-1, 1, len(logps))).sum().backward()
+        weights = loaded.model.named_parameters()
+        found.append([logps.detach(), *(one.grad.clone() for _, one in weights if one.grad is not None)])
+    assert all(torch.equal(left, right) for left, right in zip(*found, strict=True))
+    assert len(found[0]) > 3
+
+
 def test_with_its_corrections_off_it_answers_as_the_base(quantised, random_rows):
     loaded, batch = quantised(), Batch.of(random_rows(3))
     with torch.no_grad():

@@ -31,8 +31,10 @@ from tunesmith.models import attention
 from tunesmith.models.load import Loaded
 from tunesmith.stages.dry_run import rehearse, skeleton
 from tunesmith.stages.estimate import Estimate, Passes, estimate
+from tunesmith.stages.finetune import Finetune
 from tunesmith.stages.machine import Speed
 from tunesmith.training.batches import Dataset
+from tunesmith.training.rollouts import Rollouts
 
 TINY = {
     "vocab_size": 384, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -240,3 +242,23 @@ def test_a_base_in_int8_takes_half_the_memory_and_less_time():
     linear = 3 * (576 * (576 + 2 * 192) + 576 * 576 + 3 * 576 * 1536)
     assert half.weights - quarter.weights == pytest.approx(linear, rel=0.01)
     assert quarter.seconds < 0.8 * half.seconds
+
+
+def test_answers_that_are_sampled_cost_time_and_their_length():
+    def planned(samples=4, max_tokens=16, updates=1):
+        spec = Rollouts(
+            rewards=({"grader": {"kind": "exact"}},), samples=samples, max_tokens=max_tokens, updates=updates
+        )
+        tune = Finetune(objective={"kind": "grpo", "beta": 0.1}, rollouts=spec, batch=4, epochs=1.0)
+        data = tune.dataset(rows_of(8), 0)
+        machine = {"speed": SPEED, "available": 1 << 40, "resident": RESIDENT}
+        return estimate(CONFIGS["llama"], LoRA(), AdamW(), tune.objective, data, precision="fp32", **machine)
+
+    found, longer, twice = planned(), planned(max_tokens=32), planned(updates=2)
+    assert (found.steps, twice.steps) == (2, 4)
+    assert found.tokens == 8 * 4 * (20 + 16)
+    assert twice.tokens == 2 * found.tokens
+    weights = 4 * found.parameters / SPEED.bandwidth + SPEED.operation
+    assert longer.seconds - found.seconds > 16 * 2 * weights
+    assert longer.activations > found.activations
+    assert found.seconds < twice.seconds < 2 * found.seconds

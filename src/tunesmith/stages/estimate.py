@@ -16,9 +16,11 @@ from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.base import reference
 from tunesmith.methods.optimizers import Optimizer
+from tunesmith.models.generate import BATCH
 from tunesmith.models.load import Loaded
 from tunesmith.models.load import parameters as count
 from tunesmith.training.batches import Dataset
+from tunesmith.training.rollouts import Sampled
 
 from .dry_run import Footprint, rehearse, skeleton, storages
 from .machine import Speed
@@ -144,10 +146,11 @@ class Workload:
         """The micro-batch with most distinct tokens, among those of the steps with most tokens: it sets the peak of memory."""
         lengths = np.array([sum(map(len, row.sequences)) for row in self.data.rows])
         starts = np.arange(0, len(lengths), self.data.batch)
-        epochs = range(min(-(-self.data.steps // len(starts)), EPOCHS))
+        repeats = self.data.repeats
+        epochs = range(min(-(-self.data.steps // (repeats * len(starts))), EPOCHS))
         tokens = np.concatenate([np.add.reduceat(lengths[self.data.order(epoch)], starts) for epoch in epochs])
-        heaviest = np.argsort(tokens[: self.data.steps])[-HEAVIEST:].tolist()
-        return max((batch for step in heaviest for batch in self.data.step(step)), key=distinct)
+        heaviest = np.argsort(tokens[: self.data.steps // repeats])[-HEAVIEST:].tolist()
+        return max((batch for step in heaviest for batch in self.data.step(step * repeats)), key=distinct)
 
     @property
     def shared(self) -> float:
@@ -158,7 +161,7 @@ class Workload:
     def tokens(self) -> int:
         """Tokens of all steps, as given."""
         once = sum(len(sequence) for row in self.data.rows for sequence in row.sequences)
-        return round(once * self.data.steps / self.data.steps_per_epoch)
+        return round(once * self.data.repeats * self.data.steps / self.data.steps_per_epoch)
 
     @property
     def micro_batches(self) -> int:
@@ -211,11 +214,27 @@ def estimate(
         steps=data.steps,
         tokens=work.tokens,
         distinct_tokens=round(work.tokens * work.shared),
-        seconds=_seconds(work, pass_, passes, speed, own) * (1 + objective.references / (3 * data.epochs)),
+        seconds=_seconds(work, pass_, passes, speed, own) * (1 + _measuring(objective, data) / 3)
+        + (_sampling(data, parameters, speed, precision) if isinstance(data, Sampled) else 0.0),
         available=available,
         resident=resident,
         checkpointing=checkpointing,
     )
+
+
+def _measuring(objective: Objective, data: Dataset) -> float:
+    """Forward passes, for each step's own, that measure log-probabilities: once for all epochs, or for the answers of each rollout."""
+    if not isinstance(data, Sampled):
+        return objective.references / data.epochs
+    return (objective.references + (data.repeats > 1)) / data.repeats
+
+
+def _sampling(data: Sampled, parameters: int, speed: Speed, precision: str) -> float:
+    """Seconds in which answers of full length are sampled: a token of all answers under way reads every weight once."""
+    answers, bf16 = data.batch * data.spec.samples, precision != "fp32"
+    together = min(answers, BATCH)
+    token = speed.seconds(2 * parameters * together, parameters * (2 if bf16 else 4), bf16)
+    return SLOWDOWN * token * data.spec.max_tokens * -(-answers // BATCH) * data.steps / data.repeats
 
 
 def _blank(row: Row) -> dict[str, float]:
