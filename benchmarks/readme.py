@@ -45,6 +45,7 @@ TITLES = {
     "full": "full, a step",
     "fp32": "LoRA in float32, a step",
     "dpo": "DPO with LoRA, a step, reference included",
+    "grpo": "GRPO with LoRA, a step of 8 answers of 64 tokens",
     "one": "one answer",
     "sixteen": "16 answers together",
     "sixty-four": "64 answers together",
