@@ -44,6 +44,8 @@ bench: $(VENV)/core .venv-trl
 	$(BIN)/python benchmarks/training.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/generation.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/exactness.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/gpu.py
 
 # The reference is written anew from the code, then the site is built into site/.
