@@ -46,6 +46,8 @@ bench: $(VENV)/dev .venv-trl
 	$(BIN)/python benchmarks/prepare.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/serving.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/exactness.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/gpu.py
 
 # The reference is written anew from the code, then the site is built into site/.

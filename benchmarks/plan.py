@@ -42,12 +42,12 @@ prepare: {{source: {source}, rows: {rows}, validation_fraction: 8, max_tokens: 4
 finetune: {{epochs: 1, batch: 8}}
 """
 WORKS = {
-    "lora": Work("LoRA, batch 8", 48),
+    "lora": Work("LoRA, batch 8", 40),
     "batch-2": Work("LoRA, batch 2", 24, ("finetune.batch=2",)),
-    "batch-16": Work("LoRA, batch 16", 72, ("finetune.batch=16",)),
+    "batch-16": Work("LoRA, batch 16", 56, ("finetune.batch=16",)),
     "long": Work("LoRA, batch 2, rows of 2,000 tokens", 16, ("finetune.batch=2",), "long"),
-    "checkpointing": Work("LoRA, batch 8, layers computed again", 48, ("finetune.activation_checkpointing=true",)),
-    "micro-batch": Work("LoRA, batch 8, micro-batch 2", 48, ("finetune.micro_batch=2",)),
+    "checkpointing": Work("LoRA, batch 8, layers computed again", 40, ("finetune.activation_checkpointing=true",)),
+    "micro-batch": Work("LoRA, batch 8, micro-batch 2", 32, ("finetune.micro_batch=2",)),
     "fp32": Work("LoRA, batch 8, float32", 32, ("precision=fp32",)),
     "generic": Work("LoRA with dropout, batch 8, transformers' layers", 32, ("initialise.adapter.dropout=0.05",)),
     "dpo": Work("DPO with LoRA, batch 4", 28, ("finetune.objective.kind=dpo", "finetune.batch=4"), "pairs"),

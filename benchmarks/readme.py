@@ -1,4 +1,4 @@
-"""Writes the figures of committed results into the README, between its marks: `python benchmarks/readme.py [--check]`."""
+"""Writes the figures of committed results into the README and the pages that state them, between their marks: `python benchmarks/readme.py [--check]`."""
 
 import json
 import sys
@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
+README, FINETUNE, RESULTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "stages" / "finetune.md",
+    ROOT / "benchmarks" / "results",
+)
 
 
 def minutes(seconds: float) -> str:
@@ -75,18 +79,29 @@ def against(result: dict[str, Any]) -> str:
     )
 
 
-FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "first_run": first_run,
-    "training": against,
-    "generation": against,
-    "prepare": against,
+def planned(result: dict[str, Any]) -> str:
+    """What was said beside what was seen."""
+    lines = ["| training | planned | seen | error |", "|---|---|---|---|"]
+    for work in result["works"].values():
+        sizes = f"{work['planned_bytes'] / 1e6:,.0f} MB | {work['seen_bytes'] / 1e6:,.0f} MB"
+        lines.append(f"| {work['title']} | {sizes} | {100 * work['memory_error']:+.0f} % |")
+    last = list(result["works"].values())[-1]
+    return "\n".join([*lines, "", f"Measured on {measured(last)}, in one thread (`python benchmarks/plan.py`)."])
+
+
+FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
+    "first_run": (README, first_run),
+    "training": (README, against),
+    "generation": (README, against),
+    "prepare": (README, against),
+    "plan": (FINETUNE, planned),
 }
 
 
-def written(text: str) -> str:
-    """The README with every marked part brought up to date."""
-    for name, write in FIGURES.items():
-        if not (RESULTS / f"{name}.json").exists():
+def written(page: Path, text: str) -> str:
+    """A page with every marked part brought up to date."""
+    for name, (place, write) in FIGURES.items():
+        if place != page or not (RESULTS / f"{name}.json").exists():
             continue
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         before, rest = text.split(start)
@@ -96,11 +111,14 @@ def written(text: str) -> str:
 
 def main() -> None:
     """Write, or say what is out of date."""
-    before = README.read_text()
-    after = written(before)
-    if "--check" in sys.argv and before != after:
-        raise SystemExit("README.md does not hold the committed results' figures; run: python benchmarks/readme.py")
-    README.write_text(after)
+    for page in (README, FINETUNE):
+        before = page.read_text()
+        after = written(page, before)
+        if "--check" in sys.argv and before != after:
+            raise SystemExit(
+                f"{page.name} does not hold the committed results' figures; run: python benchmarks/readme.py"
+            )
+        page.write_text(after)
 
 
 if __name__ == "__main__":

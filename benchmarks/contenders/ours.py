@@ -6,10 +6,11 @@ STARTED = time.perf_counter()
 
 import argparse  # noqa: E402  the clock starts before anything is imported
 
-from rows import ALPHA, BATCH, LEARNING_RATE, RANK, ROWS, SEED, messages, report  # noqa: E402
+from rows import ALPHA, BATCH, LEARNING_RATE, RANK, ROWS, SEED, messages, peak_megabytes, report  # noqa: E402
 
 from tunesmith.data.example import Example  # noqa: E402
 from tunesmith.data.render import Renderer  # noqa: E402
+from tunesmith.kernels.memory import Peak  # noqa: E402
 from tunesmith.methods.adapters import trainable  # noqa: E402
 from tunesmith.methods.adapters.full import Full  # noqa: E402
 from tunesmith.methods.adapters.lora import LoRA  # noqa: E402
@@ -30,16 +31,20 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="all weights learn")
     parser.add_argument("--fp32", action="store_true")
     parser.add_argument("--int8", action="store_true", help="the frozen base rounded to int8")
+    parser.add_argument("--checkpointing", action="store_true", help="the backward computes layers again")
+    parser.add_argument("--offload", action="store_true", help="the optimizer's moments in a file")
     given = parser.parse_args()
     loaded = load(given.model, "fp32" if given.fp32 else "int8" if given.int8 else "bf16")
-    loaded.fuse = not given.generic
+    loaded.fuse, loaded.checkpointing = not given.generic, given.checkpointing
     renderer = Renderer(loaded.tokenizer)
     rows = [
         renderer.row(Example(f"train:{number}", tuple(talk[:-1]), ((talk[-1],),)))
         for number, talk in enumerate(messages())
     ]
     (Full() if given.full else LoRA(rank=RANK, alpha=ALPHA)).attach(loaded, SEED)
-    optimizer = AdamW(learning_rate=LEARNING_RATE, weight_decay=0.0).build(trainable(loaded.model))
+    loading = peak_megabytes()
+    moves = AdamW(learning_rate=LEARNING_RATE, weight_decay=0.0, offload=given.offload)
+    peak, optimizer = Peak(), moves.build(trainable(loaded.model))
     data = Dataset(rows, BATCH, BATCH, given.steps * BATCH / ROWS, SEED, share=not given.no_sharing)
     steps, losses = [], []
     wall, cpu, first = time.perf_counter(), time.process_time(), 0.0
@@ -49,7 +54,9 @@ def main() -> None:
         steps.append({"tokens": step.tokens, "seconds": now - wall, "cpu": used - cpu})
         losses.append(step.loss)
         wall, cpu = now, used
-    report(steps, STARTED, first, losses)
+    training = peak.megabytes
+    more = {"loading_peak_mb": loading, "training_peak_mb": training, "peak_rss_mb": max(loading, training)}
+    report(steps, STARTED, first, losses, **more)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,8 @@ def test_a_second_run_computes_nothing(recipe, tmp_path):
     again = tunesmith.run(recipe, folder=tmp_path / "r")
     assert before == {path: path.stat().st_mtime_ns for path in again.rglob("*.safetensors")}
     assert (again / "report.html").stat().st_size > 10_000
+    assert open_run(first).recipe.finetune.activation_checkpointing is False  # what auto came to, not auto
+    assert len(list(tunesmith.finetune(first).path.parent.glob("finetune-*"))) == 1
     changed = tunesmith.finetune(first, "finetune.epochs=2.0")
     assert changed.path != Artifact.open(next(first.glob("finetune-*"))).path or changed.metrics["planned_steps"] == 16
     assert Run(first).artifact("prepare").manifest["stage"] == "prepare"

@@ -17,6 +17,7 @@ from tunesmith.methods.adapters.full import Full
 from tunesmith.stages.initialise import Initialise
 from tunesmith.stages.machine import available_memory, measure_speed
 from tunesmith.stages.plan import alternatives, check_memory, duration, plan, prepared, table
+from tunesmith.stages.plan import plans as planned
 from tunesmith.stages.recipe import Recipe
 
 ROWS = [
@@ -31,12 +32,15 @@ ROWS = [
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Recipe:
     """A recipe over a model of which there is nothing but the configuration."""
-    folder = tmp_path_factory.mktemp("model")
+    return of_depth(2, tmp_path_factory.mktemp("model"))
+
+
+def of_depth(layers: int, folder) -> Recipe:
     LlamaConfig(
         vocab_size=384,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         architectures=["LlamaForCausalLM"],
     ).save_pretrained(folder)
@@ -171,3 +175,25 @@ def test_the_probe_of_the_machine_limits_the_cache_of_products_before_it_multipl
         "measure_speed(8, 8, 0.01); assert int(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY']) < 1024"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_auto_computes_layers_again_only_where_memory_does_not_suffice(tmp_path, monkeypatch):
+    recipe = of_depth(12, tmp_path)
+    plain, again = (
+        next(each for each in plan(recipe, ROWS) if each.settings == settings).estimate.needed
+        for settings in ((), ("finetune.activation_checkpointing=true",))
+    )
+    assert again < plain
+    for free, expected in ((plain, False), ((plain + again) // 2, True)):
+        monkeypatch.setattr("tunesmith.stages.plan.available_memory", lambda free=free: free)
+        monkeypatch.setattr("tunesmith.stages.plan.resident_memory", lambda: 400 << 20)
+        found = check_memory(planned(recipe, ROWS))
+        assert found.estimate.checkpointing == expected
+    never = override_field(recipe, False)
+    with pytest.raises(MachineError, match=r"set finetune\.activation_checkpointing=true"):
+        check_memory(planned(never, ROWS))
+
+
+def override_field(recipe: Recipe, value: bool) -> Recipe:
+    tune = recipe.finetune.model_copy(update={"activation_checkpointing": value})
+    return recipe.model_copy(update={"finetune": tune})

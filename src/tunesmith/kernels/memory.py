@@ -1,6 +1,7 @@
 """Keeps memory steady from step to step: what is freed stays for the next step, and compiled products do not pile up."""
 
 import ctypes
+import gc
 import os
 import platform
 from contextlib import suppress
@@ -50,6 +51,7 @@ class Peak:
     STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
     def __init__(self) -> None:
+        gc.collect()
         give_back()  # what earlier stages freed is not this one's
         with suppress(
             OSError

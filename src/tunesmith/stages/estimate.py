@@ -27,10 +27,11 @@ from .machine import Speed
 
 COMPILED = PRODUCTS << 19
 """Bytes of matrix products that oneDNN keeps compiled, half a megabyte each, once a run has met as many lengths as the cache takes."""
-SLACK = 80 << 20
-"""Bytes of small tensors that lie between freed pieces, so that what is asked for next touches other pages; the arena has none of this."""
-LOOSE = 0.15
-"""The same as a share of what a pass keeps where transformers' own layers compute it, outside the arena."""
+SLACK = 48 << 20
+"""Bytes that loading and the first products leave."""
+LOOSE = 0.25
+"""Memory that the allocator touches beyond what is in use, as a share of what a pass keeps: small objects of each layer stay, and take
+their room from holes that the next layer's temporary tensors would have fitted."""
 SLOWDOWN = 1.6
 """How much longer the loop takes than its operations at the probed speeds, on an idle machine: its products are smaller."""
 OPTIMIZER_TRAFFIC = 9
@@ -245,7 +246,7 @@ def _memory(found: Footprint, own: int, gradients: int) -> dict[str, int]:
     """Parts of the peak: in the forward and backward pass, or when all gradients are there and the optimizer steps; the arena keeps its pages."""
     elsewhere = found.bytes - found.kept
     most = found if elsewhere >= gradients else replace(found, activations=0, logits=0, gradients=gradients)
-    loose = 0 if found.kept else int(LOOSE * (most.activations + most.logits))
+    loose = int(LOOSE * (found.kept or most.activations + most.logits))
     return {
         "learnt": own + most.gradients,
         "activations": found.kept + most.activations,

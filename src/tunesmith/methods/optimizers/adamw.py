@@ -45,9 +45,8 @@ class AdamW(Optimizer):
         return torch.optim.AdamW(groups, fused=True, **settings)
 
     def state_bytes(self, parameters: Iterable[nn.Parameter]) -> int:
-        """Two float32 moments of all weights, or of the largest."""
-        sizes = [8 * parameter.numel() for parameter in parameters]
-        return max(sizes) if self.offload else sum(sizes)
+        """Two float32 moments; in a file, those of one weight at a time take room that a pass's temporary tensors have left."""
+        return 0 if self.offload else 8 * sum(parameter.numel() for parameter in parameters)
 
 
 class OffloadedAdamW(torch.optim.AdamW):
