@@ -29,7 +29,7 @@ COMPILED = PRODUCTS << 19
 """Bytes of matrix products that oneDNN keeps compiled, half a megabyte each, once a run has met as many lengths as the cache takes."""
 SLACK = 48 << 20
 """Bytes that loading and the first products leave."""
-LOOSE = 0.25
+LOOSE = 0.3
 """Memory that the allocator touches beyond what is in use, as a share of what a pass keeps: small objects of each layer stay, and take
 their room from holes that the next layer's temporary tensors would have fitted."""
 SLOWDOWN = 1.6
