@@ -15,6 +15,8 @@ BETWEEN = re.compile(r" (?=[A-Za-z])(?<=[A-Za-z] )")
 """A space that always begins the second of two words."""
 MOST = 50_000
 """Words that are remembered; with more, those are forgotten that did not come again since so many were last reached."""
+FIRST = "\0"
+"""Stands before the part that a text begins with; the others are known without the space that they begin with."""
 MANY = 500
 """Texts from which on more than one core tokenises them."""
 
@@ -38,16 +40,15 @@ class Encoder:
         """Tokens of each text, the bytes of an int32 array."""
         if not self.by_words:
             return self._tokenised(set(texts))
-        split = {text: BETWEEN.split(text) for text in texts}
-        known, before = self._words, self._before  # both by the word behind a space
-        new = {word for words in split.values() for word in words[1:]}.difference(known)
+        split = {text: BETWEEN.split(FIRST + text) for text in texts}
+        known, before = self._words, self._before
+        new = set[str]().union(*split.values()).difference(known)
         known.update((word, before[word]) for word in new & before.keys())
         new -= before.keys()
-        fresh = self._tokenised({words[0] for words in split.values()} | {" " + word for word in new})
-        known.update((word, fresh[" " + word]) for word in new)
-        found = {
-            text: b"".join([fresh[words[0]], *[known[word] for word in words[1:]]]) for text, words in split.items()
-        }
+        spelled = {word: word[1:] if word[0] == FIRST else " " + word for word in new}
+        fresh = self._tokenised(set(spelled.values()))
+        known.update((word, fresh[text]) for word, text in spelled.items())
+        found = {text: b"".join(map(known.__getitem__, words)) for text, words in split.items()}
         if len(known) > MOST:
             self._before, self._words = known, {}
         return found
