@@ -139,7 +139,7 @@ def test_too_little_memory(task, tmp_path):
     result = _limited(
         ["initialise", recipe, "--run", "r"], tmp_path, lambda: resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30,) * 2)
     )
-    refused(result, "needs about", "GB", "micro_batch")
+    refused(result, "needs about", "GB", "finetune.optimizer.offload=true")
 
 
 def test_disk_full_leaves_earlier_artifacts(task, tmp_path):
