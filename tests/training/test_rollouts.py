@@ -87,6 +87,13 @@ def test_a_row_is_a_prompt_with_its_answers_and_what_they_earn(source, policy):
     assert 0 <= data.facts["finished"] <= 1
 
 
+def test_each_of_two_rewards_by_the_same_grader_is_told(source):
+    data = source(rewards=(PAID, PAID.model_copy(update={"weight": -0.5})))
+    data.roll(0)
+    assert data.facts["reward_short_0"] == pytest.approx(-4 * data.facts["reward_short_1"])
+    assert data.facts["reward"] == pytest.approx(data.facts["reward_short_0"] + data.facts["reward_short_1"])
+
+
 def test_every_prompt_is_asked_once_an_epoch_and_steps_repeat_their_rows(source):
     data = source(updates=2)
     assert (data.steps_per_epoch, data.steps) == (4, 8)

@@ -150,9 +150,12 @@ class OnPolicy(Sampled):
     ) -> None:
         """What this step's answers were like."""
         groups = np.array([list(row.columns.values()) for row in rows])
+        kinds = [each.grader.kind for each in self.spec.rewards]
         parts = {
-            f"reward_{each.grader.kind}": float(np.mean([paid[number] for paid in earned]))
-            for number, each in enumerate(self.spec.rewards)
+            f"reward_{kind}" + (f"_{number}" if kinds.count(kind) > 1 else ""): float(
+                np.mean([paid[number] for paid in earned])
+            )
+            for number, kind in enumerate(kinds)
         }
         self.facts.update(
             reward=float(groups.mean()),
