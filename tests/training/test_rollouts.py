@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith.base import ConfigError
+from tunesmith.base import ConfigError, DataError
 from tunesmith.base.spec import validate
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example
@@ -184,3 +184,9 @@ def test_what_is_imagined_is_as_large_as_it_can_get(rows):
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         validate(Finetune, settings, "recipe.yaml")
+
+
+def test_plain_text_asks_nothing(policy, rows):
+    tune = Finetune(objective=GRPO(), rollouts=Rollouts(rewards=(Reward(grader=Exact()),)))
+    with pytest.raises(DataError, match=r"notes\.txt:3: plain text has no prompt to answer"):
+        tune.source(policy, rows[:1], [Example("notes.txt:3", text="Once.")], 0)

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tunesmith.base import Artifact, ConfigError, Output, Spec, Stage
+from tunesmith.base import Artifact, ConfigError, DataError, Output, Spec, Stage
 from tunesmith.base.files import sha256
 from tunesmith.base.proof import Proof
 from tunesmith.base.signals import deferred
@@ -84,9 +84,17 @@ class Finetune(Spec):
         return Dataset(rows, *parts)
 
     def source(self, loaded: Loaded, rows: Sequence[Row], examples: Sequence[Example], seed: int) -> Dataset:
-        """Where the batches of a training come from."""
+        """Where the batches of a training come from.
+
+        Raises:
+            DataError: answers are to be sampled, and a row is plain text, which asks nothing.
+        """
         if self.rollouts is None:
             return self.dataset(rows, seed)
+        if text := next((example for example in examples if example.text is not None), None):
+            raise DataError(
+                f"{text.origin}: plain text has no prompt to answer; objective {self.objective.kind} needs rows of prompt and answer"
+            )
         start = Start(trainable(loaded.model)) if self.objective.references else None
         return OnPolicy(
             rows, *self._cut(), self.epochs, seed, self.share_prefixes, spec=self.rollouts, loaded=loaded, examples=examples,
