@@ -31,35 +31,65 @@ static void NAME(put)(const struct NAME(side) *side, long feature, long column, 
     for (long i = feature; i < feature + count; i++) to[i / PAIR * columns * PAIR + i % PAIR] = TO_PACK(values[i - feature]);
 }
 
-// out[b * ld + row] = weight side + bias, all of a team's threads together; the side's low-rank features are filled first.
+// The low-rank features of a right side; all of a team's threads together.
+static void NAME(narrow_down)(const struct linear *w, const struct NAME(side) *side, long batch) {
+    float tile[6 * PANEL];
+#pragma omp for schedule(static) collapse(2)
+    for (long first = 0; first < w->room; first += 6)
+        for (long left = 0; left < batch; left += PANEL) {
+            long rows = w->room - first < 6 ? w->room - first : 6, columns = NAME(panel)(side, left);
+            memset(tile, 0, rows * columns * 4);
+            NAME(weight_product)((const REAL *)w->down + first * w->width, w->width, side->at + left * side->tall, columns, tile, columns,
+                                 rows, w->width, columns);
+            for (long r = 0; r < rows; r++)
+                for (long b = left; b < batch && b < left + PANEL; b++)
+                    NAME(put)(side, w->width + first + r, b, tile + r * columns + b - left, 1);
+        }
+}
+
+// tile[rows, columns] = weight side + bias, for some rows of the weight and one panel.
+static void NAME(slice)(const struct linear *w, const struct NAME(side) *side, long first, long rows, long left, float *tile) {
+    long columns = NAME(panel)(side, left);
+    for (long r = 0; r < rows; r++) {
+        float bias = w->bias ? LOAD(((const REAL *)w->bias)[first + r]) : 0.0f;
+        for (long c = 0; c < columns; c++) tile[r * columns + c] = bias;
+    }
+    NAME(weight_product)((const REAL *)w->weight + first * w->ld, w->ld, side->at + left * side->tall, columns, tile, columns, rows,
+                         w->width + w->room, columns);
+}
+
+// out[b, row] = weight side + bias; all of a team's threads together.
 static void NAME(linear)(const struct linear *w, const struct NAME(side) *side, long batch, float *out) {
     float tile[SLICE * PANEL];
-    if (w->room) {
-#pragma omp for schedule(static) collapse(2)
-        for (long first = 0; first < w->room; first += 6)
-            for (long left = 0; left < batch; left += PANEL) {
-                long rows = w->room - first < 6 ? w->room - first : 6, columns = NAME(panel)(side, left);
-                memset(tile, 0, rows * columns * 4);
-                NAME(weight_product)((const REAL *)w->down + first * w->width, w->width, side->at + left * side->tall, columns, tile, columns,
-                                     rows, w->width, columns);
-                for (long r = 0; r < rows; r++)
-                    for (long b = left; b < batch && b < left + PANEL; b++)
-                        NAME(put)(side, w->width + first + r, b, tile + r * columns + b - left, 1);
-            }
-    }
+    NAME(narrow_down)(w, side, batch);
 #pragma omp for schedule(static) collapse(2)
     for (long first = 0; first < w->rows; first += SLICE)
         for (long left = 0; left < batch; left += PANEL) {
-            long rows = w->rows - first < SLICE ? w->rows - first : SLICE, columns = NAME(panel)(side, left);
-            memset(tile, 0, rows * columns * 4);
-            NAME(weight_product)((const REAL *)w->weight + first * w->ld, w->ld, side->at + left * side->tall, columns, tile, columns, rows,
-                                 w->width + w->room, columns);
-            for (long b = left; b < batch && b < left + PANEL; b++) {
-                float *to = out + b * w->rows + first;
-                for (long r = 0; r < rows; r++) to[r] = tile[r * columns + b - left];
-                if (w->bias)
-                    for (long r = 0; r < rows; r++) to[r] += LOAD(((const REAL *)w->bias)[first + r]);
-            }
+            long rows = w->rows - first < SLICE ? w->rows - first : SLICE, count = batch - left < PANEL ? batch - left : PANEL;
+            NAME(slice)(w, side, first, rows, left, tile);
+            turn_over(tile, NAME(panel)(side, left), rows, count, out + left * w->rows + first, w->rows);
+        }
+}
+
+// to = activation(gate) up of the rows of a weight that holds the one above the other; all of a team's threads together.
+static void NAME(gated)(const struct linear *w, const struct NAME(side) *side, long batch, long kind, const struct NAME(side) *to) {
+    long inner = w->rows / 2;
+    float gate[SLICE * PANEL], *up = gate + SLICE / 2 * PANEL, slope;
+    NAME(narrow_down)(w, side, batch);
+#pragma omp for schedule(static) collapse(2)
+    for (long first = 0; first < inner; first += SLICE / 2)
+        for (long left = 0; left < batch; left += PANEL) {
+            long rows = inner - first < SLICE / 2 ? inner - first : SLICE / 2, columns = NAME(panel)(side, left);
+            NAME(slice)(w, side, first, rows, left, gate);
+            NAME(slice)(w, side, inner + first, rows, left, up);
+            if (kind == SILU)
+                for (long i = 0; i < rows * columns; i++) gate[i] = activate(gate[i], SILU, &slope) * up[i];
+            else
+                for (long i = 0; i < rows * columns; i++) gate[i] = activate(gate[i], GELU_TANH, &slope) * up[i];
+            PACKED *at = to->at + left * to->tall;
+            for (long r = 0; r < rows; r++)
+                for (long c = 0; c < columns; c++)
+                    at[(first + r) / PAIR * columns * PAIR + c * PAIR + (first + r) % PAIR] = TO_PACK(gate[r * columns + c]);
         }
 }
 
@@ -203,25 +233,12 @@ static void NAME(attend_all)(const struct layer *layer, const struct cache *cach
     free(ask), free(weight), free(score), free(out);
 }
 
-// Numbers that the right side of any of a layer's products has for each column.
+// Numbers that the right side of any of a layer's products but the last has for each column.
 static long NAME(tallest)(const struct layer *layer) {
-    const struct linear *all[] = {&layer->joint, &layer->out, &layer->gate_up, &layer->down};
+    const struct linear *all[] = {&layer->joint, &layer->out, &layer->gate_up};
     long most = 0;
-    for (int i = 0; i < 4; i++) most = all[i]->width + all[i]->room > most ? all[i]->width + all[i]->room : most;
+    for (int i = 0; i < 3; i++) most = all[i]->width + all[i]->room > most ? all[i]->width + all[i]->room : most;
     return most + most % PAIR;
-}
-
-// gate = activation(gate) up; it becomes a right side.
-static void NAME(gated)(float *gate_up, const struct NAME(side) *side, long batch, long inner, long kind) {
-#pragma omp for schedule(static)
-    for (long b = 0; b < batch; b++) {
-        float *gate = gate_up + b * 2 * inner, *up = gate + inner, slope;
-        if (kind == SILU)
-            for (long i = 0; i < inner; i++) gate[i] = activate(gate[i], SILU, &slope) * up[i];
-        else
-            for (long i = 0; i < inner; i++) gate[i] = activate(gate[i], GELU_TANH, &slope) * up[i];
-        NAME(put)(side, 0, b, gate, inner);
-    }
 }
 
 static struct NAME(side) NAME(new_side)(long tall, long batch) {
@@ -233,23 +250,21 @@ static struct NAME(side) NAME(new_side)(long tall, long batch) {
 
 // residual [rows, features] passes through layers, in place; the rows' keys and values are kept.
 void NAME(decode_layers)(const struct layer *layers, const struct cache *caches, long count, const struct step *step, float *residual) {
-    long batch = step->rows, features = layers->joint.width, inner = layers->down.width;
-    long rows = layers->joint.rows > 2 * inner ? layers->joint.rows : 2 * inner;
-    struct NAME(side) side = NAME(new_side)(NAME(tallest)(layers), batch);
-    float *wide = aligned(batch * rows * 4), *update = aligned(batch * features * 4);
+    long batch = step->rows, features = layers->joint.width, inner = layers->down.width + layers->down.room;
+    struct NAME(side) side = NAME(new_side)(NAME(tallest)(layers), batch), gated = NAME(new_side)(inner + inner % PAIR, batch);
+    float *qkv = aligned(batch * layers->joint.rows * 4), *update = aligned(batch * features * 4);
 #pragma omp parallel
     for (const struct layer *layer = layers; layer < layers + count; layer++) {
         NAME(add_update)(0, &layer->before_attention, residual, 0, &side, batch, features);
-        NAME(linear)(&layer->joint, &side, batch, wide);
-        NAME(attend_all)(layer, caches + (layer - layers), step, wide, &side);
+        NAME(linear)(&layer->joint, &side, batch, qkv);
+        NAME(attend_all)(layer, caches + (layer - layers), step, qkv, &side);
         NAME(linear)(&layer->out, &side, batch, update);
         NAME(add_update)(&layer->after_attention, &layer->before_feedforward, residual, update, &side, batch, features);
-        NAME(linear)(&layer->gate_up, &side, batch, wide);
-        NAME(gated)(wide, &side, batch, inner, layer->activation);
-        NAME(linear)(&layer->down, &side, batch, update);
+        NAME(gated)(&layer->gate_up, &side, batch, layer->activation, &gated);
+        NAME(linear)(&layer->down, &gated, batch, update);
         NAME(add_update)(&layer->after_feedforward, 0, residual, update, &side, batch, features);
     }
-    free(side.at), free(wide), free(update);
+    free(side.at), free(gated.at), free(qkv), free(update);
 }
 
 // logits [batch, head->rows] of hidden states after their last norm.

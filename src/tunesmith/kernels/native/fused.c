@@ -42,6 +42,40 @@ static inline lanes load_lanes(const float *from) {
     return found;
 }
 
+typedef int32_t places __attribute__((vector_size(WIDE * 4)));
+
+#if WIDE == 16
+#define LANE_BY_LANE(place, far) FOUR(place, 0, far), FOUR(place, 4, far), FOUR(place, 8, far), FOUR(place, 12, far)
+#elif WIDE == 8
+#define LANE_BY_LANE(place, far) FOUR(place, 0, far), FOUR(place, 4, far)
+#else
+#define LANE_BY_LANE(place, far) FOUR(place, 0, far)
+#endif
+#define FOUR(place, lane, far) place(lane, far), place(lane + 1, far), place(lane + 2, far), place(lane + 3, far)
+#define EVEN(lane, far) ((lane) & (far) ? WIDE + (lane) - (far) : (lane))
+#define ODD(lane, far) ((lane) & (far) ? WIDE + (lane) : (lane) + (far))
+#define EXCHANGE(far)                                                                                                                     \
+    for (int i = 0; far < WIDE && i < WIDE; i++)                                                                                          \
+        if (!(i & far)) {                                                                                                                 \
+            lanes one = row[i], other = row[i + far];                                                                                     \
+            row[i] = __builtin_shuffle(one, other, (places){LANE_BY_LANE(EVEN, far)});                                                    \
+            row[i + far] = __builtin_shuffle(one, other, (places){LANE_BY_LANE(ODD, far)});                                               \
+        }
+
+// to[column * ld_to + row] = from[row * ld + column]
+static void turn_over(const float *from, long ld, long rows, long columns, float *to, long ld_to) {
+    long tall = rows / WIDE * WIDE, broad = columns / WIDE * WIDE;
+    for (long r = 0; r < tall; r += WIDE)
+        for (long c = 0; c < broad; c += WIDE) {
+            lanes row[WIDE];
+            for (int i = 0; i < WIDE; i++) row[i] = load_lanes(from + (r + i) * ld + c);
+            EXCHANGE(1) EXCHANGE(2) EXCHANGE(4) EXCHANGE(8)
+            for (int i = 0; i < WIDE; i++) memcpy(to + (c + i) * ld_to + r, &row[i], sizeof(lanes));
+        }
+    for (long c = 0; c < columns; c++)
+        for (long r = c < broad ? tall : 0; r < rows; r++) to[c * ld_to + r] = from[r * ld + c];
+}
+
 static void *aligned(long bytes) {
     void *found = aligned_alloc(64, (bytes + 63) / 64 * 64);
     if (!found) fputs("tunesmith: out of memory in a compiled operation\n", stderr), abort();
