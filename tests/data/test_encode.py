@@ -85,7 +85,6 @@ def test_the_bundled_model_is_tokenised_by_words(smollm_tokenizer: Any) -> None:
 
 def test_words_are_forgotten_and_learnt_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "MOST", 5)
-    monkeypatch.setattr(encode, "MANY", 1)
     encoder = Encoder(WORDWISE["gpt-2"])
     texts = [f"one two {'x' * (number % 7)} three y{'z' * number}a and four" for number in range(40)]
     for text in texts * 2:

@@ -15,6 +15,7 @@ from tunesmith.data.batch import Batch
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.base import OLD, START, reference, reward
+from tunesmith.methods.objectives.kto import LABEL
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models.attention import plain
 from tunesmith.training.loop import train
@@ -40,7 +41,7 @@ def fresh(build):
 @pytest.fixture
 def answered(random_rows):
     """Three rows of two answers with every column that an objective may read."""
-    columns = {reference(0): -9.0, reference(1): -11.0, reward(0): 1.0, reward(1): 0.0}
+    columns = {reference(0): -9.0, reference(1): -11.0, reward(0): 1.0, reward(1): 0.0, LABEL: 1.0}
     made = []
     for row in random_rows(3, answers=2, **columns):
         token_columns = dict.fromkeys((OLD, START), np.float32(-4.5))
@@ -183,7 +184,7 @@ class TestEveryAdapter:
             assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("member", members(Objective))
+@pytest.mark.parametrize("member", [one for one in members(Objective) if not one.values[0].whole])
 def test_every_objective_is_a_sum_over_what_it_counts(member, fresh, answered):
     """Micro-batches add up to the batch: losses, counts and gradients."""
     rows, objective = answered, member()

@@ -50,7 +50,7 @@ def test_it_starts_at_log_two_and_pulls_the_answers_apart(tuned, pairs):
             weight -= 0.05 * weight.grad
     after = DPO()(tuned, batch)
     assert after.total < loss.total
-    assert float(after.stats["chosen_gain"]) > float(after.stats["rejected_gain"])
+    assert float(after.stats["chosen_score"]) > float(after.stats["rejected_score"])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -109,6 +109,6 @@ def test_a_run_learns_a_preference(tiny_folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     found = tunesmith.finetune(tmp_path / "recipe.yaml", folder=tmp_path / "run")
     events = list(Run(tmp_path / "run").events.read("step"))
-    assert {"accuracy", "margin", "chosen_gain", "rejected_gain"} <= events[0].keys()
+    assert {"accuracy", "margin", "chosen_score", "rejected_score"} <= events[0].keys()
     assert events[-1]["margin"] > events[0]["margin"]
     assert all(claim["holds"] for claim in read_json(found / "proof.json")["claims"])

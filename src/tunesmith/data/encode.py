@@ -1,11 +1,9 @@
 """Tokens of plain text, each word tokenised once: most of a text is words that were seen before."""
 
 import json
-import os
 import re
 from array import array
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -17,8 +15,6 @@ MOST = 50_000
 """Words that are remembered; with more, those are forgotten that did not come again since so many were last reached."""
 FIRST = "\0"
 """Stands before the part that a text begins with; the others are known without the space that they begin with."""
-MANY = 500
-"""Texts from which on more than one core tokenises them."""
 
 
 class Encoder:
@@ -34,7 +30,6 @@ class Encoder:
         """Whether words are tokenised apart."""
         self._words: dict[str, bytes] = {}
         self._before: dict[str, bytes] = {}
-        self._threads = len(os.sched_getaffinity(0))
 
     def __call__(self, texts: Iterable[str]) -> dict[str, bytes]:
         """Tokens of each text, the bytes of an int32 array."""
@@ -54,24 +49,16 @@ class Encoder:
         return found
 
     def _tokenised(self, texts: set[str]) -> dict[str, bytes]:
-        """Tokens of each text, taken as a whole; many are shared out among the cores."""
+        """Tokens of each text, taken as a whole."""
         backend, ordered = self._backend, list(texts)
         backend.no_padding()  # what a tokenizer was saved with
         backend.no_truncation()
         backend.encode_special_tokens = True
-        parts = [ordered[first :: self._threads] for first in range(self._threads)]
-        if len(ordered) < MANY:
-            parts = [ordered]
         try:
-            with ThreadPoolExecutor(len(parts)) as pool:
-                found = list(pool.map(lambda part: backend.encode_batch_fast(part, add_special_tokens=False), parts))
+            found = backend.encode_batch_fast(ordered, add_special_tokens=False)
         finally:
             backend.encode_special_tokens = False
-        return {
-            text: array("i", one.ids).tobytes()
-            for part, encoded in zip(parts, found, strict=True)
-            for text, one in zip(part, encoded, strict=True)
-        }
+        return {text: array("i", one.ids).tobytes() for text, one in zip(ordered, found, strict=True)}
 
 
 def ends_words(backend: Any) -> bool:

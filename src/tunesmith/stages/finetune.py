@@ -72,6 +72,8 @@ class Finetune(Spec):
             raise ValueError(
                 f"objective {kind} learns from given answers; leave rollouts out, or take objective.kind grpo"
             )
+        if self.objective.whole and self.micro_batch not in (None, self.batch):
+            raise ValueError(f"objective {kind} compares the rows of a step with each other: leave micro_batch out")
         if self.objective.rollouts and self.validation.metric == "loss":
             raise ValueError(f"validation.metric: the loss of {kind} says nothing about answers; take auto or a grader")
         return self
@@ -216,6 +218,7 @@ def finetune(
     del searched  # its overrides are part of `spec` already
     rows, held_out_rows = load_split(prepared.path, "train"), load_split(prepared.path, "validation")
     spec.objective.check([*rows, *held_out_rows])
+    rows, held_out_rows = (list(spec.objective.arranged(each)) for each in (rows, held_out_rows))
     loaded = load(model, precision)
     loaded.checkpointing = spec.activation_checkpointing is True
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)

@@ -72,7 +72,7 @@ def _plan(recipe: Recipe, settings: tuple[str, ...], rows: Sequence[Row], config
     changed = validate(Recipe, tree, "plan")
     changed.finetune.objective.check(rows)
     tune, precision, adapter = changed.finetune, resolve_precision(changed.precision), changed.initialise.adapter
-    data, wanted = tune.dataset(rows, changed.seed), tune.activation_checkpointing
+    data, wanted = tune.dataset(tune.objective.arranged(rows), changed.seed), tune.activation_checkpointing
     for checkpointing in (False, True) if wanted == "auto" else (wanted,):
         found = estimate(
             config, adapter, tune.optimizer, tune.objective, data, precision=precision, checkpointing=checkpointing, **machine
@@ -88,7 +88,8 @@ def alternatives(recipe: Recipe) -> list[tuple[str, ...]]:
     adapter, optimizer = recipe.initialise.adapter, tune.optimizer
     again = () if tune.activation_checkpointing is True else ("finetune.activation_checkpointing=true",)
     micro = tune.micro_batch or tune.batch
-    smaller = [f"finetune.micro_batch={size}" for size in sorted({micro // 2, 1} - {0, micro}, reverse=True)]
+    sizes = set[int]() if tune.objective.whole else {micro // 2, 1} - {0, micro}
+    smaller = [f"finetune.micro_batch={size}" for size in sorted(sizes, reverse=True)]
     moments = isinstance(optimizer, AdamW) and not optimizer.offload and not adapter.adds_weights
     elsewhere = ("finetune.optimizer.offload=true",) if moments else ()
     kinds = [kind for kind in ALTERNATIVES if recipe.precision != "int8" or Adapter.member(kind).adds_weights]

@@ -22,13 +22,14 @@ from tunesmith.data.formats import names
 from tunesmith.data.intake import arriving, check_shapes, shape
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.prepared import SPLITS
-from tunesmith.data.render import Renderer
 from tunesmith.data.rows_file import RowWriter
 from tunesmith.data.shelf import batched, chunks
 from tunesmith.data.sources import find_files
 from tunesmith.data.split import field_value, split
 from tunesmith.data.tables import Lengths, commonest
 from tunesmith.models.find import load_tokenizer
+
+from .rendering import Rendering
 
 Views = dict[str, View]
 
@@ -114,14 +115,17 @@ def prepare(spec: Prepare, *, out: Output, tokenizer_name: str, seed: int) -> No
         DataError: there is nothing to learn from, or more rows than `refuse_above` cannot be used as they are.
     """
     input_files(spec)
-    renderer = Renderer(load_tokenizer(tokenizer_name), spec.supervise)
+    load_tokenizer(tokenizer_name)  # before anything that takes long
     taken = _take_in(spec, out.path)
-    splits = _divide(spec, taken, seed)
-    if len(taken.shapes) > 1:
-        check_shapes(example for view in splits.values() for example in view)
-    facts = {cleaner.kind: _clean(cleaner, splits, taken) for cleaner in spec.cleaners}
-    with RowWriter(out / "rows.safetensors") as writer:
-        tables = {name: _write(splits[name], name, spec, renderer, taken, writer) for name in SPLITS}
+    with (
+        Rendering(tokenizer_name, spec.supervise, len(taken.corpus)) as rendering,
+        RowWriter(out / "rows.safetensors") as writer,
+    ):
+        splits = _divide(spec, taken, seed)
+        if len(taken.shapes) > 1:
+            check_shapes(example for view in splits.values() for example in view)
+        facts = {cleaner.kind: _clean(cleaner, splits, taken) for cleaner in spec.cleaners}
+        tables = {name: _write(splits[name], name, spec, rendering, taken, writer) for name in SPLITS}
         taken.ledger.write(out / "ledger.jsonl")
         _refuse(spec, taken.ledger, out, len(tables["train"].lengths))
     summary = {
@@ -199,14 +203,12 @@ class Table:
     classes: Counter[str]
 
 
-def _write(view: View, name: str, spec: Prepare, renderer: Renderer, taken: Taken, writer: RowWriter) -> Table:
+def _write(view: View, name: str, spec: Prepare, rendering: Rendering, taken: Taken, writer: RowWriter) -> Table:
     """Write a split's examples and their tokens, cut to `max_tokens`, and settle each row; some rows at a time."""
-    table = Table(Lengths(), Counter())
+    table, lines = Table(Lengths(), Counter()), (list(View(taken.corpus, part).lines()) for part in chunks(view.numbers))
     with (writer.path.parent / f"{name}.jsonl").open("wb") as file:
-        for numbers in chunks(view.numbers):
-            lines = list(View(taken.corpus, numbers).lines())
-            examples = [Example.from_json(json.loads(line)) for line in lines]
-            for number, line, example, whole in zip(numbers, lines, examples, renderer.rows(examples), strict=True):
+        for numbers, (asked, rows) in zip(chunks(view.numbers), rendering.rows(lines), strict=True):
+            for number, line, whole in zip(numbers, asked, rows, strict=True):
                 row = _settled(whole, taken.rows[number], name, spec.max_tokens, taken.ledger)
                 if row is None:
                     continue
@@ -214,7 +216,7 @@ def _write(view: View, name: str, spec: Prepare, renderer: Renderer, taken: Take
                 writer.add(row)
                 table.lengths.add(row)
                 if spec.stratify:
-                    table.classes[field_value(example, spec.stratify)] += 1
+                    table.classes[field_value(Example.from_json(json.loads(line)), spec.stratify)] += 1
     return table
 
 

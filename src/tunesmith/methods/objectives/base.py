@@ -1,7 +1,7 @@
 """What an objective is: its hyper-parameters and one function."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -28,6 +28,8 @@ class Objective(Family):
     """How many answers each row must have; None takes any number."""
     rollouts: ClassVar[bool] = False
     """Whether it learns from answers that the model itself samples, with the columns `reward(answer)`."""
+    whole: ClassVar[bool] = False
+    """Whether rows of a step are compared with each other, so that they must pass together."""
 
     @property
     def references(self) -> bool:
@@ -37,6 +39,10 @@ class Objective(Family):
     @abstractmethod
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
         """The loss of a batch; log-probabilities come from `tunesmith.models.forward.token_logps`."""
+
+    def arranged(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Rows as it learns from them, where that takes more than what was given."""
+        return rows
 
     def count(self, batch: Batch) -> int:
         """How many things `total` sums over: supervised tokens, unless a member says otherwise."""

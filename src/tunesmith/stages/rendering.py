@@ -1,0 +1,125 @@
+"""Rendering of many examples in processes beside this one, which writes their rows meanwhile."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Literal, Self, cast
+
+from tunesmith.base import DataError, MachineError
+from tunesmith.data.example import Example, Row
+from tunesmith.data.render import Renderer
+from tunesmith.models.find import load_tokenizer
+
+MANY = 4000
+"""Examples from which on a process for each core is worth its start."""
+Lines = list[bytes]
+"""Examples as JSON."""
+Rows = list[Row | DataError]
+
+
+class Rendering:
+    """Turns examples into rows: here, or if there are many in processes that live as long as the `with` block.
+
+    They are programs of their own at the other end of a pipe: this process may hold threads, and the script that it runs needs no guard.
+    """
+
+    def __init__(self, tokenizer_name: str, supervise: Literal["answers", "all"], count: int) -> None:
+        """For some `count` examples.
+
+        Raises:
+            ModelError: there is no such tokenizer.
+        """
+        cores = len(os.sched_getaffinity(0))
+        self.renderer = Renderer(load_tokenizer(tokenizer_name), supervise)
+        self.workers = [_Worker(tokenizer_name, supervise) for _ in range(cores if count >= MANY and cores > 1 else 0)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self.workers:
+            worker.end()
+
+    def rows(self, chunks: Iterable[Lines]) -> Iterator[tuple[Lines, Rows]]:
+        """Each chunk of examples with its rows, in order.
+
+        Raises:
+            MachineError: a process was ended by something else.
+        """
+        if not self.workers:
+            yield from ((chunk, rendered(self.renderer, chunk)) for chunk in chunks)
+            return
+        asked, turn = deque[tuple[_Worker, Lines]](), 0
+        for chunk in chunks:
+            worker = self.workers[turn % len(self.workers)]
+            done = (asked.popleft()[1], worker.answer()) if turn >= len(self.workers) else None
+            worker.ask(chunk)
+            asked.append((worker, chunk))
+            turn += 1
+            if done:
+                yield done
+        yield from ((chunk, worker.answer()) for worker, chunk in asked)
+
+
+def rendered(renderer: Renderer, lines: Lines) -> Rows:
+    """The rows of examples, or what is wrong with them."""
+    return renderer.rows(Example.from_json(json.loads(line)) for line in lines)
+
+
+class _Worker:
+    """A process that renders one chunk at a time; it ends when its input does, so it never outlives this one."""
+
+    def __init__(self, *arguments: str) -> None:
+        variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-m", __name__, *arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables)
+
+    def ask(self, lines: Lines) -> None:
+        """Hand over a chunk; its answer must be taken before the next."""
+        self._through(lambda: _send(self.process.stdin, lines))
+
+    def answer(self) -> Rows:
+        """The rows of what was asked."""
+        return cast(Rows, self._through(lambda: pickle.load(cast(Any, self.process.stdout))))  # noqa: S301  written by our own process
+
+    def _through(self, exchange: Any) -> Any:
+        try:
+            return exchange()
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
+            code = self.process.wait()
+            raise MachineError(
+                f"a process that rendered rows ended with status {code} (-9: killed, often for want of memory); what it said stands above"
+            ) from None
+
+    def end(self) -> None:
+        """Let it go, whatever it is doing."""
+        self.process.kill()
+        with self.process:
+            pass
+
+
+def _send(pipe: Any, what: Any) -> None:
+    pickle.dump(what, pipe, protocol=5)
+    pipe.flush()
+
+
+def main() -> None:
+    """Answer chunks of examples from standard input on standard output, until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks is told too, and ends this one
+    asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    renderer = Renderer(load_tokenizer(sys.argv[1]), cast(Any, sys.argv[2]))
+    while asked.peek(1):
+        _send(answers, rendered(renderer, pickle.load(asked)))  # noqa: S301  our own process wrote it
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import tunesmith
+from tunesmith.base import ConfigError, DataError, Run
+from tunesmith.data.batch import Batch
+from tunesmith.methods.adapters import trainable
+from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.methods.objectives.kto import LABEL, KTO
+from tunesmith.models.forward import padded_logps
+from tunesmith.training.reference import with_references
+
+
+@pytest.fixture
+def moved(build):
+    loaded = build("llama", spread=0.2, vocab_size=97)
+    LoRA(rank=4).attach(loaded, 0)
+    return loaded
+
+
+@pytest.fixture
+def judged(moved, random_rows):
+    rows = [replace(row, columns={LABEL: float(number % 3 == 0)}) for number, row in enumerate(random_rows(6))]
+    found = with_references(moved, KTO().arranged(rows), 4)
+    with torch.no_grad():
+        for name, weight in trainable(moved.model).items():
+            if "lora_B" in name:
+                weight.normal_(0, 0.1)
+    return found
+
+
+def test_the_second_sequence_is_the_prompt_with_the_next_rows_answer(random_rows):
+    rows = random_rows(4)
+    for row, after, found in zip(rows, [*rows[1:], rows[0]], KTO().arranged(rows), strict=True):
+        own, theirs = found.sequences
+        assert own is row.sequences[0]
+        first = int(own.learn.argmax())
+        assert theirs.tokens[:first].tolist() == own.tokens[:first].tolist()
+        assert not theirs.learn[:first].any()
+        answer = after.sequences[0].tokens[int(after.sequences[0].learn.argmax()) :]
+        assert theirs.tokens[first:].tolist() == answer.tolist()
+        assert theirs.learn[first:].all()
+
+
+def test_loss_and_gradient_are_those_of_the_formula(moved, judged):
+    """arXiv:2402.01306, eq. 7 and 8, over padded rows one at a time; the drift is a number, not a function of the weights."""
+    objective = KTO(beta=0.3, wanted=1.2, unwanted=0.8)
+    found = objective(moved, Batch.of(judged)).total
+    found.backward()
+    gradient = {name: weight.grad.clone() for name, weight in trainable(moved.model).items()}
+    moved.model.zero_grad()
+
+    def gain(row, answer):
+        alone = Batch.of([type(row)("x", (row.sequences[answer],))])
+        return padded_logps(moved, alone).sum() - row.columns[f"reference_{answer}"]
+
+    drift = max(0.0, sum(float(gain(row, 1).detach()) for row in judged) / len(judged))
+    expected = torch.zeros(())
+    for row in judged:
+        if row.columns[LABEL]:
+            expected = expected + 1.2 - 1.2 * torch.sigmoid(0.3 * (gain(row, 0) - drift))
+        else:
+            expected = expected + 0.8 - 0.8 * torch.sigmoid(0.3 * (drift - gain(row, 0)))
+    expected.backward()
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    for name, weight in trainable(moved.model).items():
+        assert (weight.grad - gradient[name]).norm() <= 1e-4 * weight.grad.norm() + 1e-6, name
+
+
+def test_rows_that_nobody_judged_are_refused(random_rows):
+    with pytest.raises(DataError, match="random:1: does not say whether its answer is wanted"):
+        KTO().check(random_rows(2))
+
+
+def test_a_run_learns_from_thumbs_and_micro_batches_are_refused(tiny_folder, tmp_path):
+    lines = [{"prompt": f"Say {n}.", "completion": "yes" if n % 2 else "no", "label": bool(n % 2)} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = {
+        "model": str(tiny_folder),
+        "precision": "fp32",
+        "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 4, "cleaners": []},
+        "finetune": {"objective": {"kind": "kto"}, "epochs": 2, "batch": 8, "optimizer": {"learning_rate": 0.01}},
+        "evaluate": {"graders": [{"kind": "exact"}], "max_tokens": 4, "gate": {"margin": None, "beat": []}},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    tunesmith.finetune(path, folder=tmp_path / "run")
+    events = list(Run(tmp_path / "run").events.read("step"))
+    assert events[0]["loss"] == pytest.approx(0.5, abs=1e-3)
+    assert events[-1]["margin"] > events[0]["margin"]
+    recipe["finetune"]["micro_batch"] = 4
+    path.write_text(json.dumps(recipe))
+    with pytest.raises(ConfigError, match="compares the rows of a step with each other"):
+        tunesmith.finetune(path, folder=tmp_path / "run2")
