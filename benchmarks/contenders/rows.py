@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -105,5 +106,6 @@ def report_rows(seconds: float, given: int, kept: int, tokens: int) -> None:
         "cpu_seconds": used.user + used.system + used.children_user + used.children_system,
         "tokens": tokens,
         "peak_rss_mb": peak_megabytes(),
+        "largest_child_rss_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
     }
     print("RESULT " + json.dumps(result), flush=True)

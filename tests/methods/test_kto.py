@@ -9,7 +9,7 @@ from tunesmith.base import ConfigError, DataError, Run
 from tunesmith.data.batch import Batch
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.lora import LoRA
-from tunesmith.methods.objectives.kto import LABEL, KTO
+from tunesmith.methods.objectives.kto import KTO, LABEL
 from tunesmith.models.forward import padded_logps
 from tunesmith.training.reference import with_references
 

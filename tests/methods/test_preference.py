@@ -23,33 +23,33 @@ def sigmoid(x):
 
 def dpo(policy, start, beta=0.3):
     """arXiv:2305.18290, eq. 7."""
-    (w, l), (w0, l0) = policy, start
-    return -torch.log(sigmoid(beta * (w.sum() - w0) - beta * (l.sum() - l0)))
+    (w, r), (w0, r0) = policy, start
+    return -torch.log(sigmoid(beta * (w.sum() - w0) - beta * (r.sum() - r0)))
 
 
 def ipo(policy, start, tau=0.3):
     """arXiv:2310.12036, eq. 17."""
-    (w, l), (w0, l0) = policy, start
-    return ((w.sum() - w0) - (l.sum() - l0) - 1 / (2 * tau)) ** 2
+    (w, r), (w0, r0) = policy, start
+    return ((w.sum() - w0) - (r.sum() - r0) - 1 / (2 * tau)) ** 2
 
 
 def simpo(policy, _start, beta=2.5, gamma=0.7):
     """arXiv:2405.14734, eq. 6."""
-    w, l = policy
-    return -torch.log(sigmoid(beta / len(w) * w.sum() - beta / len(l) * l.sum() - gamma))
+    w, r = policy
+    return -torch.log(sigmoid(beta / len(w) * w.sum() - beta / len(r) * r.sum() - gamma))
 
 
 def orpo(policy, _start, weight=0.25):
     """arXiv:2403.07691, eq. 2 to 6: the likelihood of an answer is the geometric mean of its tokens'."""
-    w, l = (torch.exp(one.sum() / len(one)) for one in policy)
-    ratio = (w / (1 - w)) / (l / (1 - l))
+    w, r = (torch.exp(one.sum() / len(one)) for one in policy)
+    ratio = (w / (1 - w)) / (r / (1 - r))
     return -policy[0].sum() / len(policy[0]) - weight * torch.log(sigmoid(torch.log(ratio)))
 
 
 def cpo(policy, _start, beta=0.3, weight=0.5):
     """arXiv:2401.08417, eq. 3 and 5, the second per token as its authors' code has it."""
-    w, l = policy
-    return -torch.log(sigmoid(beta * w.sum() - beta * l.sum())) - weight * w.sum() / len(w)
+    w, r = policy
+    return -torch.log(sigmoid(beta * w.sum() - beta * r.sum())) - weight * w.sum() / len(w)
 
 
 FORMULAS = [

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from tunesmith.base import Artifact, Events, Output, Run
+from tunesmith.base import Artifact, Events, MachineError, Output, Run
 from tunesmith.data import shelf
 from tunesmith.stages import prepare as stage
+from tunesmith.stages import rendering
 from tunesmith.stages.prepare import STAGE, Prepare, prepare
 
 VOCABULARY = [
@@ -51,6 +52,32 @@ def artifact(folder: Path, spec: Prepare) -> Artifact:
     run = Run(folder)
     run.path.mkdir()
     return run.once(STAGE, spec, tokenizer_name="smollm2-135m", seed=3)
+
+
+def test_the_artifact_does_not_depend_on_where_rows_are_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.jsonl").write_text("\n".join(lines(80)) + "\n", encoding="utf-8")
+    spec = Prepare.model_validate({"source": str(tmp_path / "t.jsonl"), "max_tokens": 200, "refuse_above": 1.0})
+    monkeypatch.setattr(rendering.os, "sched_getaffinity", lambda _: range(3))
+    monkeypatch.setattr(shelf, "CHUNK", 7)
+    made = []
+    for many in (1, 1000):
+        monkeypatch.setattr(rendering, "MANY", many)
+        made.append(artifact(tmp_path / str(many), spec))
+    beside, here = made
+    assert beside.id == here.id
+
+
+def test_a_renderer_that_is_killed_is_told_of(smollm_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "MANY", 1)
+    monkeypatch.setattr(rendering.os, "sched_getaffinity", lambda _: range(2))
+    with rendering.Rendering(smollm_tokenizer, "smollm2-135m", "answers", 1) as beside:
+        for worker in beside.workers:
+            worker.process.kill()
+        with pytest.raises(MachineError, match="ended with status -9"):
+            list(beside.rows([[b"{}"]] * 3))
+    assert all(worker.process.poll() is not None for worker in beside.workers)
 
 
 @pytest.mark.parametrize("stratify", [None, "kind"])

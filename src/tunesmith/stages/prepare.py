@@ -115,10 +115,10 @@ def prepare(spec: Prepare, *, out: Output, tokenizer_name: str, seed: int) -> No
         DataError: there is nothing to learn from, or more rows than `refuse_above` cannot be used as they are.
     """
     input_files(spec)
-    load_tokenizer(tokenizer_name)  # before anything that takes long
+    tokenizer = load_tokenizer(tokenizer_name)
     taken = _take_in(spec, out.path)
     with (
-        Rendering(tokenizer_name, spec.supervise, len(taken.corpus)) as rendering,
+        Rendering(tokenizer, tokenizer_name, spec.supervise, len(taken.corpus)) as rendering,
         RowWriter(out / "rows.safetensors") as writer,
     ):
         splits = _divide(spec, taken, seed)
@@ -205,7 +205,10 @@ class Table:
 
 def _write(view: View, name: str, spec: Prepare, rendering: Rendering, taken: Taken, writer: RowWriter) -> Table:
     """Write a split's examples and their tokens, cut to `max_tokens`, and settle each row; some rows at a time."""
-    table, lines = Table(Lengths(), Counter()), (list(View(taken.corpus, part).lines()) for part in chunks(view.numbers))
+    table, lines = (
+        Table(Lengths(), Counter()),
+        (list(View(taken.corpus, part).lines()) for part in chunks(view.numbers)),
+    )
     with (writer.path.parent / f"{name}.jsonl").open("wb") as file:
         for numbers, (asked, rows) in zip(chunks(view.numbers), rendering.rows(lines), strict=True):
             for number, line, whole in zip(numbers, asked, rows, strict=True):

@@ -16,7 +16,7 @@ from tunesmith.data.example import Example, Row
 from tunesmith.data.render import Renderer
 from tunesmith.models.find import load_tokenizer
 
-MANY = 4000
+MANY = 10_000
 """Examples from which on a process for each core is worth its start."""
 Lines = list[bytes]
 """Examples as JSON."""
@@ -29,15 +29,11 @@ class Rendering:
     They are programs of their own at the other end of a pipe: this process may hold threads, and the script that it runs needs no guard.
     """
 
-    def __init__(self, tokenizer_name: str, supervise: Literal["answers", "all"], count: int) -> None:
-        """For some `count` examples.
-
-        Raises:
-            ModelError: there is no such tokenizer.
-        """
+    def __init__(self, tokenizer: Any, name: str, supervise: Literal["answers", "all"], count: int) -> None:
+        """For some `count` examples; processes load the tokenizer by its name."""
         cores = len(os.sched_getaffinity(0))
-        self.renderer = Renderer(load_tokenizer(tokenizer_name), supervise)
-        self.workers = [_Worker(tokenizer_name, supervise) for _ in range(cores if count >= MANY and cores > 1 else 0)]
+        self.renderer = Renderer(tokenizer, supervise)
+        self.workers = [_Worker(name, supervise) for _ in range(cores if count >= MANY and cores > 1 else 0)]
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +84,7 @@ class _Worker:
 
     def answer(self) -> Rows:
         """The rows of what was asked."""
-        return cast(Rows, self._through(lambda: pickle.load(cast(Any, self.process.stdout))))  # noqa: S301  written by our own process
+        return cast(Rows, self._through(lambda: pickle.load(cast(Any, self.process.stdout))))
 
     def _through(self, exchange: Any) -> Any:
         try:
@@ -114,11 +110,11 @@ def _send(pipe: Any, what: Any) -> None:
 def main() -> None:
     """Answer chunks of examples from standard input on standard output, until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks is told too, and ends this one
-    asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    asked, answers = cast(Any, sys.stdin.buffer), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     renderer = Renderer(load_tokenizer(sys.argv[1]), cast(Any, sys.argv[2]))
     while asked.peek(1):
-        _send(answers, rendered(renderer, pickle.load(asked)))  # noqa: S301  our own process wrote it
+        _send(answers, rendered(renderer, pickle.load(asked)))
 
 
 if __name__ == "__main__":
