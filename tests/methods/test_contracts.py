@@ -12,12 +12,15 @@ import yaml
 from tunesmith.base import ModelError
 from tunesmith.base.spec import validate
 from tunesmith.data.batch import Batch
+from tunesmith.data.example import Row, Sequence
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.base import OLD, START, reference, reward
 from tunesmith.methods.objectives.kto import LABEL
 from tunesmith.methods.optimizers import Optimizer
-from tunesmith.models.attention import plain
+from tunesmith.models import attention
+from tunesmith.models.forward import padded_logps
+from tunesmith.models.prompt import load_prompt, save_model
 from tunesmith.training.loop import train
 
 FAMILIES = (Adapter, Objective, Optimizer)
@@ -59,10 +62,11 @@ def batch(answered):
 
 
 def logits(loaded):
-    """Logits of three fixed sequences by transformers' own attention."""
-    ids = torch.arange(3, 27).view(3, 8)
-    with torch.no_grad(), plain(loaded.model):
-        return loaded.model(input_ids=ids, use_cache=False).logits
+    """What the model says of three fixed sequences, by transformers' own attention."""
+    tokens = np.arange(3, 27, dtype=np.int32).reshape(3, 8)
+    rows = [Row("fixed", (Sequence(one, np.arange(8) > 0),)) for one in tokens]
+    with torch.no_grad():
+        return padded_logps(loaded, Batch.of(rows))
 
 
 def disturb(loaded, size=0.05):
@@ -92,20 +96,16 @@ class TestEveryMember:
 
 @pytest.mark.parametrize("member", members(Adapter))
 class TestEveryAdapter:
-    def test_what_learns_is_float32_counted_and_drawn_from_the_seed(self, member, fresh):
+    def test_what_learns_is_float32_and_told_by_the_seed(self, member, fresh):
         found = []
-        for seed in (1, 1, 2):
+        for seed in (1, 1):
             loaded = fresh(dtype=torch.bfloat16)
-            count = member().learnt(loaded.model)
             member().attach(loaded, seed)
             weights = trainable(loaded.model)
             assert weights
             assert {weight.dtype for weight in weights.values()} == {torch.float32}
-            assert sum(weight.numel() for weight in weights.values()) == count
             found.append(weights)
         assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
-        if member.adds_weights:
-            assert any(not torch.equal(weight, found[2][name]) for name, weight in found[0].items())
 
     def test_starts_as_the_base(self, member, fresh):
         loaded = fresh()
@@ -145,20 +145,29 @@ class TestEveryAdapter:
         assert not trainable(again.model)
 
     @pytest.mark.parametrize("fields", [{}, {"tie_word_embeddings": True}], ids=["untied", "tied"])
-    def test_merged_it_is_a_plain_model_with_the_same_logits(self, member, fresh, tmp_path, fields):
+    def test_merged_or_beside_the_weights_it_is_kept_in_a_model_folder(self, member, fresh, tmp_path, fields):
         loaded = fresh(**fields)
-        names = set(loaded.model.state_dict())
         member().attach(loaded, 1)
         disturb(loaded)
         tuned = logits(loaded)
         member().merge(loaded)
-        assert set(loaded.model.state_dict()) == names
+        save_model(loaded.model, tmp_path)
         torch.testing.assert_close(logits(loaded), tuned, atol=1e-5, rtol=1e-5)
-        loaded.model.save_pretrained(tmp_path)
-        again = type(loaded.model).from_pretrained(tmp_path, attn_implementation="eager")
-        with torch.no_grad():
-            found = again(input_ids=torch.arange(3, 27).view(3, 8)).logits
-        torch.testing.assert_close(found, tuned, atol=1e-5, rtol=1e-5)
+        again = fresh(**fields)
+        again.model = type(again.model).from_pretrained(tmp_path)
+        attention.adopt(again.model)
+        load_prompt(again.model, tmp_path)
+        torch.testing.assert_close(logits(again), tuned, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("fields", [{}, {"tie_word_embeddings": True}], ids=["untied", "tied"])
+    def test_merged_it_is_a_plain_model_of_its_architecture(self, member, fresh, fields):
+        loaded = fresh(**fields)
+        shapes = {name: weight.shape for name, weight in loaded.model.state_dict().items()}
+        member().attach(loaded, 1)
+        disturb(loaded)
+        member().merge(loaded)
+        found = {name: weight.shape for name, weight in loaded.model.state_dict().items()}
+        assert (found == shapes) == member.merges
 
     def test_disabled_it_is_the_base(self, member, fresh):
         loaded = fresh()
@@ -217,8 +226,9 @@ def test_every_optimizer_moves_what_it_is_given_and_tells_its_memory(member, fre
         assert torch.equal(parameter, before[name]) != (name in weights), name
         assert parameter.isfinite().all()
     state = optimizer.state_dict()["state"].values()
-    kept = sum(value.nbytes for slots in state for value in slots.values() if value.numel() > 1)
-    assert kept == member().state_bytes(weights.values())
+    of_weights = [one for slots in state for one in slots.values() if one.numel() > 1 and one.dtype == torch.float32]
+    kept = sum(value.nbytes for value in of_weights)
+    assert kept == member().state_bytes(weights)
 
 
 @pytest.mark.parametrize(
@@ -232,5 +242,5 @@ def test_any_combination_trains(adapter, objective, optimizer, fresh, batch):
     moves = optimizer().build(trainable(loaded.model))
     steps = list(train(loaded, objective(), [[batch]] * 8, moves, lambda step: 1.0, seed=0))
     assert all(torch.isfinite(torch.tensor(step.loss)) for step in steps)
-    assert steps[-1].loss < steps[0].loss
+    assert steps[-1].loss < steps[0].loss or not optimizer.gradients
     assert [step.number for step in steps] == list(range(8))

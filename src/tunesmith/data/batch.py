@@ -39,6 +39,21 @@ class Forest:
         """The same on a device."""
         return Forest(self.tokens_N.to(device), self.depth_N.to(device), self.segments)
 
+    def behind(self, tokens: Many[int]) -> "Forest":
+        """The same with tokens that all sequences begin with."""
+        count = len(tokens)
+        if not count:
+            return self
+        first = torch.tensor(tokens, dtype=self.tokens_N.dtype, device=self.tokens_N.device)
+        segments = []
+        for number, one in enumerate(self.segments):
+            (_, end), *rest = [(start + count, stop + count) for start, stop in one.path]
+            lowest = one.path[0][0]
+            path = ((0, end), *rest) if not lowest else ((0, count), (lowest + count, end), *rest)
+            segments.append(Segment(0 if number == 0 else one.start + count, one.stop + count, path))
+        depth_N = torch.cat([torch.arange(count, device=self.depth_N.device), self.depth_N + count])
+        return Forest(torch.cat([first, self.tokens_N]), depth_N, tuple(segments))
+
     def nodes(self, sequence: int) -> Tensor:
         """int64 [T]: the node of each position of a sequence."""
         return torch.cat([torch.arange(a, b) for a, b in self.segments[sequence].path])
@@ -122,6 +137,10 @@ class Batch:
         """The same with what a forward pass reads on a device."""
         forest, source_M, target_M = self.forest.to(device), self.source_M.to(device), self.target_M.to(device)
         return replace(self, forest=forest, source_M=source_M, target_M=target_M)
+
+    def behind(self, tokens: Many[int]) -> "Batch":
+        """The same with tokens that all sequences begin with; nothing of them is learnt."""
+        return replace(self, forest=self.forest.behind(tokens), source_M=self.source_M + len(tokens))
 
     @classmethod
     def of(cls, rows: Many[Row], share: bool = True) -> "Batch":

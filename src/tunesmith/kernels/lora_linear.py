@@ -22,10 +22,36 @@ class LoRALinear(nn.Module):
         with torch.no_grad():
             self.lora_A.copy_(torch.rand(rank, base.in_features, generator=generator) * 2 * bound - bound)
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
+        self.start_A: Tensor | None
+        self.start_B: Tensor | None
+        for name in ("start_A", "start_B"):
+            self.register_buffer(name, None, persistent=False)
         self.to(base.weight.device)
         base.weight.requires_grad_(False)
         self.base = base
         self.train(base.training)  # a new module would begin in training mode, dropping inputs of a model that answers
+
+    @property
+    def width(self) -> int:
+        """Columns that the correction takes in a joint product."""
+        return len(self.lora_A) * (1 if self.start_A is None else 2)
+
+    @torch.no_grad()
+    def begin(self, down_RI: Tensor, up_OR: Tensor) -> None:
+        """Start from a correction that is not zero; what it starts from is subtracted ever after, so that the layer starts as its base."""
+        for parameter, value in ((self.lora_A, down_RI), (self.lora_B, up_OR)):
+            parameter.copy_(value)
+        self.start_A, self.start_B = self.lora_A.detach().clone(), self.lora_B.detach().clone()
+
+    @property
+    def down(self) -> Tensor:
+        """A [R, I] of the whole correction; differentiable."""
+        return self.lora_A if self.start_A is None else torch.cat([self.lora_A, self.start_A])
+
+    @property
+    def up(self) -> Tensor:
+        """B [O, R] of the whole correction; differentiable."""
+        return self.lora_B if self.start_B is None else torch.cat([self.lora_B, -self.start_B], 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Any leading shape; the last axis is the layer's input."""
@@ -33,20 +59,23 @@ class LoRALinear(nn.Module):
             plain: Tensor = self.base(x)
             return plain
         if self.training and self.dropout > 0:
-            dropped: Tensor = self.base(x) + correction(dropout(x, self.dropout), self.lora_A, self.lora_B, self.scale)
+            dropped: Tensor = self.base(x) + correction(dropout(x, self.dropout), self.down, self.up, self.scale)
             return dropped
         flat = x.reshape(-1, x.shape[-1])
         weight = self.base.held.dequantised(x.dtype) if isinstance(self.base, Int8Linear) else self.base.weight
-        out = lora_linear(flat, weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
+        out = lora_linear(flat, weight, self.base.bias, self.down, self.up, self.scale)
         return out.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The base layer with the correction folded in, summed in float32 and rounded once."""
         base = self.base.plain() if isinstance(self.base, Int8Linear) else self.base
-        weight = base.weight.float() + self.scale * self.lora_B @ self.lora_A
-        base.weight = nn.Parameter(weight.to(base.weight.dtype), requires_grad=False)
+        base.weight = nn.Parameter(self.corrected(base.weight).to(base.weight.dtype), requires_grad=False)
         return base
+
+    def corrected(self, weight_OI: Tensor) -> Tensor:
+        """The base's weight with the correction, float32."""
+        return weight_OI.float() + self.scale * self.up @ self.down
 
 
 def lora_linear(

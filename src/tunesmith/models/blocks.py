@@ -60,7 +60,7 @@ class Group:
         self.layers, self.dtype = layers, dtype
         first = self.bases[0].weight
         self.width = first.shape[1]
-        ranks = [len(layer.lora_A) if isinstance(layer, LoRALinear) else 0 for layer in layers]
+        ranks = [layer.width if isinstance(layer, LoRALinear) else 0 for layer in layers]
         room = sum(ranks) + sum(ranks) % 2  # even, as products in pairs want it
         rows, biased = sum(len(base.weight) for base in self.bases), any(base.bias is not None for base in self.bases)
         self.base: Int8Weight | None = None
@@ -130,11 +130,9 @@ class Group:
                 learnt += [weight, base.bias, None, None]
                 continue
             columns = slice(column, column + len(layer.lora_A))
-            column = columns.stop
-            self.weight_OJ.data[rows, self.columns + columns.start : self.columns + columns.stop] = (
-                layer.scale * layer.lora_B
-            )
-            self.down_RI.data[columns] = layer.lora_A.to(self.dtype)
+            start, column = column, column + layer.width
+            self.weight_OJ.data[rows, self.columns + start : self.columns + column] = layer.scale * layer.up
+            self.down_RI.data[start:column] = layer.down.to(self.dtype)
             parts.append(Part(rows, columns, layer.scale))
             learnt += [weight, base.bias, layer.lora_A, layer.lora_B]
         joint_OJ = self.weight_OJ[:, : self.columns + used]  # with the corrections off, they are left out

@@ -1,10 +1,12 @@
 """One forward pass over a batch: log-probabilities of exactly the tokens a loss reads."""
 
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
 from tunesmith.kernels import head
@@ -14,25 +16,32 @@ from .attention import ForestAttend, attending, plain
 from .load import Loaded
 
 
-def token_logps(loaded: Loaded, batch: Batch) -> Tensor:
+def token_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """Log-probability, float32 [M], of each supervised token given those before it; differentiable.
 
     By fused operations where the model has such a form, else as a forest batch through its own layers, else over padded rows.
+
+    Args:
+        smoothing: share of the mean log-probability of the whole vocabulary that is mixed into each.
     """
     if not loaded.forest:
-        return padded_logps(loaded, batch)
+        return padded_logps(loaded, batch, smoothing)
     decoder = loaded.decoder()
-    if decoder is not None:
-        batch = batch.to(loaded.device)
-        hidden_MD = decoder.hidden(batch.forest, batch.source_M, recompute=loaded.checkpointing)
-        return head.token_logps(hidden_MD, decoder.head, batch.target_M, decoder.softcap)
-    return generic_logps(loaded, batch)
+    if decoder is None or (smoothing and decoder.softcap is not None):
+        return generic_logps(loaded, batch, smoothing)
+    batch = batch.behind(loaded.prefix).to(loaded.device)
+    hidden_MD = decoder.hidden(batch.forest, batch.source_M, recompute=loaded.checkpointing)
+    logp_M = head.token_logps(hidden_MD, decoder.head, batch.target_M, decoder.softcap)
+    if smoothing:  # the mean of all logits is the logit of the mean weight, and the normaliser is in `logp_M` already
+        apart_MD = decoder.head.float().mean(0) - decoder.head[batch.target_M].float()
+        logp_M = logp_M + smoothing * (hidden_MD.float() * apart_MD).sum(1)
+    return logp_M
 
 
-def generic_logps(loaded: Loaded, batch: Batch) -> Tensor:
+def generic_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """The same through transformers' own layers: the twin of the fused operations, and the way of architectures that have none."""
+    batch, device = batch.behind(loaded.prefix), loaded.device
     node_U, back_M = torch.unique(batch.source_M, return_inverse=True)
-    device = loaded.device
     forest = batch.forest
     _arrange(loaded)
     with attending(ForestAttend(forest)), autocast(loaded):
@@ -42,12 +51,13 @@ def generic_logps(loaded: Loaded, batch: Batch) -> Tensor:
             logits_to_keep=node_U.to(device),
             use_cache=False,
         )
-    return _pick(out.logits[0], back_M.to(device), batch.target_M.to(device))
+    return _pick(out.logits[0], back_M.to(device), batch.target_M.to(device), smoothing)
 
 
-def padded_logps(loaded: Loaded, batch: Batch) -> Tensor:
+def padded_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """The same over sequences padded to one length: the obvious twin of the forest, and the way of models that cannot take it."""
-    forest, device = batch.forest, loaded.device
+    batch, device = batch.behind(loaded.prefix), loaded.device
+    forest = batch.forest
     nodes = [forest.nodes(number) for number in range(len(forest.segments))]
     width = max(map(len, nodes))
     tokens_ST = torch.stack([torch.nn.functional.pad(forest.tokens_N[n], (0, width - len(n))) for n in nodes]).to(
@@ -59,7 +69,29 @@ def padded_logps(loaded: Loaded, batch: Batch) -> Tensor:
         logits_STV = loaded.model(input_ids=tokens_ST, attention_mask=mask_ST, use_cache=False).logits
     depth_M = forest.depth_N[batch.source_M].to(device)
     logits_MV = logits_STV[batch.sequence_M.to(device), depth_M]
-    return _pick(logits_MV, torch.arange(len(depth_M), device=device), batch.target_M.to(device))
+    return _pick(logits_MV, torch.arange(len(depth_M), device=device), batch.target_M.to(device), smoothing)
+
+
+@contextmanager
+def noisy_embeddings(loaded: Loaded, size: float, length: float) -> Iterator[None]:
+    """Within this block, if the model is in training mode, embeddings get noise uniform in +- size / sqrt(length D) (NEFTune).
+
+    Args:
+        length: tokens of a sequence, in the mean over the batch; what sequences share gets the same noise.
+    """
+
+    def add(module: nn.Module, _: Any, out: Tensor) -> Tensor:
+        bound = size / math.sqrt(length * out.shape[-1])
+        return out + torch.empty_like(out).uniform_(-bound, bound) if module.training else out
+
+    if not size:
+        yield
+        return
+    handle = loaded.model.get_input_embeddings().register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _arrange(loaded: Loaded) -> None:
@@ -71,16 +103,20 @@ def _arrange(loaded: Loaded) -> None:
             layer.gradient_checkpointing, layer._gradient_checkpointing_func = loaded.checkpointing, recomputed
 
 
-def _pick(logits_UV: Tensor, back_M: Tensor, target_M: Tensor) -> Tensor:
-    """Log-softmax in float32, read where the targets are."""
+def _pick(logits_UV: Tensor, back_M: Tensor, target_M: Tensor, smoothing: float) -> Tensor:
+    """Log-softmax in float32, read where the targets are, with a share of its mean."""
     logits_UV = logits_UV.float()
     chosen_M = logits_UV[back_M, target_M]
+    if smoothing:
+        chosen_M = (1 - smoothing) * chosen_M + smoothing * logits_UV.mean(1)[back_M]
     return chosen_M - torch.logsumexp(logits_UV, -1)[back_M]
 
 
 def autocast(loaded: Loaded) -> AbstractContextManager[Any]:
     """Compute in bf16 where the weights are kept in fp32 to learn; nothing where both are the same."""
-    kept = next(loaded.model.parameters()).dtype
-    if loaded.precision == "bf16" and kept == torch.float32:
+    own = (
+        one for name, one in loaded.model.named_parameters() if "lora_" not in name
+    )  # layers with corrections see to it
+    if loaded.precision == "bf16" and any(one.dtype == torch.float32 for one in own):
         return torch.autocast(loaded.device.type, dtype=torch.bfloat16)
     return nullcontext()

@@ -19,6 +19,7 @@ from . import attention, fused
 from .find import load_tokenizer as load_tokenizer
 from .find import locate as locate
 from .gguf import notes
+from .prompt import load_prompt
 from .quantize import to_int8
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
@@ -57,6 +58,12 @@ class Loaded:
         else:
             held.refresh()
         return held
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Tokens that an adapter puts before every sequence; they stand for embeddings of its own."""
+        found: tuple[int, ...] = getattr(self.model.get_input_embeddings(), "prefix", ())
+        return found
 
     def release(self) -> None:
         """Undo what the fused form did to the layers; call before other programs' code saves the model."""
@@ -160,6 +167,7 @@ def load(name: str, precision: Precision = "auto") -> Loaded:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {folder}: its weights cannot be loaded: {str(error).splitlines()[0]}") from None
+    load_prompt(model, folder)
     model.eval()
     if chosen == "int8":
         to_int8(model, DTYPES[chosen])

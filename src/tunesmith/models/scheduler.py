@@ -51,7 +51,7 @@ class Scheduler:
     def __init__(self, loaded: Loaded, batch: int, chunk: int, room: int, keep: bool) -> None:
         loaded.model.eval()
         self.batch, self.chunk = batch, chunk
-        self.renderer = Renderer(loaded.tokenizer)
+        self.renderer, self.prefix = Renderer(loaded.tokenizer), loaded.prefix
         count = Pages.needed(room)
         self.decoding = _kind(loaded).of(loaded, count)
         paged = self.decoding.paged
@@ -67,10 +67,10 @@ class Scheduler:
         Raises:
             ValueError: the prompt is empty, or its answer might not fit even if it were alone.
         """
-        if not prompt or Pages.needed(len(prompt) + sampling.max_tokens) > self.pages.count:
-            raise ValueError(f"a prompt of {len(prompt)} tokens with {sampling.max_tokens} new ones does not fit")
-        writer = Writer(number, sampling, self.renderer)
-        self.waiting.append(Course(number, list(prompt), writer, Held([], 0)))
+        whole = [*self.prefix, *prompt]
+        if not prompt or Pages.needed(len(whole) + sampling.max_tokens) > self.pages.count:
+            raise ValueError(f"a prompt of {len(whole)} tokens with {sampling.max_tokens} new ones does not fit")
+        self.waiting.append(Course(number, whole, Writer(number, sampling, self.renderer), Held([], 0)))
 
     def cancel(self, number: int) -> None:
         """Drop an answer; its place is free from the next step on. Harmless if it is finished."""

@@ -15,6 +15,7 @@ from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.methods.adapters import Adapter
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import DTYPES, Loaded, Precision, load
+from tunesmith.models.prompt import save_model
 
 from .initialise import ROUNDED, gap, last_logits
 from .judge import answer, load_exact
@@ -57,7 +58,7 @@ def deploy(
     merged = gap(beside, last_logits(loaded, rows))
     proof.claim("merged = adapter, in fp32", merged < 1e-3, largest_logp_gap=merged)
     loaded.model.to(DTYPES[spec.weights])
-    loaded.model.save_pretrained(out / "model")
+    save_model(loaded.model, out / "model")
     loaded.tokenizer.save_pretrained(out / "model")
     if precision == "int8":
         _prove_arithmetic(proof, load(model, precision), chosen, finetuned, rows, beside)

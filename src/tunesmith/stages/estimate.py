@@ -51,7 +51,7 @@ class Estimate:
     learnt: int
     """Bytes of weights that learn and of their gradients."""
     state: int
-    """Bytes that the optimizer remembers."""
+    """Bytes that the optimizer remembers, or works with."""
     activations: int
     """Bytes kept from the forward pass for the backward pass, and temporary ones, when most are alive."""
     logits: int
@@ -124,7 +124,7 @@ class Passes:
             return loss.detach()
 
         random = torch.get_rng_state()
-        optimizer.build(parameters).step(closure)  # type: ignore[arg-type]
+        optimizer.model_copy(update={"rates": {}}).build(parameters).step(closure)  # type: ignore[arg-type]
         torch.set_rng_state(random)
         return cls(sum(calls), len(calls) - sum(calls))
 
@@ -201,16 +201,16 @@ def estimate(
     loaded.checkpointing = checkpointing
     parameters = count(loaded.model)
     adapter.attach(loaded, data.seed)
-    learnt = trainable(loaded.model).values()
-    own = sum(parameter.nbytes for parameter in learnt)
+    learnt = trainable(loaded.model)
+    own = sum(parameter.nbytes for parameter in learnt.values())
     several = data.micro_batch < min(data.batch, len(data.rows))
     pass_ = rehearse(loaded, objective, work.largest, gradients=passes.with_gradient > 0, accumulate=several)
     return Estimate(
         **_memory(pass_, own, own if passes.with_gradient else 0),
         weights=sum(storage.nbytes() for storage in storages(loaded)) - own,
-        state=optimizer.state_bytes(learnt),
+        state=optimizer.state_bytes(learnt) + optimizer.scratch_bytes(learnt),
         parameters=parameters,
-        learning=sum(parameter.numel() for parameter in learnt),
+        learning=sum(parameter.numel() for parameter in learnt.values()),
         rows=len(data.rows),
         steps=data.steps,
         tokens=work.tokens,

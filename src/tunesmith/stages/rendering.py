@@ -1,5 +1,6 @@
 """Rendering of many examples in processes beside this one, which writes their rows meanwhile."""
 
+import gc
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import cycle
 from types import TracebackType
 from typing import Any, Literal, Self, cast
 
@@ -53,13 +55,11 @@ class Rendering:
         if not self.workers:
             yield from ((chunk, rendered(self.renderer, chunk)) for chunk in chunks)
             return
-        asked, turn = deque[tuple[_Worker, Lines]](), 0
-        for chunk in chunks:
-            worker = self.workers[turn % len(self.workers)]
-            done = (asked.popleft()[1], worker.answer()) if turn >= len(self.workers) else None
+        asked = deque[tuple[_Worker, Lines]]()
+        for chunk, worker in zip(chunks, cycle(self.workers)):
+            done = (asked.popleft()[1], worker.answer()) if len(asked) == len(self.workers) else None
             worker.ask(chunk)
             asked.append((worker, chunk))
-            turn += 1
             if done:
                 yield done
         yield from ((chunk, worker.answer()) for worker, chunk in asked)
@@ -113,6 +113,8 @@ def main() -> None:
     asked, answers = cast(Any, sys.stdin.buffer), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     renderer = Renderer(load_tokenizer(sys.argv[1]), cast(Any, sys.argv[2]))
+    gc.freeze()  # what is loaded stays; the collector need not look at it again and again
+    gc.set_threshold(100_000)
     while asked.peek(1):
         _send(answers, rendered(renderer, pickle.load(asked)))
 

@@ -75,7 +75,7 @@ def train(
         torch.manual_seed(seed * 1_000_003 + number)
         optimizer.step(closure)  # type: ignore[arg-type]  # torch types it float, every optimizer passes the tensor on
         stats = {name: value / count for name, value in sums.items()}
-        rate = optimizer.param_groups[0]["lr"]
+        rate = max(group["lr"] for group in optimizer.param_groups)
         yield Step(number, stats.pop("loss"), stats, float(norm), rate, sum(batch.tokens for batch in batches))
 
 

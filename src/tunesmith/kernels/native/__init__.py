@@ -26,6 +26,7 @@ ARGUMENTS = {
     "attention": "ppppppppnnnnnnff",
     "attention_backward": "pppppppppppppnnnnnnnff",
     "token_logp": "pppnni",
+    "perturb": "ppnnnnffi",
     "quantise": "pnpppnni",
     "dequantise": "ppppnnni",
     "decode_layers": "ppnpp",

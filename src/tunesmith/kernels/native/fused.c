@@ -181,6 +181,7 @@ struct step {
 #define LOAD(value) (value)
 #define STORE(value) (value)
 #include "operations.h"
+#include "noise.h"
 #include "quantise.h"
 #include "product.h"
 #include "attention.h"

@@ -17,6 +17,8 @@ class Adapter(Family):
 
     adds_weights: ClassVar[bool] = False
     """Whether it leaves the base as it is and learns weights of its own beside it."""
+    merges: ClassVar[bool] = True
+    """Whether what it learnt can become a part of the model's weights; else it is served beside them."""
 
     @abstractmethod
     def attach(self, loaded: Loaded, seed: int) -> None:
@@ -37,10 +39,6 @@ class Adapter(Family):
     @abstractmethod
     def merge(self, loaded: Loaded) -> None:
         """Fold what was learnt into plain weights, so that the model is again one of its architecture."""
-
-    @abstractmethod
-    def learnt(self, model: nn.Module) -> int:
-        """How many parameters would learn, without changing the model."""
 
     @contextmanager
     def disabled(self, loaded: Loaded) -> Iterator[None]:

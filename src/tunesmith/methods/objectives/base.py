@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from tunesmith.base import DataError, Family
@@ -70,6 +71,12 @@ def reference(answer: int) -> str:
 def reward(answer: int) -> str:
     """Name of the column with what a row's answer earned, counted from 0."""
     return f"reward_{answer}"
+
+
+def earned(batch: Batch) -> Tensor:
+    """Float32 [R, G]: what each of a row's G answers earned."""
+    answers = len(batch.row_S) // len(batch.origins)
+    return torch.stack([batch.columns[reward(answer)] for answer in range(answers)], 1)
 
 
 OLD = "old_logp"

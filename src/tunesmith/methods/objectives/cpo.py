@@ -28,4 +28,4 @@ class CPO(Preference):
         """-log sigmoid of the margin (eq. 3) and the negative log-likelihood of the chosen answer (eq. 5)."""
         right, wrong = -logsigmoid(margin_R), -logsigmoid(-margin_R)
         prefer_R = (1 - self.label_smoothing) * right + self.label_smoothing * wrong
-        return prefer_R - self.weight * answers.mean_R2[:, 0]
+        return prefer_R - self.weight * answers.means[:, 0]

@@ -25,7 +25,7 @@ class DPO(Preference):
 
     def score(self, answers: Answers) -> Tensor:
         """beta log p / p_start of the whole answer."""
-        return self.beta * answers.gain_R2
+        return self.beta * answers.gains
 
     def cost(self, answers: Answers, margin_R: Tensor) -> Tensor:
         """-log sigmoid of the margin, eq. 7."""

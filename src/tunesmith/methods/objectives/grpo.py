@@ -10,7 +10,7 @@ from tunesmith.data.batch import Batch
 from tunesmith.models.forward import token_logps
 from tunesmith.models.load import Loaded
 
-from .base import OLD, START, Loss, Objective, reward
+from .base import OLD, START, Loss, Objective, earned
 
 SMALLEST = 1e-4
 """Added to a group's standard deviation before dividing by it."""
@@ -73,8 +73,7 @@ class GRPO(Objective):
 
     def advantages(self, batch: Batch) -> Tensor:
         """Float32 [S]: how much more each answer earned than its group's mean."""
-        answers = len(batch.row_S) // len(batch.origins)
-        earned_RG = torch.stack([batch.columns[reward(answer)] for answer in range(answers)], 1)
+        earned_RG = earned(batch)
         above_RG = earned_RG - earned_RG.mean(1, keepdim=True)
         if self.scale == "group":
             above_RG = above_RG / (earned_RG.std(1, keepdim=True) + SMALLEST)

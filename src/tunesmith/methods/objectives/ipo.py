@@ -22,7 +22,7 @@ class IPO(Preference):
 
     def score(self, answers: Answers) -> Tensor:
         """log p / p_start of the whole answer."""
-        return answers.gain_R2
+        return answers.gains
 
     def cost(self, answers: Answers, margin_R: Tensor) -> Tensor:
         """Squared distance from the margin aimed at, eq. 17."""

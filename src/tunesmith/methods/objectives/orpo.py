@@ -22,9 +22,9 @@ class ORPO(Preference):
 
     def score(self, answers: Answers) -> Tensor:
         """log p / (1 - p), where log p is the log-probability per token."""
-        mean_R2 = answers.mean_R2.clamp(max=-SMALLEST)
+        mean_R2 = answers.means.clamp(max=-SMALLEST)
         return mean_R2 - torch.log(-torch.expm1(mean_R2))
 
     def cost(self, answers: Answers, margin_R: Tensor) -> Tensor:
         """Negative log-likelihood per token of the chosen answer, and -log sigmoid of the log odds ratio, eq. 6; the prompt is not learnt."""
-        return -answers.mean_R2[:, 0] - self.weight * logsigmoid(margin_R)
+        return -answers.means[:, 0] - self.weight * logsigmoid(margin_R)

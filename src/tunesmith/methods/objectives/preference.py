@@ -24,13 +24,13 @@ class Answers(NamedTuple):
     """What the model that training starts from gave it, where the objective asks for it; else zero."""
 
     @property
-    def gain_R2(self) -> Tensor:
-        """log p / p_start of each answer."""
+    def gains(self) -> Tensor:
+        """[R, 2]: log p / p_start of each answer."""
         return self.logp_R2 - self.start_R2
 
     @property
-    def mean_R2(self) -> Tensor:
-        """Log-probability per token."""
+    def means(self) -> Tensor:
+        """[R, 2]: log-probability per token."""
         return self.logp_R2 / self.tokens_R2
 
 

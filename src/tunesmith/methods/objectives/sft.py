@@ -2,19 +2,45 @@
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+from torch import Tensor
+
 from tunesmith.data.batch import Batch
-from tunesmith.models.forward import token_logps
+from tunesmith.models.forward import noisy_embeddings, token_logps
 from tunesmith.models.load import Loaded
 
 from .base import Loss, Objective
 
+WEIGHT = "weight"
+"""Name of the column that tells how much a row counts."""
+
 
 class SFT(Objective):
-    """Raise the likelihood of the demonstrated answers. The first thing to try whenever you have examples of good answers."""
+    """Raise the likelihood of the demonstrated answers. The first thing to try whenever you have examples of good answers.
+
+    A row whose data has a number `weight` counts that much; the loss is still the mean over all tokens alike.
+    """
 
     kind: Literal["sft"] = "sft"
     answers: ClassVar[int | None] = 1
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each target that is spread over the whole vocabulary (Szegedy et al., 2016, arXiv:1512.00567); 0.1 where labels may be wrong."""
+    focus: float = Field(0.0, ge=0)
+    """Power of 1 - p that a token's loss is multiplied by, so that what is known already counts less (gamma of the focal loss, Lin et al., 2017,
+    arXiv:1708.02002, which takes 2)."""
+    noise: float = Field(0.0, ge=0)
+    """Size of the uniform noise on embeddings while training (alpha of NEFTune, Jain et al., 2023, arXiv:2310.05914, which takes 5 to 15)."""
 
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
-        """Negative log-likelihood in nats, summed over supervised tokens."""
-        return Loss(-token_logps(loaded, batch).sum())
+        """Negative log-likelihood in nats, summed over supervised tokens, with the weights of their rows."""
+        with noisy_embeddings(loaded, self.noise, batch.tokens / len(batch.row_S)):
+            logp_M = token_logps(loaded, batch, self.label_smoothing)
+        loss_M = -logp_M if not self.focus else -((1 - logp_M.exp()) ** self.focus) * logp_M
+        return Loss(
+            (loss_M * self._weights(batch).to(loss_M.device)).sum() if WEIGHT in batch.columns else loss_M.sum()
+        )
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """Float32 [M]."""
+        found: Tensor = batch.columns[WEIGHT][batch.row_S[batch.sequence_M]]
+        return found

@@ -20,7 +20,7 @@ class SimPO(Preference):
 
     def score(self, answers: Answers) -> Tensor:
         """beta times the log-probability per token."""
-        return self.beta * answers.mean_R2
+        return self.beta * answers.means
 
     def cost(self, answers: Answers, margin_R: Tensor) -> Tensor:
         """-log sigmoid of the margin beyond gamma, eq. 6."""

@@ -1,6 +1,6 @@
 """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from tunesmith.base import ConfigError
 from tunesmith.kernels.mapped import MappedFile
 from tunesmith.models.gguf import cache_folder
 
-from .base import Optimizer
+from .base import Optimizer, held
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What torch calls the running mean and the running square."""
@@ -28,25 +28,20 @@ class AdamW(Optimizer):
     """Decay of the running mean and of the running square of the gradient."""
     epsilon: float = Field(1e-8, gt=0)
     """Added to the root of the running square."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Share of a matrix, times the learning rate, taken off at each step; biases and norms never decay."""
     offload: bool = False
     """Keep the moments in a file in the cache folder, of which memory holds one weight's at a time; the result is the same. Worth it where all weights learn."""
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-        """Two groups: matrices, which decay, and the rest."""
-        decayed = [parameter for parameter in parameters.values() if parameter.ndim > 1]
-        others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        groups = [group for group in groups if group["params"]]
-        settings: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "eps": self.epsilon}
+        """torch's, in its fused form, or one that keeps its moments in a file."""
+        groups = self.groups(parameters)
+        settings: dict[str, Any] = {"betas": self.betas, "eps": self.epsilon}
         if self.offload:
             return OffloadedAdamW(groups, **settings)
         return torch.optim.AdamW(groups, fused=True, **settings)
 
-    def state_bytes(self, parameters: Iterable[nn.Parameter]) -> int:
+    def state_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
         """Two float32 moments; in a file, those of one weight at a time take room that a pass's temporary tensors have left."""
-        return 0 if self.offload else 8 * sum(parameter.numel() for parameter in parameters)
+        return 0 if self.offload else held(parameters, 2)
 
 
 class OffloadedAdamW(torch.optim.AdamW):
@@ -84,9 +79,9 @@ class OffloadedAdamW(torch.optim.AdamW):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Read the moments into the file."""
-        held = {parameter: state for parameter, state in self.state.items()}
+        before = {parameter: state for parameter, state in self.state.items()}
         super().load_state_dict(state_dict)
-        for parameter, state in held.items():
+        for parameter, state in before.items():
             for name in MOMENTS:
                 state[name].copy_(self.state[parameter][name])
                 self.file.release(state[name])

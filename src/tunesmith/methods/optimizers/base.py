@@ -1,21 +1,77 @@
 """What an optimizer is: a recipe for a torch optimizer over named parameters."""
 
+import re
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from tunesmith.base import Family
+from tunesmith.base import ConfigError, Family
+
+LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+"""Where a parameter's name tells its layer."""
 
 
 class Optimizer(Family):
     """How weights move. `build` returns a torch optimizer whose `step(closure)` computes the loss itself."""
 
+    gradients: ClassVar[bool] = True
+    """Whether it moves along gradients; else its first steps may well go uphill."""
+    learning_rate: float = Field(gt=0)
+    """Largest step size, reached after warmup."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Share of a matrix, times the learning rate, taken off at each step; biases and norms never decay."""
+    rates: Mapping[str, float] = Field(default_factory=dict)
+    """Factors of the learning rate by parameter name, with * for any text: {"*.lora_B": 16} is LoRA+ (arXiv:2402.12354). 0 holds weights still."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor of the learning rate from each layer to the one below it (arXiv:1801.06146); embeddings are below the first. 1 turns it off."""
+
     @abstractmethod
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """An optimizer over what learns; names tell, for example, which weights decay."""
 
-    def state_bytes(self, parameters: Iterable[nn.Parameter]) -> int:
+    def state_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
         """Memory that its state takes, in bytes."""
         return 0
+
+    def scratch_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
+        """Memory that it takes during a step, beside the passes, in bytes."""
+        return 0
+
+    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
+        """Parameter groups for torch: those of one learning rate together, matrices, which decay, apart from the rest.
+
+        Raises:
+            ConfigError: a name in `rates` fits nothing that learns.
+        """
+        for pattern in self.rates:
+            if not any(fnmatchcase(name, pattern) for name in parameters):
+                there = ", ".join(sorted({"*." + name.rpartition(".")[2] for name in parameters}))
+                raise ConfigError(f"optimizer.rates: nothing that learns is called {pattern!r}; there are {there}")
+        top = max((int(found[1]) for found in map(LAYER.search, parameters) if found), default=-1) + 1
+        found: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in parameters.items():
+            decay = self.weight_decay if parameter.ndim > 1 else 0.0
+            found.setdefault((self._factor(name, top), decay), []).append(parameter)
+        return [
+            {"params": held, "lr": self.learning_rate * factor, "weight_decay": decay}
+            for (factor, decay), held in found.items()
+        ]
+
+    def _factor(self, name: str, top: int) -> float:
+        """Of the learning rate."""
+        found = 1.0
+        for pattern, factor in self.rates.items():
+            found *= factor if fnmatchcase(name, pattern) else 1.0
+        layer = LAYER.search(name)
+        below = top - int(layer[1]) if layer else (top + 1) * ("embed" in name)
+        return found * self.layer_decay**below
+
+
+def held(parameters: Mapping[str, nn.Parameter], numbers: int) -> int:
+    """Bytes of so many float32 numbers for each weight."""
+    return 4 * numbers * sum(parameter.numel() for parameter in parameters.values())

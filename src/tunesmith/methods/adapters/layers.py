@@ -1,0 +1,53 @@
+"""Some layers learn: the last ones, or those that are named."""
+
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tunesmith.base import ModelError
+
+from .weights import Weights
+
+
+class Layers(Weights):
+    """The top of the model learns, its lower layers stay: a part of full fine-tuning's memory and time, since no gradient goes below."""
+
+    kind: Literal["layers"] = "layers"
+    last: int = Field(2, ge=0)
+    """So many of the last decoder layers learn, and the norm behind them."""
+    names: tuple[str, ...] = ()
+    """Parameters that learn beside these, by name, with * for any text: `*.mlp.*`, `model.layers.0.*`, `lm_head*`."""
+
+    def chosen(self, model: Any, seed: int) -> set[str]:
+        """Those of the last layers, and those that fit a name."""
+        layers = decoder_layers(model)
+        if self.last > len(layers):
+            raise ModelError(f"adapter.last: this model has {len(layers)} layers, not {self.last}")
+        top = {id(one) for layer in layers[len(layers) - self.last :] for one in layer.parameters()}
+        everything = dict(model.named_parameters())
+        found = {name for name, one in everything.items() if id(one) in top}
+        if self.last:
+            found |= {name for name in everything if ".layers." not in name and name.endswith("norm.weight")}
+        for pattern in self.names:
+            fitting = {name for name in everything if fnmatchcase(name, pattern)}
+            if not fitting:
+                raise ModelError(f"adapter.names: no parameter is called {pattern!r}; the first is {min(everything)}")
+            found |= fitting
+        return found
+
+
+def decoder_layers(model: Any) -> list[Any]:
+    """The layers of a decoder, from the lowest to the highest.
+
+    Raises:
+        ModelError: it has no list of layers.
+    """
+    from torch import nn
+
+    lists = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
+    count = model.config.get_text_config().num_hidden_layers
+    found = next((one for one in lists if len(one) == count), None)
+    if found is None:
+        raise ModelError(f"{type(model).__name__}: its layers cannot be told apart")
+    return list(found)

@@ -1,0 +1,53 @@
+"""What adapters share that let weights of the model itself learn: which ones is the only question."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.base import ModelError
+from tunesmith.models.load import Loaded
+
+from .base import Adapter
+
+
+class Weights(Adapter):
+    """Weights of the model learn, kept in float32; the others keep every bit. A member names those that learn."""
+
+    @abstractmethod
+    def chosen(self, model: Any, seed: int) -> set[str]:
+        """Names of the parameters that learn.
+
+        Raises:
+            ModelError: there are none in this model.
+        """
+
+    def attach(self, loaded: Loaded, seed: int) -> None:
+        """Freeze the model but for what is chosen."""
+        names = self.chosen(loaded.model, seed)
+        if not names:
+            raise ModelError(f"adapter {self.kind}: nothing would learn in {loaded.name}")
+        for name, parameter in loaded.model.named_parameters():
+            parameter.requires_grad_(name in names)
+            if name in names:
+                parameter.data = parameter.data.to(torch.float32)
+
+    def save(self, loaded: Loaded, folder: Path) -> None:
+        """Write the whole model as transformers does."""
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+
+    def restore(self, loaded: Loaded, folder: Path) -> None:
+        """Read all weights, by transformers, whose files may name them otherwise; they keep the dtype the model was loaded in."""
+        kind = type(loaded.model)
+        try:
+            read = kind.from_pretrained(folder, dtype=loaded.model.dtype, local_files_only=True, use_safetensors=True)
+            loaded.model.load_state_dict(read.state_dict())
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ModelError(f"{folder}: these weights are not of {loaded.name}: {reason}") from None
+        loaded.model.requires_grad_(False)
+
+    def merge(self, loaded: Loaded) -> None:
+        """Nothing to fold: the weights are the model."""

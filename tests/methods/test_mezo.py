@@ -1,0 +1,151 @@
+import pytest
+import torch
+from torch import nn
+
+from tunesmith.data.batch import Batch
+from tunesmith.methods.adapters import trainable
+from tunesmith.methods.adapters.full import Full
+from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.methods.objectives.sft import SFT
+from tunesmith.methods.optimizers.mezo import MeZO
+from tunesmith.training.batches import Dataset
+from tunesmith.training.checkpoint import load_newest, restore, save
+from tunesmith.training.loop import train
+
+
+@pytest.fixture
+def model(build):
+    return lambda: build("llama", spread=0.2, vocab_size=97, tie_word_embeddings=True)
+
+
+def copies(weights):
+    return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def equal(found, expected):
+    return all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_a_small_step_along_many_directions_is_a_step_against_the_gradient(model, random_rows):
+    loaded, batch = model(), Batch.of(random_rows(4))
+    LoRA(rank=2).attach(loaded, 0)
+    weights = trainable(loaded.model)
+    (SFT()(loaded, batch).total / batch.supervised).backward()
+    gradient = torch.cat([weight.grad.flatten() for weight in weights.values()])
+    loaded.model.zero_grad()
+    before = copies(weights)
+    count = 4 * len(gradient)
+    spec = MeZO(learning_rate=1e-3, epsilon=1e-3, directions=count)
+    list(train(loaded, SFT(), [[batch]], spec.build(weights), lambda _: 1.0, seed=0))
+    moved = torch.cat([(before[name] - weight).flatten() for name, weight in weights.items()]) / 1e-3
+    cosine = torch.nn.functional.cosine_similarity(moved.detach(), gradient, 0)
+    assert cosine > 0.85  # sqrt(n / (n + d + 1)) is expected of n directions in d dimensions: 0.89
+    assert float((moved.norm() / gradient.norm()).detach()) == pytest.approx((1 + 1 / 4) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("adapter", [Full(), LoRA(rank=2)], ids=["full", "lora"])
+def test_both_passes_leave_the_weights_bit_for_bit_as_they_were(model, adapter):
+    loaded = model()
+    adapter.attach(loaded, 0)
+    weights = trainable(loaded.model)
+    before, seen = copies(weights), []
+
+    def closure():
+        seen.append(copies(weights))
+        if len(seen) == 3:
+            raise RuntimeError("cut off within a pass")
+        return torch.zeros(())
+
+    optimizer = MeZO(epsilon=1e-2).build(weights)
+    optimizer.step(closure)  # no slope, no move
+    assert equal(weights, before)
+    assert not any(equal(one, before) for one in seen)
+    for name, weight in before.items():
+        torch.testing.assert_close((seen[0][name] + seen[1][name]) / 2, weight, atol=1e-6, rtol=1e-5)
+    with pytest.raises(RuntimeError):
+        optimizer.step(closure)
+    assert equal(weights, before)
+
+
+def test_tied_weights_are_moved_once_and_together(model, random_rows):
+    loaded = model()
+    Full().attach(loaded, 0)
+    weights = trainable(loaded.model)
+    assert not any("lm_head" in name for name in weights)
+    list(train(loaded, SFT(), [[Batch.of(random_rows(2))]] * 2, MeZO().build(weights), lambda _: 1.0, seed=0))
+    embedding, head = loaded.model.get_input_embeddings().weight, loaded.model.get_output_embeddings().weight
+    assert embedding is head
+
+
+def test_both_passes_draw_the_same_dropout(model, random_rows):
+    loaded, batch = model(), Batch.of(random_rows(2))
+    LoRA(rank=2, dropout=0.5).attach(loaded, 0)
+    losses = []
+
+    def closure():
+        losses.append(float(SFT()(loaded, batch).total))
+        return torch.tensor(losses[-1])
+
+    with torch.no_grad():
+        for name, weight in trainable(loaded.model).items():
+            if "lora_B" in name:
+                weight.normal_(0, 0.5)
+    loaded.model.train()
+    MeZO(epsilon=1e-7).build(trainable(loaded.model)).step(closure)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    before = losses[0]
+    MeZO(epsilon=1e-7).build(trainable(loaded.model)).step(closure)
+    assert losses[2] != pytest.approx(before, rel=1e-4)
+
+
+def test_a_run_is_told_by_its_moves_alone(model, random_rows):
+    loaded = model()
+    LoRA(rank=2).attach(loaded, 0)
+    weights = trainable(loaded.model)
+    before = copies(weights)
+    spec = MeZO(learning_rate=1e-2, epsilon=1e-2, weight_decay=0.1, rates={"*.lora_B": 4.0}, directions=2)
+    optimizer = spec.build(weights)
+    steps = Dataset(random_rows(8), 4, 4, 5, 0).from_step(0)
+    list(train(loaded, SFT(), steps, optimizer, lambda step: 1 / (step + 1), seed=0))
+    after = copies(weights)
+    assert not equal(after, before)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(before[name])
+    again = spec.build(weights)
+    again.load_state_dict(optimizer.state_dict())
+    again.replay()
+    assert equal(weights, after)
+
+
+def test_a_run_that_was_cut_ends_with_the_same_bits(model, random_rows, tmp_path):
+    found = []
+    for cut in (False, True):
+        loaded = model()
+        LoRA(rank=2).attach(loaded, 0)
+        weights = trainable(loaded.model)
+        data, spec = Dataset(random_rows(8), 4, 4, 4, 0), MeZO(learning_rate=1e-2, epsilon=1e-2)
+        optimizer = spec.build(weights)
+        for step in train(loaded, SFT(), data.from_step(0), optimizer, lambda _: 1.0, seed=0):
+            if cut and step.number == 3:
+                save(tmp_path, 4, weights, optimizer, {})
+                break
+        if cut:
+            with torch.no_grad():
+                for weight in weights.values():
+                    weight.zero_()
+            optimizer = spec.build(weights)
+            restore(load_newest(tmp_path, print), weights, optimizer)
+            list(train(loaded, SFT(), data.from_step(4), optimizer, lambda _: 1.0, seed=0, first=4))
+        found.append((copies(weights), optimizer.state_dict()["state"][0]))
+    assert equal(*(weights for weights, _ in found))
+    assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in ("seeds", "moves"))
+
+
+def test_it_finds_the_bottom_of_a_bowl():
+    weight = nn.Parameter(torch.full((20,), 3.0))
+    optimizer = MeZO(learning_rate=0.02, epsilon=1e-3, noise="sign").build({"w": weight})
+    torch.manual_seed(0)
+    for _ in range(400):
+        optimizer.step(lambda: weight.square().sum())
+    assert float(weight.abs().max()) < 0.1

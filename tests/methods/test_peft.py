@@ -1,0 +1,214 @@
+"""Every adapter whose files are peft's, both ways: logits of what the other wrote, and one step's gradients, in float32."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+
+from tunesmith.data.batch import Batch
+from tunesmith.methods.adapters import trainable
+from tunesmith.methods.adapters.dora import DoRA
+from tunesmith.methods.adapters.ia3 import IA3
+from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.methods.adapters.prompt import Prompt
+from tunesmith.methods.objectives.sft import SFT
+from tunesmith.models.attention import plain
+from tunesmith.models.forward import generic_logps, padded_logps, token_logps
+from tunesmith.models.generate import Sampling, generate
+
+VOCABULARY = 97
+IDS = torch.arange(3, 27).view(3, 8)
+COMMON = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+PAIRS = {
+    "lora": (LoRA(rank=4, alpha=6), LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, **COMMON)),
+    "rslora": (
+        LoRA(rank=4, alpha=6, scaling="root"),
+        LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, use_rslora=True, **COMMON),
+    ),
+    "dora": (DoRA(rank=4, alpha=6), LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, use_dora=True, **COMMON)),
+    "ia3": (
+        IA3(),
+        IA3Config(
+            target_modules=["k_proj", "v_proj", "down_proj"],
+            feedforward_modules=["down_proj"],
+            init_ia3_weights=False,
+            task_type="CAUSAL_LM",
+        ),
+    ),
+}
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request):
+    return PAIRS[request.param]
+
+
+@pytest.fixture(params=["llama", "qwen2"])
+def fresh(request, build):
+    return lambda: build(request.param, seed=3, vocab_size=VOCABULARY)
+
+
+def logits(model):
+    with torch.no_grad(), plain(getattr(model, "base_model", model) if isinstance(model, PeftModel) else model):
+        return model(input_ids=IDS, use_cache=False).logits
+
+
+def disturbed(loaded, adapter):
+    """Attached, and moved."""
+    adapter.attach(loaded, 1)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in trainable(loaded.model).values():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return loaded
+
+
+def test_peft_loads_what_we_write(fresh, pair, tmp_path):
+    adapter, _ = pair
+    loaded = disturbed(fresh(), adapter)
+    adapter.save(loaded, tmp_path)
+    theirs = PeftModel.from_pretrained(fresh().model, tmp_path)
+    found, expected = logits(theirs), logits(loaded.model)
+    assert not torch.allclose(expected, logits(fresh().model), atol=1e-2)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_we_load_what_peft_writes(fresh, pair, tmp_path):
+    adapter, config = pair
+    torch.manual_seed(0)
+    theirs = get_peft_model(fresh().model, config)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "magnitude" in name or "ia3" in name:
+                parameter += 0.3 * torch.rand(parameter.shape)
+    theirs.save_pretrained(tmp_path)
+    loaded = fresh()
+    adapter.restore(loaded, tmp_path)
+    torch.testing.assert_close(logits(loaded.model), logits(theirs), atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_are_peft_s(fresh, pair, random_rows, tmp_path):
+    """Ours on the forest, theirs row by row."""
+    adapter, _ = pair
+    loaded = disturbed(fresh(), adapter)
+    adapter.save(loaded, tmp_path)
+    rows = random_rows(4)
+    SFT()(loaded, Batch.of(rows)).total.backward()
+    theirs = PeftModel.from_pretrained(fresh().model, tmp_path, is_trainable=True)
+    with plain(theirs.base_model.model):
+        for row in rows:
+            tokens, learn = torch.tensor(row.sequences[0].tokens).long(), torch.tensor(row.sequences[0].learn)
+            labels = tokens.masked_fill(~learn, -100)
+            out = theirs(input_ids=tokens[None], use_cache=False).logits[0]
+            torch.nn.functional.cross_entropy(out[:-1], labels[1:], reduction="sum").backward()
+    expected = {
+        name.removeprefix("base_model.model."): parameter.grad
+        for name, parameter in theirs.named_parameters()
+        if parameter.requires_grad
+    }
+    ours = trainable(loaded.model)
+    assert len(ours) == len(expected) > 0
+    for name, parameter in ours.items():
+        same = {
+            name,
+            f"{name}.default",
+            f"{name}.default.weight",
+            name.replace("magnitude", "lora_magnitude_vector.default.weight"),
+        }
+        (gradient,) = (expected[other] for other in same if other in expected)
+        assert (parameter.grad - gradient.view_as(parameter)).norm() <= 1e-5 * gradient.norm(), name
+
+
+class TestPrincipalStart:
+    adapter = LoRA(rank=4, alpha=6, start="principal")
+
+    def test_corrections_begin_with_the_largest_singular_values_and_change_nothing(self, build):
+        loaded = build("llama", seed=3, vocab_size=VOCABULARY)
+        before = logits(loaded.model)
+        weight = loaded.model.model.layers[0].mlp.down_proj.weight.clone()
+        self.adapter.attach(loaded, 0)
+        layer = loaded.model.model.layers[0].mlp.down_proj
+        left, values, right = torch.linalg.svd(weight)
+        part = left[:, :4] @ torch.diag(values[:4]) @ right[:4]
+        found = (layer.scale * layer.lora_B @ layer.lora_A).detach()
+        assert (found - part).norm() <= 1e-3 * part.norm()
+        torch.testing.assert_close(logits(loaded.model), before, atol=1e-5, rtol=1e-5)
+        with self.adapter.disabled(loaded):
+            assert torch.equal(logits(loaded.model), before)
+
+    def test_what_it_learnt_is_an_ordinary_adapter_of_twice_the_rank(self, build, tmp_path):
+        fresh = lambda: build("llama", seed=3, vocab_size=VOCABULARY)  # noqa: E731
+        loaded = disturbed(fresh(), self.adapter)
+        self.adapter.save(loaded, tmp_path)
+        assert LoraConfig.from_pretrained(tmp_path).r == 8
+        torch.testing.assert_close(
+            logits(PeftModel.from_pretrained(fresh().model, tmp_path)), logits(loaded.model), atol=1e-5, rtol=1e-5
+        )
+        again = fresh()
+        self.adapter.restore(again, tmp_path)
+        torch.testing.assert_close(logits(again.model), logits(loaded.model), atol=1e-5, rtol=1e-5)
+
+    def test_the_fused_and_the_generic_way_agree(self, build, random_rows):
+        batch, found = Batch.of(random_rows(4)), []
+        for fuse in (True, False):
+            loaded = disturbed(build("llama", seed=3, vocab_size=VOCABULARY), self.adapter)
+            loaded.fuse = fuse
+            assert (loaded.decoder() is not None) == fuse
+            SFT()(loaded, batch).total.backward()
+            found.append({name: weight.grad for name, weight in trainable(loaded.model).items()})
+        for name, gradient in found[0].items():
+            assert (gradient - found[1][name]).norm() <= 1e-5 * gradient.norm(), name
+
+
+class TestPrompt:
+    @pytest.fixture
+    def theirs(self, fresh, tmp_path):
+        loaded = disturbed(fresh(), Prompt(tokens=5))
+        Prompt(tokens=5).save(loaded, tmp_path)
+        return loaded, PeftModel.from_pretrained(fresh().model, tmp_path, is_trainable=True)
+
+    def test_peft_loads_what_we_write_and_has_our_gradient(self, theirs, random_rows):
+        loaded, theirs = theirs
+        rows, total = random_rows(4), 0.0
+        loss = SFT()(loaded, Batch.of(rows)).total
+        loss.backward()
+        with plain(theirs.base_model):
+            for row in rows:
+                tokens, learn = torch.tensor(row.sequences[0].tokens).long(), torch.tensor(row.sequences[0].learn)
+                out = theirs(input_ids=tokens[None], use_cache=False).logits[0, 5:]
+                labels = tokens.masked_fill(~learn, -100)
+                one = torch.nn.functional.cross_entropy(out[:-1], labels[1:], reduction="sum")
+                one.backward()
+                total += float(one.detach())
+        assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
+        (ours,), (gradient,) = (
+            [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+            for model in (loaded.model, theirs)
+        )
+        assert (ours - gradient).norm() <= 1e-5 * gradient.norm()
+
+    def test_every_way_agrees_and_answers_follow_it(self, theirs, random_rows):
+        loaded, theirs = theirs
+        batch = Batch.of(random_rows(4))
+        expected = padded_logps(loaded, batch)
+        assert loaded.decoder() is not None
+        torch.testing.assert_close(token_logps(loaded, batch), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(generic_logps(loaded, batch), expected, atol=1e-5, rtol=1e-5)
+        prompts = [[5, 6, 7], [5, 6, 8, 9]]
+        answers = [answer.tokens for answer in generate(loaded, prompts, Sampling(max_tokens=6))]
+        for prompt, answer in zip(prompts, answers, strict=True):
+            tokens = list(prompt)
+            with torch.no_grad(), plain(theirs.base_model):
+                for token in answer:
+                    assert (
+                        int(theirs(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()) == token
+                    )
+                    tokens.append(token)
+
+    def test_it_starts_as_words_that_are_given(self, fresh):
+        loaded = fresh()
+        expected = loaded.model.get_input_embeddings().weight[[5, 6, 5]].detach()
+        loaded.tokenizer = lambda text, add_special_tokens: SimpleNamespace(input_ids=[5, 6])
+        Prompt(tokens=3, text="two words").attach(loaded, 0)
+        assert torch.equal(loaded.model.get_input_embeddings().prompt.detach(), expected)
