@@ -166,10 +166,11 @@ class TestPrompt:
     def theirs(self, fresh, tmp_path):
         loaded = disturbed(fresh(), Prompt(tokens=5))
         Prompt(tokens=5).save(loaded, tmp_path)
-        return loaded, PeftModel.from_pretrained(fresh().model, tmp_path, is_trainable=True)
+        return loaded, PeftModel.from_pretrained(fresh().model, tmp_path)
 
     def test_peft_loads_what_we_write_and_has_our_gradient(self, theirs, random_rows):
         loaded, theirs = theirs
+        theirs.prompt_encoder.requires_grad_(True)
         rows, total = random_rows(4), 0.0
         loss = SFT()(loaded, Batch.of(rows)).total
         loss.backward()

@@ -50,7 +50,9 @@ def initialise(
     base = last_logits(loaded, rows)
     spec.adapter.attach(loaded, seed)
     started = last_logits(loaded, rows)
-    proof.claim("the adapter starts as the base", bool(gap(base, started) < 0.05), largest_logit_gap=gap(base, started))
+    apart = gap(base, started)
+    if spec.adapter.neutral:
+        proof.claim("the adapter starts as the base", bool(apart < 0.05), largest_logit_gap=apart)
     if spec.adapter.adds_weights:
         spec.adapter.save(loaded, out / "adapter")
     facts = describe(loaded)

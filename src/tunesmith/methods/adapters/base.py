@@ -17,6 +17,8 @@ class Adapter(Family):
 
     adds_weights: ClassVar[bool] = False
     """Whether it leaves the base as it is and learns weights of its own beside it."""
+    neutral: ClassVar[bool] = True
+    """Whether the model, just attached, still answers as its base."""
     merges: ClassVar[bool] = True
     """Whether what it learnt can become a part of the model's weights; else it is served beside them."""
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 
 from tunesmith.base import ModelError
-from tunesmith.base.files import write_json
+from tunesmith.base.files import read_json, write_json
 from tunesmith.models.load import Loaded
 from tunesmith.models.prompt import NAME, PromptEmbedding
 
@@ -22,6 +22,7 @@ class Prompt(Adapter):
 
     kind: Literal["prompt"] = "prompt"
     adds_weights = True
+    neutral: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     tokens: int = Field(20, ge=1)
     """Length of the prompt."""
@@ -55,7 +56,10 @@ class Prompt(Adapter):
 
     def restore(self, loaded: Loaded, folder: Path) -> None:
         """Attach and read a file that this or peft wrote."""
-        found = load_file(folder / "adapter_model.safetensors")
+        found, about = load_file(folder / "adapter_model.safetensors"), read_json(folder / "adapter_config.json")
+        layers = loaded.model.config.get_text_config().num_hidden_layers
+        if about.get("num_layers", layers) != layers:
+            raise ModelError(f"{folder}: learnt on a model of {about['num_layers']} layers, {loaded.name} has {layers}")
         self.attach(loaded, 0)
         prompt = _embedding(loaded).prompt
         if set(found) != {NAME} or found[NAME].shape != prompt.shape:
