@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-README, FINETUNE, RESULTS = (
-    ROOT / "README.md",
-    ROOT / "docs" / "stages" / "finetune.md",
-    ROOT / "benchmarks" / "results",
-)
+README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
+FINETUNE, SERVING = ROOT / "docs" / "stages" / "finetune.md", ROOT / "docs" / "serving.md"
 
 
 def minutes(seconds: float) -> str:
@@ -89,12 +86,39 @@ def planned(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Measured on {measured(last)}, in one thread (`python benchmarks/plan.py`)."])
 
 
+def saved(result: dict[str, Any]) -> str:
+    """What each way of saving memory leaves of it, and takes in time."""
+    lines = ["| training | way | peak | memory | time |", "|---|---|---|---|---|"]
+    for name, work in result["works"].items():
+        for way, figures in list(work["median"].items())[1:]:
+            ratios = f"{figures['memory']:.2f} | {figures['time']:.2f}"
+            lines.append(f"| {TITLES[name].split(',')[0]} | {way} | {figures['training_peak_mb']:,.0f} MB | {ratios} |")
+    last = list(result["works"].values())[-1]
+    return "\n".join(
+        [*lines, "", f"Ratios to the plain step. Measured on {measured(last)} (`python benchmarks/memory.py`)."]
+    )
+
+
+def served(result: dict[str, Any]) -> str:
+    """A line for each number of clients and server."""
+    lines = ["| clients | server | tokens a second | tunesmith is faster |", "|---|---|---|---|"]
+    for name, work in result["works"].items():
+        for server, figures in work["median"].items():
+            faster = "" if server == "tunesmith" else f"{figures['tunesmith_is_faster']:.1f} times"
+            lines.append(f"| {name} | {server} | {figures['tokens_per_second']:.0f} | {faster} |")
+    last = list(result["works"].values())[-1]
+    count = len(last["rounds"])
+    return "\n".join([*lines, "", f"Measured on {measured(last)}, {count} round (`python benchmarks/serving.py`)."])
+
+
 FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "first_run": (README, first_run),
     "training": (README, against),
     "generation": (README, against),
     "prepare": (README, against),
     "plan": (FINETUNE, planned),
+    "memory": (FINETUNE, saved),
+    "serving": (SERVING, served),
 }
 
 
@@ -111,7 +135,7 @@ def written(page: Path, text: str) -> str:
 
 def main() -> None:
     """Write, or say what is out of date."""
-    for page in (README, FINETUNE):
+    for page in (README, FINETUNE, SERVING):
         before = page.read_text()
         after = written(page, before)
         if "--check" in sys.argv and before != after:

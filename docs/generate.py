@@ -6,7 +6,7 @@ python docs/generate.py --check    # exit 1 and name them if a page is not what 
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from inspect import cleandoc
 from pathlib import Path
 from types import UnionType
@@ -156,6 +156,8 @@ def _written(annotation: Any, place: str) -> str:
         return ", ".join(f"`{part}`" for part in parts)
     if origin in (Union, UnionType):
         return " or ".join(_written(part, place) for part in parts)
+    if origin in (dict, Mapping):
+        return f"mapping from {_written(parts[0], place)} to {_written(parts[1], place)}"
     if origin is tuple:
         inner = [_written(part, place) for part in parts if part is not Ellipsis]
         return f"list of {inner[0]}" if Ellipsis in parts else f"list of {len(inner)}: {', '.join(inner)}"

@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--fp32", action="store_true")
     parser.add_argument("--int8", action="store_true", help="the frozen base rounded to int8")
     parser.add_argument("--checkpointing", action="store_true", help="the backward computes layers again")
+    parser.add_argument(
+        "--compile", action="store_true", help="transformers' layers through torch.compile, with --generic"
+    )
     parser.add_argument("--offload", action="store_true", help="the optimizer's moments in a file")
     given = parser.parse_args()
     loaded = load(given.model, "fp32" if given.fp32 else "int8" if given.int8 else "bf16")
@@ -42,6 +45,9 @@ def main() -> None:
         for number, talk in enumerate(messages())
     ]
     (Full() if given.full else LoRA(rank=RANK, alpha=ALPHA)).attach(loaded, SEED)
+    if given.compile:
+        for layer in loaded.model.model.layers:
+            layer.compile(dynamic=True)
     loading = peak_megabytes()
     moves = AdamW(learning_rate=LEARNING_RATE, weight_decay=0.0, offload=given.offload)
     peak, optimizer = Peak(), moves.build(trainable(loaded.model))

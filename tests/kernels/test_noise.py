@@ -60,6 +60,15 @@ def test_it_scales_what_it_is_added_to_and_works_in_place():
     assert torch.equal(source, before)
 
 
+def test_rows_need_not_lie_side_by_side():
+    wide, expected = torch.zeros(50, 300), torch.empty(50, 200)
+    perturb(expected, torch.zeros(50, 200), 9, 4, keep=1.0, scale=1.0, noise="normal")
+    part = wide[:, :200]
+    perturb(part, part, 9, 4, keep=1.0, scale=1.0, noise="normal")
+    assert torch.equal(part, expected)
+    assert not wide[:, 200:].any()
+
+
 def test_without_compiled_operations_it_is_the_same_direction():
     compiled = made(1000, 3)
     with native.disabled():

@@ -186,7 +186,11 @@ class TestEveryAdapter:
         loaded = fresh()
         member().attach(loaded, 1)
         member().save(loaded, tmp_path)
-        for fields in ({"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"hidden_size": 32, "intermediate_size": 48}):
+        for fields in (
+            {"num_hidden_layers": 3},
+            {"num_hidden_layers": 1},
+            {"hidden_size": 32, "intermediate_size": 48},
+        ):
             with pytest.raises(ModelError) as caught:
                 member().restore(fresh(**fields), tmp_path)
             assert "\n" not in str(caught.value)

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+WEIGHT = "weight"
+"""Name of the column that tells how much a row counts."""
+
 Message = dict[str, Any]
 """One chat message in OpenAI's form: `role`, `content`, and perhaps `tool_calls`, `tool_call_id`, `name`."""
 

@@ -13,7 +13,7 @@ MASK = 0xFFFFFFFF
 
 
 def perturb(to: Tensor, source: Tensor, seed: int, offset: int, *, keep: float, scale: float, noise: Noise) -> None:
-    """to = keep source + scale z, float32, of one shape and contiguous; `to` may be `source`.
+    """to = keep source + scale z, float32, of one shape; `to` may be `source`.
 
     Args:
         seed: of the direction, below 2^64.
@@ -21,11 +21,24 @@ def perturb(to: Tensor, source: Tensor, seed: int, offset: int, *, keep: float, 
         noise: z is standard normal, or -1 and 1 with equal chance; independent in both cases.
     """
     first, second = keys(seed)
-    if native.serves(to) and native.serves(source):
-        kind = KINDS[noise]
-        native.run("perturb", torch.float32, to, source, to.numel(), first, second, offset, keep, scale, kind)
+    shapes = [_rows(one) for one in (to, source)]
+    if native.serves(to) and native.serves(source) and None not in shapes:
+        (rows, columns, ld_to), (_, _, ld_source) = (
+            (1, to.numel(), 0) if to.is_contiguous() and source.is_contiguous() else shape or (0, 0, 0)
+            for shape in shapes
+        )
+        arguments = (to, source, rows, columns, ld_to, ld_source, first, second, offset, keep, scale, KINDS[noise])
+        native.run("perturb", torch.float32, *arguments)
         return
     to.copy_(keep * source + scale * reference(source.numel(), seed, offset, noise).view_as(source).to(source.device))
+
+
+def _rows(tensor: Tensor) -> tuple[int, int, int] | None:
+    """Rows, columns and numbers from row to row; None if the numbers of a row do not lie side by side."""
+    if tensor.is_contiguous():
+        columns = tensor.shape[-1] if tensor.ndim else 1
+        return tensor.numel() // max(columns, 1), columns, columns
+    return (*tensor.shape, tensor.stride(0)) if tensor.ndim == 2 and tensor.stride(1) == 1 else None
 
 
 def reference(count: int, seed: int, offset: int, noise: Noise) -> Tensor:

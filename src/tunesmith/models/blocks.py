@@ -93,7 +93,7 @@ class Group:
             held = self.weight_OJ[row : row + len(base.weight), : self.width]
             held.copy_(base.weight)
             if self._viewed(base):
-                base.weight = nn.Parameter(held, requires_grad=False)
+                base.weight.data = held  # the same parameter: whoever holds it goes on holding it
             row += len(held)
 
     @property
@@ -109,7 +109,7 @@ class Group:
     def release(self) -> None:
         """Give the layers weights of their own again."""
         for base in filter(self._viewed, self.bases):
-            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+            base.weight.data = base.weight.detach().clone()
 
     @torch.no_grad()
     def refresh(self) -> Joint:
@@ -120,7 +120,7 @@ class Group:
             rows = slice(row, row + len(base.weight))
             row = rows.stop
             weight = None if self.base is not None else base.weight
-            if base.weight.requires_grad:
+            if self.base is None and not self._viewed(base):
                 self.weight_OJ.data[rows, : self.width] = base.weight
             if base.bias is not None and self.bias_O is not None:
                 self.bias_O.data[rows] = base.bias

@@ -124,7 +124,8 @@ class Passes:
             return loss.detach()
 
         random = torch.get_rng_state()
-        optimizer.model_copy(update={"rates": {}}).build(parameters).step(closure)  # type: ignore[arg-type]
+        learnt, frozen = ({name: parameters[name]} for name in parameters)
+        optimizer.model_copy(update={"rates": {}}).over(learnt, frozen).step(closure)  # type: ignore[arg-type]
         torch.set_rng_state(random)
         return cls(sum(calls), len(calls) - sum(calls))
 
@@ -200,11 +201,15 @@ def estimate(
     passes, loaded = Passes.of(optimizer), Loaded("plan", Path(), skeleton(config, precision), None, precision)
     loaded.checkpointing = checkpointing
     parameters = count(loaded.model)
+    if optimizer.moves_frozen:
+        loaded.model.float()
     adapter.attach(loaded, data.seed)
     learnt = trainable(loaded.model)
     own = sum(parameter.nbytes for parameter in learnt.values())
     several = data.micro_batch < min(data.batch, len(data.rows))
     pass_ = rehearse(loaded, objective, work.largest, gradients=passes.with_gradient > 0, accumulate=several)
+    if optimizer.moves_frozen:  # a copy of the base lies where the pass keeps its tensors later
+        pass_ = replace(pass_, kept=max(pass_.kept, 4 * parameters))
     return Estimate(
         **_memory(pass_, own, own if passes.with_gradient else 0),
         weights=sum(storage.nbytes() for storage in storages(loaded)) - own,

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,7 @@ from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.methods.optimizers.adamw import AdamW
+from tunesmith.methods.optimizers.hybrid import TorchHybrid
 from tunesmith.models.load import Loaded, Precision, load
 from tunesmith.training import checkpoint
 from tunesmith.training.batches import Dataset
@@ -114,7 +115,8 @@ class Training:
     def __init__(self, spec: Finetune, loaded: Loaded, data: Dataset, judge: Judge, out: Output):
         self.spec, self.loaded, self.data, self.judge, self.out = spec, loaded, data, judge, out
         self.parameters = trainable(loaded.model)
-        self.optimizer = spec.optimizer.build(self.parameters)
+        frozen = {name: one for name, one in loaded.model.named_parameters() if name not in self.parameters}
+        self.optimizer = spec.optimizer.over(self.parameters, frozen)
         self.watch, self.peak, self.saved = Watch(), Peak(), 0
         every = spec.validation.every
         self.every = every if isinstance(every, int) else max(1, round(every * data.steps_per_epoch))
@@ -201,7 +203,16 @@ class Training:
                 raise ConfigError(
                     f"{self.out / 'best'}: the best checkpoint (step {self.watch.best_step}) is damaged; delete {self.out.path} and run again"
                 )
-            checkpoint.restore(found, self.parameters)
+            if isinstance(self.optimizer, TorchHybrid):
+                self.optimizer.reset(load(self.loaded.name, cast(Precision, self.loaded.precision)).model.parameters())
+            checkpoint.restore(found, self.parameters, self.optimizer)
+
+    def keep(self, adapter: Adapter) -> None:
+        """Write what was learnt."""
+        shutil.rmtree(self.out / "adapter", ignore_errors=True)
+        adapter.save(self.loaded, self.out / "adapter")
+        if isinstance(self.optimizer, TorchHybrid):
+            self.optimizer.save(self.out / "adapter")
 
 
 def finetune(
@@ -222,6 +233,8 @@ def finetune(
     loaded = load(model, precision)
     loaded.checkpointing = spec.activation_checkpointing is True
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
+    if spec.optimizer.moves_frozen:
+        loaded.model.float()
     chosen.attach(loaded, seed)
     before = last_logits(loaded, rows)
     size, watched = spec.micro_batch or spec.batch, spec.validation.rows
@@ -239,8 +252,7 @@ def finetune(
     proof.claim("training changed the logits", moved > 1e-3, largest_logp_change=moved)
     finite = all(bool(parameter.isfinite().all()) for parameter in training.parameters.values())
     proof.claim("every learnt weight is finite", finite, tensors=len(training.parameters))
-    shutil.rmtree(out / "adapter", ignore_errors=True)
-    chosen.save(loaded, out / "adapter")
+    training.keep(chosen)
     proof.write(out / "proof.json")
     for folder in ("checkpoints", "best"):
         shutil.rmtree(out / folder, ignore_errors=True)

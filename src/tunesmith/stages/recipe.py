@@ -56,6 +56,17 @@ class Recipe(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _base_can_move(self) -> Self:
+        adapter, optimizer = self.initialise.adapter, self.finetune.optimizer
+        if optimizer.moves_frozen and (self.precision == "int8" or not adapter.adds_weights):
+            what = "an int8 base" if self.precision == "int8" else f"what the adapter {adapter.kind} leaves frozen"
+            raise ValueError(
+                f"optimizer {optimizer.kind} moves the base, in float32, beside an adapter, and cannot move {what}; set precision=bf16 and "
+                "initialise.adapter.kind=lora, or take another optimizer"
+            )
+        return self
+
     def to_yaml(self) -> str:
         """Every setting, defaults included, as a recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import cycle
 from types import TracebackType
 from typing import Any, Literal, Self, cast
@@ -98,7 +99,7 @@ class _Worker:
     def end(self) -> None:
         """Let it go, whatever it is doing."""
         self.process.kill()
-        with self.process:
+        with suppress(BrokenPipeError), self.process:  # what was on its way to it
             pass
 
 

@@ -26,7 +26,7 @@ ARGUMENTS = {
     "attention": "ppppppppnnnnnnff",
     "attention_backward": "pppppppppppppnnnnnnnff",
     "token_logp": "pppnni",
-    "perturb": "ppnnnnffi",
+    "perturb": "ppnnnnnnnffi",
     "quantise": "pnpppnni",
     "dequantise": "ppppnnni",
     "decode_layers": "ppnpp",

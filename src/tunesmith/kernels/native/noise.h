@@ -44,17 +44,21 @@ static inline float normal(float u) {
 
 enum { NORMAL = 0, SIGN = 1 };
 
-// to = keep from + scale noise; the noise at a place depends on (first, second, offset + place) alone. `to` may be `from`.
-void NAME(perturb)(float *to, const float *from, long count, long first, long second, long offset, float keep, float scale, int kind) {
-#pragma omp parallel for schedule(static) if (count > SMALL)
-    for (long block = 0; block < count; block += SMALL) {
-        long end = block + SMALL < count ? block + SMALL : count;
-        for (long i = block; i < end; i++) { // kind is the same for all, so compilers take it out of the loop
-            uint64_t place = (uint64_t)(offset + i);
-            uint32_t inner = mixed((uint32_t)place ^ (uint32_t)first);
-            uint32_t bits = mixed(inner + (uint32_t)second + (uint32_t)(place >> 32) * 0x9e3779b9u);
-            float z = kind == SIGN ? ((int32_t)bits < 0 ? -1.0f : 1.0f) : normal(((float)(bits >> 9) + 0.5f) * 0x1p-22f - 1.0f);
-            to[i] = keep * from[i] + scale * z;
+// to = keep from + scale noise, [rows, columns] each with its own distance from row to row; `to` may be `from`. The noise at a place depends on
+// (first, second, offset + place) alone, places counted as if rows were side by side.
+void NAME(perturb)(float *to, const float *from, long rows, long columns, long ld_to, long ld_from, long first, long second, long offset,
+                   float keep, float scale, int kind) {
+    long blocks = (columns + SMALL - 1) / SMALL;
+#pragma omp parallel for schedule(static) collapse(2) if (rows * columns > SMALL)
+    for (long row = 0; row < rows; row++)
+        for (long block = 0; block < blocks; block++) {
+            long end = (block + 1) * SMALL < columns ? (block + 1) * SMALL : columns;
+            for (long i = block * SMALL; i < end; i++) { // kind is the same for all, so compilers take it out of the loop
+                uint64_t place = (uint64_t)(offset + row * columns + i);
+                uint32_t inner = mixed((uint32_t)place ^ (uint32_t)first);
+                uint32_t bits = mixed(inner + (uint32_t)second + (uint32_t)(place >> 32) * 0x9e3779b9u);
+                float z = kind == SIGN ? ((int32_t)bits < 0 ? -1.0f : 1.0f) : normal(((float)(bits >> 9) + 0.5f) * 0x1p-22f - 1.0f);
+                to[row * ld_to + i] = keep * from[row * ld_from + i] + scale * z;
+            }
         }
-    }
 }

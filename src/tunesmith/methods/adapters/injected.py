@@ -14,6 +14,7 @@ from tunesmith.base import ModelError
 from tunesmith.base.files import read_json, write_json
 from tunesmith.models.load import Loaded
 
+from ..optimizers.hybrid import follow
 from .base import Adapter
 
 PREFIX = "base_model.model."
@@ -57,6 +58,7 @@ class Injected(Adapter):
 
     def restore(self, loaded: Loaded, folder: Path) -> None:
         """Attach and read a file that this or peft wrote."""
+        follow(list(loaded.model.parameters()), folder)
         found = load_file(folder / "adapter_model.safetensors")
         served = self.served()
         served._check(folder)

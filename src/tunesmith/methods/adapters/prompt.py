@@ -14,6 +14,7 @@ from tunesmith.base.files import read_json, write_json
 from tunesmith.models.load import Loaded
 from tunesmith.models.prompt import NAME, PromptEmbedding
 
+from ..optimizers.hybrid import follow
 from .base import Adapter
 
 
@@ -56,6 +57,7 @@ class Prompt(Adapter):
 
     def restore(self, loaded: Loaded, folder: Path) -> None:
         """Attach and read a file that this or peft wrote."""
+        follow(list(loaded.model.parameters()), folder)
         found, about = load_file(folder / "adapter_model.safetensors"), read_json(folder / "adapter_config.json")
         layers = loaded.model.config.get_text_config().num_hidden_layers
         if about.get("num_layers", layers) != layers:

@@ -6,19 +6,17 @@ from pydantic import Field
 from torch import Tensor
 
 from tunesmith.data.batch import Batch
+from tunesmith.data.example import WEIGHT
 from tunesmith.models.forward import noisy_embeddings, token_logps
 from tunesmith.models.load import Loaded
 
 from .base import Loss, Objective
 
-WEIGHT = "weight"
-"""Name of the column that tells how much a row counts."""
-
 
 class SFT(Objective):
     """Raise the likelihood of the demonstrated answers. The first thing to try whenever you have examples of good answers.
 
-    A row whose data has a number `weight` counts that much; the loss is still the mean over all tokens alike.
+    Where `prepare.weight` names a field, rows count that much; the loss is still the mean over all tokens alike.
     """
 
     kind: Literal["sft"] = "sft"

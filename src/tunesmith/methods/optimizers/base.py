@@ -21,6 +21,8 @@ class Optimizer(Family):
 
     gradients: ClassVar[bool] = True
     """Whether it moves along gradients; else its first steps may well go uphill."""
+    moves_frozen: ClassVar[bool] = False
+    """Whether it also moves what an adapter leaves frozen, without a gradient; that is then kept in float32."""
     learning_rate: float = Field(gt=0)
     """Largest step size, reached after warmup."""
     weight_decay: float = Field(0.0, ge=0)
@@ -33,6 +35,10 @@ class Optimizer(Family):
     @abstractmethod
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """An optimizer over what learns; names tell, for example, which weights decay."""
+
+    def over(self, parameters: Mapping[str, nn.Parameter], frozen: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        """As `build`, where it is also to know what does not learn."""
+        return self.build(parameters)
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
         """Memory that its state takes, in bytes."""

@@ -51,18 +51,22 @@ SEEDS, MOVES = "seeds", "moves"
 """State of the first weight: int64 [moves], and float64 [moves, groups, 2] with keep and scale."""
 
 
+def places(parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, int]:
+    """Where each parameter begins in a direction through all of them."""
+    found, end = {}, 0
+    for parameter in parameters:
+        found[parameter] = end
+        end += parameter.numel()
+    return found
+
+
 class TorchMeZO(torch.optim.Optimizer):
     """Algorithm 1 of the paper. Its whole course is its moves, some bytes for each: `replay` does them again."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], settings: dict[str, Any]) -> None:
         super().__init__(groups, settings)
-        self.offsets: dict[nn.Parameter, int] = {}
+        self.offsets = places(parameter for group in self.param_groups for parameter in group["params"])
         self.kept: dict[nn.Parameter, Tensor] = {}
-        end = 0
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.offsets[parameter] = end
-                end += parameter.numel()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]
