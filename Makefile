@@ -25,7 +25,7 @@ quickstart: $(VENV)/core
 	$(BIN)/tunesmith run recipes/quickstart.yaml
 
 test: $(VENV)/dev lint
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .

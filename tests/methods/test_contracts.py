@@ -20,6 +20,9 @@ from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models import attention
 from tunesmith.models.forward import padded_logps
 from tunesmith.models.prompt import load_prompt, save_model
+from tunesmith.stages.estimate import estimate
+from tunesmith.stages.machine import Speed
+from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train
 
 FAMILIES = (Adapter, Objective, Optimizer)
@@ -261,8 +264,30 @@ def test_every_two_members_meet():
 def test_combinations_train(adapter, objective, optimizer, fresh, batch):
     loaded = fresh()
     adapter().attach(loaded, 1)
-    moves = optimizer().build(trainable(loaded.model))
-    steps = list(train(loaded, objective(), [[batch]] * 8, moves, lambda step: 1.0, seed=0))
+    learnt = trainable(loaded.model)
+    frozen = {name: one for name, one in loaded.model.named_parameters() if name not in learnt}
+    before = {name: one.clone() for name, one in loaded.model.named_parameters()}
+    moves = optimizer().over(learnt, frozen)
+    steps = list(train(loaded, objective(), [[batch]] * 5, moves, lambda step: 1.0, seed=0))
     assert all(torch.isfinite(torch.tensor(step.loss)) for step in steps)
     assert steps[-1].loss < steps[0].loss or not optimizer.gradients
-    assert [step.number for step in steps] == list(range(8))
+    assert [step.number for step in steps] == list(range(5))
+    assert any(not torch.equal(learnt[name], before[name]) for name in learnt)
+    moved = [not torch.equal(frozen[name], before[name]) for name in frozen]
+    assert any(moved) == (optimizer.moves_frozen and bool(frozen))
+
+
+@pytest.mark.parametrize("member", members(Adapter))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["llama", "olmo2"])
+def test_every_adapter_can_be_planned(member, precision, kind, build, random_rows):
+    """On fused operations and on transformers' layers, without numbers."""
+    config = build(kind, vocab_size=VOCABULARY).model.config
+    spec = member(text="some words") if "text" in member.model_fields else member()
+    data = Dataset(random_rows(4), 2, 2, 1, 0)
+    found = estimate(
+        config, spec, Optimizer.member("adamw")(), Objective.member("sft")(), data, precision=precision,
+        speed=Speed(1e12, 1e12, 1e10, 1e-6), available=2**40, resident=0,
+    )  # fmt: skip
+    assert found.learning > 0
+    assert found.peak_bytes > found.weights > 0

@@ -105,13 +105,15 @@ def test_its_estimate_points_along_the_gradient(attached, random_rows):
         weight.requires_grad_(False)
     spec = Hybrid(learning_rate=0, base_rate=1e-12, epsilon=1e-4)
     optimizer, estimate = spec.over(learnt, frozen), torch.zeros_like(gradient)
-    count = 2 * len(gradient)
+    count = len(gradient) // 2
     for number in range(count):
         torch.manual_seed(number)
         optimizer.step(lambda: SFT()(loaded, batch).total / batch.supervised)
     for seed, scale in zip(*(one.tolist() for one in optimizer.moves), strict=True):
         estimate += -scale / 1e-12 / count * reference(len(gradient), seed, 0, "normal")
-    assert torch.nn.functional.cosine_similarity(estimate, gradient, 0) > 0.75  # 0.82 is expected of 2 d directions
+    assert (
+        torch.nn.functional.cosine_similarity(estimate, gradient, 0) > 0.5
+    )  # sqrt(n / (n + d + 1)) is expected of n directions in d dimensions: 0.58
 
 
 def test_a_run_that_was_cut_ends_with_the_same_bits(attached, random_rows, tmp_path):

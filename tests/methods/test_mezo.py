@@ -34,13 +34,13 @@ def test_a_small_step_along_many_directions_is_a_step_against_the_gradient(model
     gradient = torch.cat([weight.grad.flatten() for weight in weights.values()])
     loaded.model.zero_grad()
     before = copies(weights)
-    count = 4 * len(gradient)
+    count = len(gradient)
     spec = MeZO(learning_rate=1e-3, epsilon=1e-3, directions=count)
     list(train(loaded, SFT(), [[batch]], spec.build(weights), lambda _: 1.0, seed=0))
     moved = torch.cat([(before[name] - weight).flatten() for name, weight in weights.items()]) / 1e-3
     cosine = torch.nn.functional.cosine_similarity(moved.detach(), gradient, 0)
-    assert cosine > 0.85  # sqrt(n / (n + d + 1)) is expected of n directions in d dimensions: 0.89
-    assert float((moved.norm() / gradient.norm()).detach()) == pytest.approx((1 + 1 / 4) ** 0.5, rel=0.1)
+    assert cosine > 0.65  # sqrt(n / (n + d + 1)) is expected of n directions in d dimensions: 0.71
+    assert float((moved.norm() / gradient.norm()).detach()) == pytest.approx(2**0.5, rel=0.1)
 
 
 @pytest.mark.parametrize("adapter", [Full(), LoRA(rank=2)], ids=["full", "lora"])

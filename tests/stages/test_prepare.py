@@ -200,9 +200,10 @@ def test_preview_shows_what_is_learnt_and_no_control_characters(tmp_path: Path, 
 
 def test_rows_say_what_they_count_where_a_field_is_named_for_it(tmp_path: Path) -> None:
     odd = [row(70, worth="much"), row(71), row(72, worth=-1), row(73, worth=True)]
-    source = write(tmp_path / "t.jsonl", [*(row(number, worth=number / 10) for number in range(40)), *odd])
+    text = row(74, worth="0.5")
+    source = write(tmp_path / "t.jsonl", [*(row(number, worth=number / 10) for number in range(40)), text, *odd])
     artifact = run(tmp_path, Prepare(source=source, weight="worth"))
     examples, rows = load_examples(artifact.path, "train"), load_split(artifact.path, "train")
-    assert [one.columns for one in rows] == [{"weight": example.meta["worth"]} for example in examples]
+    assert [one.columns for one in rows] == [{"weight": float(example.meta["worth"])} for example in examples]
     reasons = summary(artifact)["counts"]["reasons"]
     assert sum(count for reason, count in reasons.items() if "'worth' is no number from 0 up" in reason) == 4

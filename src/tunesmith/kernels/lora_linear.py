@@ -82,7 +82,7 @@ def lora_linear(
     x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
 ) -> Tensor:
     """x W^T + b + s x A^T B^T in one product; W is frozen."""
-    if torch.is_autocast_enabled(x_TI.device.type):
+    if not x_TI.is_meta and torch.is_autocast_enabled(x_TI.device.type):
         x_TI = x_TI.to(torch.get_autocast_dtype(x_TI.device.type))
     out: Tensor = _LoRALinear.apply(x_TI, weight_OI, bias_O, down_RI, up_OR, scale)  # type: ignore[no-untyped-call]
     return out

@@ -15,6 +15,9 @@ from tunesmith.kernels.recompute import recomputed
 from .attention import ForestAttend, attending, plain
 from .load import Loaded
 
+ADDED = ("lora_", "magnitude", "ia3_l", "embed_tokens.prompt")
+"""Parts of the names of parameters that adapters add to a model."""
+
 
 def token_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """Log-probability, float32 [M], of each supervised token given those before it; differentiable.
@@ -114,9 +117,10 @@ def _pick(logits_UV: Tensor, back_M: Tensor, target_M: Tensor, smoothing: float)
 
 def autocast(loaded: Loaded) -> AbstractContextManager[Any]:
     """Compute in bf16 where the weights are kept in fp32 to learn; nothing where both are the same."""
-    own = (
-        one for name, one in loaded.model.named_parameters() if "lora_" not in name
-    )  # layers with corrections see to it
-    if loaded.precision == "bf16" and any(one.dtype == torch.float32 for one in own):
-        return torch.autocast(loaded.device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    return torch.autocast(loaded.device.type, dtype=torch.bfloat16) if needs_autocast(loaded) else nullcontext()
+
+
+def needs_autocast(loaded: Loaded) -> bool:
+    """Whether products are to be in bf16 and weights of the model itself are kept in float32; what adapters add is cast where it is used."""
+    own = (one for name, one in loaded.model.named_parameters() if not any(part in name for part in ADDED))
+    return loaded.precision == "bf16" and any(one.dtype == torch.float32 for one in own)

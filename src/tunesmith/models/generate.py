@@ -26,7 +26,10 @@ def stream(loaded: Loaded, prompts: Sequence[list[int]], samplings: Sequence[Sam
         samplings: one per prompt.
     """
     asked = list(zip(prompts, samplings, strict=True))
-    needs = sorted((Pages.needed(len(prompt) + sampling.max_tokens) for prompt, sampling in asked), reverse=True)
+    before = len(loaded.prefix)
+    needs = sorted(
+        (Pages.needed(before + len(prompt) + sampling.max_tokens) for prompt, sampling in asked), reverse=True
+    )
     scheduler = Scheduler(loaded, BATCH, CHUNK, PAGE * sum(needs[:BATCH]), keep=False)
     for number, (prompt, sampling) in enumerate(asked):
         scheduler.add(number, prompt, sampling)

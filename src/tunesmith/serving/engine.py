@@ -88,7 +88,7 @@ class Served:
         self.name, self.loaded, self.settings = name, loaded, settings
         self.renderer = Renderer(copy.deepcopy(loaded.tokenizer))
         own: int = loaded.model.config.get_text_config().max_position_embeddings
-        self.context = min(own, settings.cache)
+        self.context = min(own, settings.cache) - len(loaded.prefix)
         self.prompt_limit = min(settings.prompt_limit, self.context - 1)
         self.scheduler = self.fresh()
         self.owners: dict[int, tuple[Job, int]] = {}
@@ -157,7 +157,7 @@ class Served:
 
     def check_ids(self, ids: Ids) -> None:
         """Refuse token numbers that the model does not have."""
-        size = self.loaded.model.get_input_embeddings().num_embeddings
+        size = len(self.loaded.model.get_input_embeddings().weight)
         if any(not 0 <= token < size for token in ids):
             raise RequestError(
                 400, f"prompt: token numbers of {self.name!r} go from 0 to {size - 1}", "invalid_prompt", "prompt"

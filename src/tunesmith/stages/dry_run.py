@@ -25,6 +25,7 @@ from tunesmith.kernels.recompute import around
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.models import attention
+from tunesmith.models.forward import needs_autocast
 from tunesmith.models.load import DTYPES, Loaded
 from tunesmith.models.quantize import to_int8
 
@@ -112,8 +113,7 @@ def rehearse(
     before = [parameter.grad for parameter in learnt if parameter.grad is not None]
     room = Rehearsal()
     tally = Tally(loaded, [*before, room.room])
-    casts = loaded.precision == "bf16" and next(loaded.model.parameters()).dtype == torch.float32
-    casts = casts and loaded.decoder() is None  # the fused form casts by itself
+    casts = needs_autocast(loaded) and loaded.decoder() is None  # the fused form casts by itself
     # autocast knows no meta device: Bf16Products does what it would, so the forward pass itself must not ask for it
     quiet = replace(loaded, precision="fp32", fuse=False) if casts else loaded
     try:

@@ -73,6 +73,10 @@ class Finetune(Spec):
             raise ValueError(
                 f"objective {kind} learns from given answers; leave rollouts out, or take objective.kind grpo"
             )
+        if self.objective.rollouts and (self.optimizer.moves_frozen or not self.optimizer.gradients):
+            raise ValueError(
+                f"objective {kind} has a gradient where its answers were sampled, but no slope that two passes could see; take optimizer.kind adamw"
+            )
         if self.objective.whole and self.micro_batch not in (None, self.batch):
             raise ValueError(f"objective {kind} compares the rows of a step with each other: leave micro_batch out")
         if self.objective.rollouts and self.validation.metric == "loss":

@@ -55,13 +55,13 @@ def initialise(
         proof.claim("the adapter starts as the base", bool(apart < 0.05), largest_logit_gap=apart)
     if spec.adapter.adds_weights:
         spec.adapter.save(loaded, out / "adapter")
-    facts = describe(loaded)
+    facts = describe(loaded, spec.adapter.adds_weights)
     write_json(out / "model.json", facts)
     proof.write(out / "proof.json")
     out.metrics.update({name: facts[name] for name in ("precision", "parameters", "learning", "forest")})
 
 
-def describe(loaded: Loaded) -> dict[str, Any]:
+def describe(loaded: Loaded, adds_weights: bool) -> dict[str, Any]:
     """What was loaded, for the manifest, the report and the model card."""
     learning = sum(parameter.numel() for parameter in trainable(loaded.model).values())
     return {
@@ -69,7 +69,7 @@ def describe(loaded: Loaded) -> dict[str, Any]:
         "architecture": type(loaded.model).__name__,
         "fingerprint": fingerprint(loaded.folder),
         "precision": loaded.precision,
-        "parameters": parameters(loaded.model) - (learning if learning < parameters(loaded.model) else 0),
+        "parameters": parameters(loaded.model) - (learning if adds_weights else 0),
         "learning": learning,
         "forest": loaded.forest,
         "notes": loaded.notes,

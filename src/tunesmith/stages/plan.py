@@ -92,7 +92,8 @@ def alternatives(recipe: Recipe) -> list[tuple[str, ...]]:
     smaller = [f"finetune.micro_batch={size}" for size in sorted(sizes, reverse=True)]
     moments = isinstance(optimizer, AdamW) and not optimizer.offload and not adapter.adds_weights
     elsewhere = ("finetune.optimizer.offload=true",) if moments else ()
-    kinds = [kind for kind in ALTERNATIVES if recipe.precision != "int8" or Adapter.member(kind).adds_weights]
+    beside = recipe.precision == "int8" or optimizer.moves_frozen
+    kinds = [kind for kind in ALTERNATIVES if not beside or Adapter.member(kind).adds_weights]
     others = [f"initialise.adapter.kind={kind}" for kind in kinds if kind != adapter.kind]
     both = [(each, smaller[-1]) for each in others if smaller and each.endswith(f"={ALTERNATIVES[0]}")]
     return [*((each,) for each in (*again, *elsewhere, *smaller, *others)), *both]

@@ -165,7 +165,7 @@ def _take_in(spec: Prepare, folder: Path) -> Taken:
         start = len(taken.corpus)
         sources: list[dict[str, Any]] = []
         for arrived in batched(arriving(path, name, taken.ledger, sources, limit=limit, form=spec.format)):
-            items = arrived if spec.weight is None else _weighted(arrived, spec.weight, taken.ledger)
+            items = _weighted(arrived, spec.weight, taken.ledger) if spec.weight and name != "test" else arrived
             taken.corpus.add([item.example for item in items])
             taken.rows.extend(item.row for item in items)
             taken.shapes.update(shape(item.example) for item in items)
@@ -179,8 +179,12 @@ def _weighted(items: list[Item], field: str, ledger: Ledger) -> list[Item]:
     found = []
     for item in items:
         value = item.example.meta.get(field)
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
-            columns = {**item.example.columns, WEIGHT: float(value)}
+        try:
+            weight = float("nan" if isinstance(value, bool) or value is None else value)
+        except (TypeError, ValueError):
+            weight = float("nan")
+        if 0 <= weight < float("inf"):
+            columns = {**item.example.columns, WEIGHT: weight}
             found.append(Item(item.row, replace(item.example, columns=columns)))
         else:
             ledger.settle(item.row, "quarantined", f"{field!r} is no number from 0 up: it is {value!r}")

@@ -3,19 +3,20 @@
 import gc
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import cycle
 from types import TracebackType
 from typing import Any, Literal, Self, cast
 
+import numpy as np
+
 from tunesmith.base import DataError, MachineError
-from tunesmith.data.example import Example, Row
+from tunesmith.data.example import Example, Row, Sequence
 from tunesmith.data.render import Renderer
 from tunesmith.models.find import load_tokenizer
 
@@ -34,9 +35,9 @@ class Rendering:
 
     def __init__(self, tokenizer: Any, name: str, supervise: Literal["answers", "all"], count: int) -> None:
         """For some `count` examples; processes load the tokenizer by its name."""
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores() if count >= MANY else 1
         self.renderer = Renderer(tokenizer, supervise)
-        self.workers = [_Worker(name, supervise) for _ in range(cores if count >= MANY and cores > 1 else 0)]
+        self.workers = [_Worker(name, supervise) for _ in range(cores if cores > 1 else 0)]
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +72,11 @@ def rendered(renderer: Renderer, lines: Lines) -> Rows:
     return renderer.rows(Example.from_json(json.loads(line)) for line in lines)
 
 
+def usable_cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Worker:
     """A process that renders one chunk at a time; it ends when its input does, so it never outlives this one."""
 
@@ -81,16 +87,20 @@ class _Worker:
 
     def ask(self, lines: Lines) -> None:
         """Hand over a chunk; its answer must be taken before the next."""
-        self._through(lambda: _send(self.process.stdin, lines))
+        with self._lost(BrokenPipeError):
+            _send(self.process.stdin, b"\n".join(lines))
 
     def answer(self) -> Rows:
         """The rows of what was asked."""
-        return cast(Rows, self._through(lambda: pickle.load(cast(Any, self.process.stdout))))
+        with self._lost(EOFError):
+            facts, tokens, learn = (_receive(self.process.stdout) for _ in range(3))
+        return _unpacked(json.loads(facts), np.frombuffer(tokens, np.int32), np.frombuffer(learn, bool))
 
-    def _through(self, exchange: Any) -> Any:
+    @contextmanager
+    def _lost(self, sign: type[Exception]) -> Iterator[None]:
         try:
-            return exchange()
-        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
+            yield
+        except sign:
             code = self.process.wait()
             raise MachineError(
                 f"a process that rendered rows ended with status {code} (-9: killed, often for want of memory); what it said stands above"
@@ -103,21 +113,64 @@ class _Worker:
             pass
 
 
-def _send(pipe: Any, what: Any) -> None:
-    pickle.dump(what, pipe, protocol=5)
+def _send(pipe: Any, *parts: bytes) -> None:
+    """Each part behind its length."""
+    for part in parts:
+        pipe.write(len(part).to_bytes(8, "little") + part)
     pipe.flush()
+
+
+def _receive(pipe: Any) -> bytes:
+    """A part.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    size = int.from_bytes(pipe.read(8), "little")
+    found: bytes = pipe.read(size)
+    if not found or len(found) < size:
+        raise EOFError
+    return found
+
+
+def _packed(rows: Rows) -> tuple[bytes, bytes, bytes]:
+    """Facts as JSON, then the tokens and the masks of all sequences."""
+    facts = [
+        {"error": str(row)}
+        if isinstance(row, DataError)
+        else [row.origin, dict(row.columns), [len(one) for one in row.sequences]]
+        for row in rows
+    ]
+    sequences = [one for row in rows if isinstance(row, Row) for one in row.sequences]
+    tokens, learn = (b"".join(getattr(one, name).tobytes() for one in sequences) for name in ("tokens", "learn"))
+    return json.dumps(facts).encode(), tokens + b"\0" * 4, learn + b"\0"  # never empty, as the end of a pipe is
+
+
+def _unpacked(facts: list[Any], tokens: np.ndarray, learn: np.ndarray) -> Rows:
+    found: Rows = []
+    at = 0
+    for fact in facts:
+        if isinstance(fact, dict):
+            found.append(DataError(fact["error"]))
+            continue
+        origin, columns, sizes = fact
+        ends = [at := at + size for size in sizes]
+        parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        found.append(Row(origin, tuple(Sequence(tokens[part], learn[part]) for part in parts), columns))
+    return found
 
 
 def main() -> None:
     """Answer chunks of examples from standard input on standard output, until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks is told too, and ends this one
-    asked, answers = cast(Any, sys.stdin.buffer), os.fdopen(os.dup(1), "wb")
+    asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     renderer = Renderer(load_tokenizer(sys.argv[1]), cast(Any, sys.argv[2]))
     gc.freeze()  # what is loaded stays; the collector need not look at it again and again
     gc.set_threshold(100_000)
-    while asked.peek(1):
-        _send(answers, rendered(renderer, pickle.load(asked)))
+    with suppress(EOFError):
+        while True:
+            _send(answers, *_packed(rendered(renderer, _receive(asked).split(b"\n"))))
 
 
 if __name__ == "__main__":

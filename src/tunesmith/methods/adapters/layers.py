@@ -28,13 +28,21 @@ class Layers(Weights):
         everything = dict(model.named_parameters())
         found = {name for name, one in everything.items() if id(one) in top}
         if self.last:
-            found |= {name for name in everything if ".layers." not in name and name.endswith("norm.weight")}
+            found |= {name for name, one in everything.items() if id(one) in _last_norms(model, layers)}
         for pattern in self.names:
             fitting = {name for name in everything if fnmatchcase(name, pattern)}
             if not fitting:
                 raise ModelError(f"adapter.names: no parameter is called {pattern!r}; the first is {min(everything)}")
             found |= fitting
         return found
+
+
+def _last_norms(model: Any, layers: list[Any]) -> set[int]:
+    """Identities of the parameters of norms that stand behind the layers."""
+    modules = list(model.modules())
+    end = max(modules.index(one) for one in layers[-1].modules())
+    norms = [one for one in modules[end + 1 :] if type(one).__name__.lower().endswith("norm")]
+    return {id(weight) for norm in norms for weight in norm.parameters()}
 
 
 def decoder_layers(model: Any) -> list[Any]:

@@ -33,8 +33,12 @@ class Prompt(Adapter):
     def attach(self, loaded: Loaded, seed: int) -> None:
         """Freeze the base and put embeddings of existing tokens before every sequence."""
         loaded.model.requires_grad_(False)
+        if loaded.prefix:
+            raise ModelError(f"{loaded.name} has a prompt that learnt already; tune its base instead")
         base = loaded.model.get_input_embeddings()
-        if self.text is None:
+        if base.weight.is_meta:
+            chosen = torch.zeros(self.tokens, dtype=torch.int64, device="meta")
+        elif self.text is None:
             generator = torch.Generator().manual_seed(seed)
             chosen = torch.randint(len(base.weight), (self.tokens,), generator=generator)
         else:
@@ -42,7 +46,9 @@ class Prompt(Adapter):
             if not ids:
                 raise ModelError("adapter.text: it has no tokens; leave it out to draw some")
             chosen = torch.tensor((ids * self.tokens)[: self.tokens])
-        loaded.model.set_input_embeddings(PromptEmbedding(base, base.weight.detach()[chosen].float()))
+        with torch.no_grad():
+            prompt_PD = base(chosen).float()
+        loaded.model.set_input_embeddings(PromptEmbedding(base, prompt_PD))
 
     def save(self, loaded: Loaded, folder: Path) -> None:
         """Write `adapter_model.safetensors` and `adapter_config.json` as peft does."""

@@ -25,6 +25,10 @@ class Weights(Adapter):
 
     def attach(self, loaded: Loaded, seed: int) -> None:
         """Freeze the model but for what is chosen."""
+        if loaded.prefix:
+            raise ModelError(
+                f"{loaded.name} has a prompt that learnt, which its weights cannot hold; tune its base instead"
+            )
         names = self.chosen(loaded.model, seed)
         if not names:
             raise ModelError(f"adapter {self.kind}: nothing would learn in {loaded.name}")

@@ -51,6 +51,10 @@ class KTO(Objective):
         held = list(rows)
         super().check(held)
         for row in held:
+            if row.sequences[0].learn[1]:
+                raise DataError(
+                    f"{row.origin}: its prompt is learnt too, and kto judges answers; set prepare.supervise=answers"
+                )
             if row.columns.get(LABEL) not in (0, 1):
                 raise DataError(
                     f"{row.origin}: does not say whether its answer is wanted; objective kto needs a field 'label', true or false, beside the answer"
@@ -84,6 +88,6 @@ class KTO(Objective):
 
 def _beside(row: Row, other: Row) -> Row:
     own, theirs = row.sequences[0], other.sequences[0]
-    prompt, answer = own.tokens[: int(np.argmax(own.learn))], theirs.tokens[int(np.argmax(theirs.learn)) :]
-    tokens = np.concatenate([prompt, answer])
-    return replace(row, sequences=(own, Tokens(tokens, np.arange(len(tokens)) >= len(prompt))))
+    prompt, first = own.tokens[: int(np.argmax(own.learn))], int(np.argmax(theirs.learn))
+    learn = np.concatenate([np.zeros(len(prompt), dtype=bool), theirs.learn[first:]])
+    return replace(row, sequences=(own, Tokens(np.concatenate([prompt, theirs.tokens[first:]]), learn)))

@@ -1,8 +1,9 @@
 """Supervised fine-tuning: next-token cross-entropy on the tokens of the answer."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from tunesmith.data.batch import Batch
@@ -11,6 +12,9 @@ from tunesmith.models.forward import noisy_embeddings, token_logps
 from tunesmith.models.load import Loaded
 
 from .base import Loss, Objective
+
+SMALLEST = 1e-6
+"""Least doubt of a token in the focal loss: at 0 a power below 1 has no slope."""
 
 
 class SFT(Objective):
@@ -29,11 +33,19 @@ class SFT(Objective):
     noise: float = Field(0.0, ge=0)
     """Size of the uniform noise on embeddings while training (alpha of NEFTune, Jain et al., 2023, arXiv:2310.05914, which takes 5 to 15)."""
 
+    @model_validator(mode="after")
+    def _one_view_of_certainty(self) -> Self:
+        if self.focus and self.label_smoothing:
+            raise ValueError("focus and label_smoothing contradict each other; keep one")
+        return self
+
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
         """Negative log-likelihood in nats, summed over supervised tokens, with the weights of their rows."""
         with noisy_embeddings(loaded, self.noise, batch.tokens / len(batch.row_S)):
             logp_M = token_logps(loaded, batch, self.label_smoothing)
-        loss_M = -logp_M if not self.focus else -((1 - logp_M.exp()) ** self.focus) * logp_M
+        loss_M = -logp_M
+        if self.focus:
+            loss_M = (-torch.expm1(logp_M)).clamp(min=SMALLEST) ** self.focus * loss_M
         return Loss(
             (loss_M * self._weights(batch).to(loss_M.device)).sum() if WEIGHT in batch.columns else loss_M.sum()
         )

@@ -16,6 +16,8 @@ class Adadelta(Optimizer):
     kind: Literal["adadelta"] = "adadelta"
     learning_rate: float = Field(1.0, gt=0)
     """Factor of the step; 1 in the paper."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Added to the gradient of a matrix, times the weight, before its running squares are taken."""
     decay: float = Field(0.9, gt=0, lt=1)
     """Of both running squares; 0.95 in the paper."""
     epsilon: float = Field(1e-6, gt=0)

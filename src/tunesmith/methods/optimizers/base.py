@@ -2,9 +2,9 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -27,10 +27,10 @@ class Optimizer(Family):
     """Largest step size, reached after warmup."""
     weight_decay: float = Field(0.0, ge=0)
     """Share of a matrix, times the learning rate, taken off at each step; biases and norms never decay."""
-    rates: Mapping[str, float] = Field(default_factory=dict)
+    rates: Mapping[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Factors of the learning rate by parameter name, with * for any text: {"*.lora_B": 16} is LoRA+ (arXiv:2402.12354). 0 holds weights still."""
     layer_decay: float = Field(1.0, gt=0, le=1)
-    """Factor of the learning rate from each layer to the one below it (arXiv:1801.06146); embeddings are below the first. 1 turns it off."""
+    """Factor of the learning rate from each layer that learns to the one below it (arXiv:1801.06146); embeddings are below the first. 1 turns it off."""
 
     @abstractmethod
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
@@ -58,24 +58,35 @@ class Optimizer(Family):
             if not any(fnmatchcase(name, pattern) for name in parameters):
                 there = ", ".join(sorted({"*." + name.rpartition(".")[2] for name in parameters}))
                 raise ConfigError(f"optimizer.rates: nothing that learns is called {pattern!r}; there are {there}")
-        top = max((int(found[1]) for found in map(LAYER.search, parameters) if found), default=-1) + 1
+        below = _below(parameters)
         found: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in parameters.items():
-            decay = self.weight_decay if parameter.ndim > 1 else 0.0
-            found.setdefault((self._factor(name, top), decay), []).append(parameter)
+            decay = self.weight_decay if is_matrix(parameter) else 0.0
+            factor = self._rate(name) * self.layer_decay ** (below[name] - min(below.values()))
+            found.setdefault((factor, decay), []).append(parameter)
         return [
             {"params": held, "lr": self.learning_rate * factor, "weight_decay": decay}
             for (factor, decay), held in found.items()
         ]
 
-    def _factor(self, name: str, top: int) -> float:
-        """Of the learning rate."""
+    def _rate(self, name: str) -> float:
+        """Factor of the learning rate by name."""
         found = 1.0
         for pattern, factor in self.rates.items():
             found *= factor if fnmatchcase(name, pattern) else 1.0
-        layer = LAYER.search(name)
-        below = top - int(layer[1]) if layer else (top + 1) * ("embed" in name)
-        return found * self.layer_decay**below
+        return found
+
+
+def _below(names: Iterable[str]) -> dict[str, int]:
+    """How many layers each parameter is below the top: the head and the last norm at 0, embeddings below the first layer."""
+    layers = {name: int(found[1]) for name in names if (found := LAYER.search(name))}
+    top = max(layers.values(), default=-1) + 1
+    return {name: top - layers[name] if name in layers else (top + 1) * ("embed" in name) for name in names}
+
+
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether it has rows and columns, more than one of each."""
+    return parameter.ndim > 1 and min(parameter.shape) > 1
 
 
 def held(parameters: Mapping[str, nn.Parameter], numbers: int) -> int:

@@ -28,7 +28,7 @@ class Hybrid(Optimizer):
     kind: Literal["hybrid"] = "hybrid"
     moves_frozen: ClassVar[bool] = True
     learning_rate: float = Field(1e-3, ge=0)
-    """Of the adapter, by plain gradient descent; 1e-3 in the paper. 0 holds it still."""
+    """Of the adapter, by plain gradient descent; 1e-3 in the paper. 0 holds it still, and the base then knows no schedule."""
     base_rate: float = Field(1e-6, ge=0)
     """Step of the base along the direction for each unit of slope; 1e-6 in the paper, larger ones diverge. 0 holds it still."""
     epsilon: float = Field(1e-3, gt=0)
@@ -51,7 +51,8 @@ class TorchHybrid(torch.optim.SGD):
     def __init__(self, groups: list[dict[str, Any]], base: list[nn.Parameter], spec: Hybrid) -> None:
         super().__init__(groups, lr=spec.learning_rate, fused=True)
         self.base, self.spec = places(base), spec
-        self.full_rate = self.param_groups[0]["lr"]
+        rates = [float(group["lr"]) for group in self.param_groups]
+        self.leading, self.full_rate = rates.index(max(rates)), max(rates)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]
@@ -74,7 +75,7 @@ class TorchHybrid(torch.optim.SGD):
 
     def _share(self) -> float:
         """Of the full rates, as the schedule has it."""
-        now = float(self.param_groups[0]["lr"])
+        now = float(self.param_groups[self.leading]["lr"])
         return now / self.full_rate if self.full_rate else 1.0
 
     def _tried(self, closure: Callable[[], Tensor], seed: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from .base import Optimizer, held
+from .base import Optimizer, held, is_matrix
 
 
 class Muon(Optimizer):
@@ -44,7 +44,7 @@ def _within(groups: list[dict[str, Any]], wanted: set[int]) -> list[dict[str, An
 
 
 def _hidden(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+    return parameter.ndim == 2 and is_matrix(parameter) and "embed" not in name and "lm_head" not in name
 
 
 class Together(torch.optim.Optimizer):
