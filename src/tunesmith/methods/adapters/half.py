@@ -11,7 +11,7 @@ from .weights import Weights
 
 
 class Half(Weights):
-    """Full fine-tuning that forgets less, in a third less memory: half of each layer's matrices and norms stay as they are.
+    """Full fine-tuning that is to forget less: in each layer half of the matrices and norms stay as they are, without gradients or moments.
 
     Embeddings, the head and the last norm learn. Of a kind that has an odd number of matrices in a layer, the larger part learns in half of the layers.
     """

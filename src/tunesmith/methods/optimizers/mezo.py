@@ -13,7 +13,7 @@ from .base import Optimizer, held
 
 
 class MeZO(Optimizer):
-    """The slope along a random direction, made from its seed whenever it is needed. Memory of inference, many more steps; prompts matter.
+    """The slope along a random direction, made from its seed whenever it is needed. Memory of inference and of a copy of what learns, many more steps; prompts matter.
 
     What is learnt is float32, and a copy of it is kept during a step: after both passes it is bit for bit what it was before.
     """
