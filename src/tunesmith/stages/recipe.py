@@ -6,7 +6,7 @@ from typing import Any, Self
 import yaml
 from pydantic import model_validator
 
-from tunesmith.base import Spec
+from tunesmith.base import ConfigError, Spec
 from tunesmith.base.spec import override, read_yaml, validate
 from tunesmith.models.load import Precision
 from tunesmith.serving.settings import Serve
@@ -21,7 +21,10 @@ from .search import Search
 
 
 class Recipe(Spec):
-    """A fine-tuning run, from examples to a served and watched model."""
+    """A fine-tuning run, from examples to a served and watched model.
+
+    A recipe may hold `extends: PATH` besides, another recipe as seen from its own folder: what it does not say itself is taken from there.
+    """
 
     model: str = "smollm2-135m"
     """What is fine-tuned: an embedded model's name, a Hugging Face folder, a GGUF file, or a hub id owner/name."""
@@ -77,17 +80,41 @@ PATHS = (("prepare", "source"), ("prepare", "test"), ("prepare", "validation"), 
 
 
 def read_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and apply `path.to.field=value` overrides.
+    """Read a recipe, with what it `extends`, and apply `path.to.field=value` overrides.
 
     Raises:
         ConfigError: the file or an override is wrong; names the field and what exists.
     """
-    tree = read_yaml(path)
-    _anchor(tree, path.parent)
+    tree = _whole(path)
     for assignment in assignments:
         override(tree, assignment)
     _anchor(tree, Path.cwd())
     return validate(Recipe, tree, str(path))
+
+
+def _whole(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a recipe says, laid over the recipe that it `extends`, a path as seen from its own folder."""
+    tree = read_yaml(path)
+    _anchor(tree, path.parent)
+    below = tree.pop("extends", None)
+    if below is None:
+        return tree
+    if not isinstance(below, str):
+        raise ConfigError(f"{path}: extends: takes the path of one recipe, this is a {type(below).__name__}")
+    chain = (*above, path.resolve())
+    if (path.parent / below).resolve() in chain:
+        raise ConfigError(f"{path}: extends: {below} extends this recipe in turn; break the circle")
+    return _laid(_whole(path.parent / below, chain), tree)
+
+
+def _laid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Two trees as one. A member of another kind replaces the one below, whose fields it need not have."""
+    found = {**under, **over}
+    for name in under.keys() & over.keys():
+        first, second = under[name], over[name]
+        if isinstance(first, dict) and isinstance(second, dict) and second.get("kind") in (None, first.get("kind")):
+            found[name] = _laid(first, second)
+    return found
 
 
 def _anchor(tree: dict[str, Any], folder: Path) -> None:

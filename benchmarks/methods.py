@@ -1,0 +1,142 @@
+"""Every recipe in `recipes/methods`, three seeds each, measured alike: the table of docs/methods.md.
+
+    python benchmarks/methods.py [NAME ...] [--seeds 0 1 2]    # trains and measures what has no result yet
+    python benchmarks/methods.py --cost [NAME ...]             # seconds of a step against LoRA's, taken in turns; wants a quiet machine
+
+A recipe's result is `benchmarks/results/methods/NAME.json`.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RECIPES, RESULTS = ROOT / "recipes" / "methods", ROOT / "benchmarks" / "results" / "methods"
+BASE = "base"
+"""The recipe that the others extend and are compared with."""
+SEEDS = (0, 1, 2)
+STEPS = 5
+"""Of a training whose cost is measured; the first warms up."""
+
+
+def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Train a recipe with one seed and measure what it came to, in this process."""
+    import torch
+
+    from tunesmith.base.artifact import environment
+    from tunesmith.data.prepared import load_examples
+    from tunesmith.data.render import Renderer
+    from tunesmith.methods.adapters import Adapter, trainable
+    from tunesmith.models.generate import Sampling
+    from tunesmith.models.load import load, served
+    from tunesmith.stages.general import general_examples
+    from tunesmith.stages.judge import answer, likelihoods, merge
+    from tunesmith.stages.pipeline import open_run
+
+    pipeline = open_run(RECIPES / f"{name}.yaml", folder, (f"seed={seed}",))
+    recipe, tuned = pipeline.recipe, pipeline.locked("finetune")
+    metrics = json.loads((tuned.path / "manifest.json").read_text())["metrics"]
+    loaded = load(recipe.model, served(recipe.precision))
+    general = [Renderer(loaded.tokenizer).row(example) for example in general_examples("bundled")]
+    before = likelihoods(loaded, general)
+    merge(loaded, pipeline.adapter, tuned, recipe.precision)
+    after = likelihoods(loaded, general)
+    test = load_examples(pipeline.prepare().path, "test")
+    grader = recipe.evaluate.graders[0]
+    answers = answer(loaded, test, Sampling(max_tokens=recipe.evaluate.max_tokens))
+    scores = [grader.score(given, example) for given, example in zip(answers, test, strict=True)]
+    learning = load(recipe.model, recipe.precision)
+    Adapter.member(pipeline.adapter["kind"]).model_validate(pipeline.adapter).attach(learning, seed)
+    return {
+        "seed": seed,
+        "date": datetime.date.today().isoformat(),
+        "environment": environment(),
+        "threads": torch.get_num_threads(),
+        "trainable": sum(parameter.numel() for parameter in trainable(learning.model).values()),
+        "steps": metrics["steps"],
+        "loss": metrics["best_value"],
+        "tokens_per_second": metrics["tokens_per_second"],
+        "peak_memory_mb": metrics["peak_memory_mb"],
+        "hits": [score.hits for score in scores],
+        "totals": [score.total for score in scores],
+        "forgetting": [[was.loss, now.loss, now.tokens] for was, now in zip(before, after, strict=True)],
+    }
+
+
+def cost(name: str, folder: Path) -> dict[str, Any]:
+    """The median step of a few, in this process."""
+    from tunesmith.stages.pipeline import open_run
+
+    most = (f"finetune.epochs={STEPS / 12}", "finetune.validation.rows=0", "finetune.schedule.warmup=0")
+    pipeline = open_run(RECIPES / f"{name}.yaml", folder, most)
+    tuned = pipeline.locked("finetune")
+    steps = [json.loads(line) for line in (tuned.path / "events.jsonl").read_text().splitlines()]
+    taken = [(step["seconds"], step["tokens"]) for step in steps if step.get("event", step.get("kind")) == "step"][1:]
+    return {"seconds": statistics.median(s for s, _ in taken), "rate": statistics.median(t / s for s, t in taken)}
+
+
+def apart(*arguments: str) -> dict[str, Any]:
+    """What this file says of `arguments` in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, *arguments, "--folder", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
+    if line is None:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-500:]}\n{done.stderr[-2500:]}")
+    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+    return found
+
+
+def kept(name: str) -> dict[str, Any]:
+    """What is known of a recipe."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    return found
+
+
+def keep(name: str, result: dict[str, Any]) -> None:
+    """Write it, with the recipe's title."""
+    title = (RECIPES / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ").split(": ")[0]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({**result, "title": title}) + "\n")
+
+
+def main() -> None:
+    """Measure what is asked for and not known yet."""
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", nargs="*", default=names)
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
+    parser.add_argument("--cost", action="store_true", help="measure the time of steps")
+    parser.add_argument("--one", type=int, help="train with this seed, here and now")
+    parser.add_argument("--folder", type=Path)
+    given = parser.parse_args()
+    if given.folder:
+        found = cost(given.name[0], given.folder) if given.cost else one(given.name[0], given.one, given.folder)
+        print("RESULT " + json.dumps(found), flush=True)
+        return
+    for name in given.name:
+        if given.cost:
+            pair = [apart(each, "--cost") for each in (name, BASE)]
+            keep(name, {**kept(name), "cost": {"method": pair[0], "lora": pair[1]}})
+            print(f"{name:18s} {pair[0]['rate']:.0f} tokens/s, LoRA {pair[1]['rate']:.0f}", flush=True)
+            continue
+        for seed in given.seeds:
+            known = kept(name)
+            if seed in [run["seed"] for run in known["runs"]]:
+                continue
+            found = apart(name, "--one", str(seed))
+            keep(name, {**known, "runs": [*known["runs"], found]})
+            score = 100 * sum(found["hits"]) / sum(found["totals"])
+            print(f"{name:18s} seed {seed}: {score:.1f} %, loss {found['loss']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Recipes: one may extend another, and all that are kept in the repository can be read."""
+
+from pathlib import Path
+
+import pytest
+
+from tunesmith.base import ConfigError
+from tunesmith.stages.recipe import read_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def written(folder, name, text):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.fixture
+def base(tmp_path):
+    return written(
+        tmp_path / "shared",
+        "base.yaml",
+        "prepare: {source: rows.jsonl, rows: 5}\n"
+        "initialise: {adapter: {kind: lora, rank: 4, alpha: 8}}\n"
+        "finetune: {batch: 2, epochs: 7}\n",
+    )
+
+
+class TestExtends:
+    def test_what_is_said_stands_what_is_not_is_the_base_recipes(self, base, tmp_path):
+        path = written(
+            tmp_path / "mine", "r.yaml", "extends: ../shared/base.yaml\nfinetune: {epochs: 1}\nprepare: {rows: 9}\n"
+        )
+        found = read_recipe(path)
+        assert (found.finetune.batch, found.finetune.epochs, found.prepare.rows) == (2, 1, 9)
+        assert found.initialise.adapter.rank == 4
+
+    def test_paths_are_seen_from_the_recipe_that_says_them(self, base, tmp_path):
+        path = written(tmp_path / "mine", "r.yaml", "extends: ../shared/base.yaml\nprepare: {test: held_out.jsonl}\n")
+        found = read_recipe(path).prepare
+        assert (found.source, found.test) == (str(base.parent / "rows.jsonl"), str(path.parent / "held_out.jsonl"))
+
+    def test_a_member_of_another_kind_takes_no_fields_over(self, base, tmp_path):
+        text = "extends: ../shared/base.yaml\ninitialise: {adapter: {kind: ia3}}\n"
+        assert read_recipe(written(tmp_path / "mine", "r.yaml", text)).initialise.adapter.kind == "ia3"
+
+    def test_assignments_come_last(self, base, tmp_path):
+        path = written(tmp_path / "mine", "r.yaml", "extends: ../shared/base.yaml\nfinetune: {epochs: 1}\n")
+        assert read_recipe(path, ("finetune.epochs=3",)).finetune.epochs == 3
+
+    def test_circles_and_missing_recipes_are_named(self, tmp_path):
+        first = written(tmp_path, "a.yaml", "extends: b.yaml\n")
+        written(tmp_path, "b.yaml", "extends: a.yaml\n")
+        with pytest.raises(ConfigError, match="break the circle"):
+            read_recipe(first)
+        with pytest.raises(ConfigError, match=r"gone\.yaml: no such file"):
+            read_recipe(written(tmp_path, "c.yaml", "extends: gone.yaml\n"))
+        with pytest.raises(ConfigError, match="takes the path of one recipe"):
+            read_recipe(written(tmp_path, "d.yaml", "extends: [a.yaml]\n"))
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_kept_recipe_can_be_read(path):
+    assert read_recipe(path).prepare.source
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "methods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_of_methods_differ_in_their_method_alone(path):
+    mine, base = read_recipe(path), read_recipe(RECIPES / "methods" / "base.yaml")
+    assert (mine.prepare.test, mine.prepare.test_rows, mine.evaluate) == (
+        base.prepare.test,
+        base.prepare.test_rows,
+        base.evaluate,
+    )
