@@ -47,6 +47,8 @@ bench: $(VENV)/dev .venv-trl
 	$(BIN)/python benchmarks/serving.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/perturbation.py
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/gpu.py
 

@@ -1,6 +1,6 @@
-"""What saves memory and what it costs in time: layers computed again, and moments in a file, each against the plain run in turn; `make bench`, or
+"""What saves memory and what it costs in time: layers computed again, moments in a file; and what a base takes that moves beside its adapter. Each against the plain run in turn; `make bench`, or
 
-python benchmarks/memory.py [--rounds 2] [--work lora full]
+python benchmarks/memory.py [--rounds 2] [--work lora full hybrid]
 """
 
 import argparse
@@ -26,6 +26,14 @@ WORKS = {
         "layers computed again": Contender("ours.py", (*STEPS, "--full", "--checkpointing")),
         "moments in a file": Contender("ours.py", (*STEPS, "--full", "--offload")),
         "both": Contender("ours.py", (*STEPS, "--full", "--checkpointing", "--offload")),
+    },
+    "hybrid": {
+        OURS: Contender("ours.py", (*STEPS, "--optimizer", "sgd")),
+        "the base moves too": Contender("ours.py", (*STEPS, "--optimizer", "hybrid")),
+    },
+    "hybrid in float32": {
+        OURS: Contender("ours.py", (*STEPS, "--fp32", "--optimizer", "sgd")),
+        "the base moves too": Contender("ours.py", (*STEPS, "--fp32", "--optimizer", "hybrid")),
     },
 }
 

@@ -46,6 +46,8 @@ TITLES = {
     "full": "full, a step",
     "fp32": "LoRA in float32, a step",
     "dpo": "DPO with LoRA, a step, reference included",
+    "hybrid": "LoRA by SGD, a step",
+    "hybrid in float32": "LoRA by SGD in float32, a step",
     "grpo": "GRPO with LoRA, a step of 8 answers of 64 tokens",
     "one": "one answer",
     "sixteen": "16 answers together",

@@ -15,6 +15,7 @@ from tunesmith.methods.adapters import trainable  # noqa: E402
 from tunesmith.methods.adapters.full import Full  # noqa: E402
 from tunesmith.methods.adapters.lora import LoRA  # noqa: E402
 from tunesmith.methods.objectives.sft import SFT  # noqa: E402
+from tunesmith.methods.optimizers import Optimizer  # noqa: E402
 from tunesmith.methods.optimizers.adamw import AdamW  # noqa: E402
 from tunesmith.models.load import load  # noqa: E402
 from tunesmith.training.batches import Dataset  # noqa: E402
@@ -36,6 +37,7 @@ def main() -> None:
         "--compile", action="store_true", help="transformers' layers through torch.compile, with --generic"
     )
     parser.add_argument("--offload", action="store_true", help="the optimizer's moments in a file")
+    parser.add_argument("--optimizer", help="another than AdamW, by its kind and with its defaults")
     given = parser.parse_args()
     loaded = load(given.model, "fp32" if given.fp32 else "int8" if given.int8 else "bf16")
     loaded.fuse, loaded.checkpointing = not given.generic, given.checkpointing
@@ -44,13 +46,18 @@ def main() -> None:
         renderer.row(Example(f"train:{number}", tuple(talk[:-1]), ((talk[-1],),)))
         for number, talk in enumerate(messages())
     ]
+    moves: Optimizer = AdamW(learning_rate=LEARNING_RATE, weight_decay=0.0, offload=given.offload)
+    moves = Optimizer.member(given.optimizer)() if given.optimizer else moves
+    if moves.moves_frozen:
+        loaded.model.float()
     (Full() if given.full else LoRA(rank=RANK, alpha=ALPHA)).attach(loaded, SEED)
     if given.compile:
         for layer in loaded.model.model.layers:
             layer.compile(dynamic=True)
     loading = peak_megabytes()
-    moves = AdamW(learning_rate=LEARNING_RATE, weight_decay=0.0, offload=given.offload)
-    peak, optimizer = Peak(), moves.build(trainable(loaded.model))
+    learning = trainable(loaded.model)
+    frozen = {name: one for name, one in loaded.model.named_parameters() if name not in learning}
+    peak, optimizer = Peak(), moves.over(learning, frozen)
     data = Dataset(rows, BATCH, BATCH, given.steps * BATCH / ROWS, SEED, share=not given.no_sharing)
     steps, losses = [], []
     wall, cpu, first = time.perf_counter(), time.process_time(), 0.0

@@ -73,3 +73,16 @@ def test_without_compiled_operations_it_is_the_same_direction():
     compiled = made(1000, 3)
     with native.disabled():
         torch.testing.assert_close(made(1000, 3), compiled, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 1000, 9000])
+def test_a_number_is_the_same_wherever_it_lies(length):
+    """Also where the upper half of places changes, which falls into the middle of what is computed at once."""
+    start = 2**32 - 500
+    whole, one_by_one = torch.zeros(length), torch.zeros(length)
+    perturb(whole, whole, 3, start, keep=1.0, scale=1.0, noise="normal")
+    for begin in range(0, length, 37):
+        part = one_by_one[begin : begin + 37]
+        perturb(part, part, 3, start + begin, keep=1.0, scale=1.0, noise="normal")
+    assert torch.equal(whole, one_by_one)
+    torch.testing.assert_close(whole, reference(length, 3, start, "normal"), atol=2e-6, rtol=2e-6)

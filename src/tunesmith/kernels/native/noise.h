@@ -43,6 +43,23 @@ static inline float normal(float u) {
 }
 
 enum { NORMAL = 0, SIGN = 1 };
+#define CHUNK 128 // numbers that are computed at once
+
+// to = keep from + scale noise for CHUNK places from `place` on, whose upper halves are in `second`. One function for all numbers, never a copy of it
+// for the last few: then their bits do not depend on where in a row they lie. Numbers go in step, so that `to` may be `from`; compilers are told, or
+// they would take one number at a time.
+#define EACH(z)                                                                                                                           \
+    _Pragma("GCC ivdep") for (int i = 0; i < CHUNK; i++) {                                                                                \
+        uint32_t bits = mixed(mixed((place + (uint32_t)i) ^ first) + second);                                                             \
+        to[i] = keep * from[i] + scale * (z);                                                                                             \
+    }
+static __attribute__((noinline)) void NAME(perturb_chunk)(float *to, const float *from, uint32_t place, uint32_t first, uint32_t second,
+                                                          float keep, float scale, int kind) {
+    if (kind == SIGN)
+        EACH(from_bits(0x3f800000u | (bits & 0x80000000u)))
+    else
+        EACH(normal(((float)(int32_t)(bits >> 9) + 0.5f) * 0x1p-22f - 1.0f))
+}
 
 // to = keep from + scale noise, [rows, columns] each with its own distance from row to row; `to` may be `from`. The noise at a place depends on
 // (first, second, offset + place) alone, places counted as if rows were side by side.
@@ -52,13 +69,22 @@ void NAME(perturb)(float *to, const float *from, long rows, long columns, long l
 #pragma omp parallel for schedule(static) collapse(2) if (rows * columns > SMALL)
     for (long row = 0; row < rows; row++)
         for (long block = 0; block < blocks; block++) {
-            long end = (block + 1) * SMALL < columns ? (block + 1) * SMALL : columns;
-            for (long i = block * SMALL; i < end; i++) { // kind is the same for all, so compilers take it out of the loop
-                uint64_t place = (uint64_t)(offset + row * columns + i);
-                uint32_t inner = mixed((uint32_t)place ^ (uint32_t)first);
-                uint32_t bits = mixed(inner + (uint32_t)second + (uint32_t)(place >> 32) * 0x9e3779b9u);
-                float z = kind == SIGN ? ((int32_t)bits < 0 ? -1.0f : 1.0f) : normal(((float)(bits >> 9) + 0.5f) * 0x1p-22f - 1.0f);
-                to[row * ld_to + i] = keep * from[row * ld_from + i] + scale * z;
+            long end = (block + 1) * SMALL < columns ? (block + 1) * SMALL : columns, count;
+            float few[CHUNK] = {0};
+            for (long i = block * SMALL; i < end; i += count) {
+                uint64_t place = (uint64_t)(offset + row * columns + i), same = (1ull << 32) - (uint32_t)place;
+                uint32_t upper = (uint32_t)second + (uint32_t)(place >> 32) * 0x9e3779b9u;
+                float *there = to + row * ld_to + i;
+                const float *here = from + row * ld_from + i;
+                count = end - i < CHUNK ? end - i : CHUNK;
+                count = same < (uint64_t)count ? (long)same : count;
+                if (count == CHUNK) {
+                    NAME(perturb_chunk)(there, here, (uint32_t)place, (uint32_t)first, upper, keep, scale, kind);
+                    continue;
+                }
+                memcpy(few, here, count * sizeof(float));
+                NAME(perturb_chunk)(few, few, (uint32_t)place, (uint32_t)first, upper, keep, scale, kind);
+                memcpy(there, few, count * sizeof(float));
             }
         }
 }
