@@ -14,14 +14,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).parents[1]
 RECIPES, RESULTS = ROOT / "recipes" / "methods", ROOT / "benchmarks" / "results" / "methods"
 BASE = "base"
 """The recipe that the others extend and are compared with."""
 SEEDS = (0, 1, 2)
+TEST = 100
+"""Held-out rows, the same for all."""
 STEPS = 5
 """Of a training whose cost is measured; the first warms up."""
 
@@ -102,10 +107,66 @@ def kept(name: str) -> dict[str, Any]:
 
 
 def keep(name: str, result: dict[str, Any]) -> None:
-    """Write it, with the recipe's title."""
-    title = (RECIPES / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ").split(": ")[0]
+    """Write it."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**result, "title": title}) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result) + "\n")
+
+
+def title(name: str) -> str:
+    """What the recipe's first line calls it."""
+    return (RECIPES / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ").split(": ")[0]
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A line for each recipe, the base first; scores, and differences to it on the same rows and seeds, with 95 % intervals."""
+    heads = ("method", "learns", "tokens/s", "memory", "loss", "score", "against LoRA", "general perplexity")
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
+    base = results[BASE]
+    for name in (BASE, *sorted(results.keys() - {BASE}, key=lambda name: title(name).lower())):
+        found, runs = results[name], results[name]["runs"]
+        middle = {key: statistics.median(run[key] for run in runs) for key in ("trainable", "peak_memory_mb", "loss")}
+        shared = [run["seed"] for run in runs if run["seed"] in [one["seed"] for one in base["runs"]]]
+        low, high = interval(lambda rows, seeds, runs=runs: score(runs, rows, seeds), len(runs))
+        against = "" if name == BASE else _against(runs, base["runs"], shared)
+        cost = found.get("cost")
+        speed = f"{cost['method']['rate'] / cost['lora']['rate']:.2f}" if cost else ""
+        cells = (
+            f"{title(name)} (`{name}`)",
+            f"{middle['trainable']:,.0f}", speed, f"{middle['peak_memory_mb']:,.0f} MB", f"{middle['loss']:.3f}",
+            f"{score(runs):.1f} [{low:.1f}, {high:.1f}]", against, f"{forgotten(runs):+.1f} %",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _against(runs: list[dict[str, Any]], base: list[dict[str, Any]], seeds: list[int]) -> str:
+    mine, other = ([run for run in those if run["seed"] in seeds] for those in (runs, base))
+    apart = lambda *drawn: score(mine, *drawn) - score(other, *drawn)  # noqa: E731
+    low, high = interval(apart, len(seeds))
+    return f"{apart():+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def score(runs: list[dict[str, Any]], rows: Any = slice(None), seeds: Any = slice(None)) -> float:
+    """Percent of the things asked for that are right, over the rows and runs chosen."""
+    hits, totals = (np.array([run[key] for run in runs])[seeds][:, rows] for key in ("hits", "totals"))
+    return 100.0 * float(hits.sum()) / float(totals.sum())
+
+
+def interval(figure: Callable[..., float], seeds: int, draws: int = 2000) -> tuple[float, float]:
+    """95 % of what `figure` comes to when test rows and seeds are drawn again, both with replacement."""
+    draw = np.random.default_rng(0)
+    found = [figure(draw.integers(0, TEST, TEST), draw.integers(0, seeds, seeds)) for _ in range(draws)]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def forgotten(runs: list[dict[str, Any]]) -> float:
+    """Percent by which perplexity on the general rows rose, in the mean over runs."""
+    rises = []
+    for run in runs:
+        before, after, tokens = np.array(run["forgetting"]).sum(0)
+        rises.append(100 * (np.exp((after - before) / tokens) - 1))
+    return float(np.mean(rises))
 
 
 def main() -> None:

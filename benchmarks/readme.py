@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import methods
+
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 FINETUNE, SERVING = ROOT / "docs" / "stages" / "finetune.md", ROOT / "docs" / "serving.md"
+METHODS = ROOT / "docs" / "methods.md"
 
 
 def minutes(seconds: float) -> str:
@@ -113,6 +116,28 @@ def served(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Measured on {measured(last)}, {count} round (`python benchmarks/serving.py`)."])
 
 
+def compared(result: dict[str, Any]) -> str:
+    """The table of methods, and what of it is not measured."""
+    last = max((run for found in result.values() for run in found["runs"]), key=lambda run: run["date"])
+    fewer = ", ".join(
+        f"{name} {len(found['runs'])}" for name, found in sorted(result.items()) if len(found["runs"]) < 3
+    )
+    note = f" Fewer than three seeds: {fewer}." if fewer else ""
+    return f"{methods.table(result)}\n\nMeasured on {measured(last)}.{note}"
+
+
+def scaled(result: dict[str, Any]) -> str:
+    """What each axis does to a step."""
+    lines = ["| | tokens a second | of the bf16 limit | peak |", "|---|--:|--:|--:|"]
+    for axis, work in result["works"].items():
+        for point in work["points"]:
+            share, peak = f"{100 * point['share_of_limit']:.0f} %", f"{point['peak_mb']:,.0f} MB"
+            lines.append(f"| {axis} {point['point'][axis]} | x {point['relative']:.2f} | {share} | {peak} |")
+    last = list(result["works"].values())[-1]
+    counts = ", ".join(f"{axis} {len(work['rounds'])}" for axis, work in result["works"].items())
+    return "\n".join([*lines, "", f"Measured on {measured(last)}; rounds: {counts} (`python benchmarks/scaling.py`)."])
+
+
 FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "first_run": (README, first_run),
     "training": (README, against),
@@ -121,23 +146,35 @@ FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "plan": (FINETUNE, planned),
     "memory": (FINETUNE, saved),
     "serving": (SERVING, served),
+    "scaling": (FINETUNE, scaled),
+    "methods": (METHODS, compared),
 }
 
 
 def written(page: Path, text: str) -> str:
     """A page with every marked part brought up to date."""
     for name, (place, write) in FIGURES.items():
-        if place != page or not (RESULTS / f"{name}.json").exists():
+        result = kept(RESULTS / name)
+        if place != page or not result:
             continue
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         before, rest = text.split(start)
-        text = before + start + write(json.loads((RESULTS / f"{name}.json").read_text())) + end + rest.split(end)[1]
+        text = before + start + write(result) + end + rest.split(end)[1]
     return text
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """A result: a file's, or by name those of a folder's files."""
+    if path.is_dir():
+        return {file.stem: json.loads(file.read_text()) for file in sorted(path.glob("*.json"))}
+    file = path.with_suffix(".json")
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
 
 
 def main() -> None:
     """Write, or say what is out of date."""
-    for page in (README, FINETUNE, SERVING):
+    for page in (README, FINETUNE, SERVING, METHODS):
         before = page.read_text()
         after = written(page, before)
         if "--check" in sys.argv and before != after:
