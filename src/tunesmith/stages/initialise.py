@@ -50,9 +50,9 @@ def initialise(
     base = last_logits(loaded, rows)
     spec.adapter.attach(loaded, seed)
     started = last_logits(loaded, rows)
-    apart = gap(base, started)
     if spec.adapter.neutral:
-        proof.claim("the adapter starts as the base", bool(apart < 0.05), largest_logit_gap=apart)
+        apart, tolerance = float((base - started).square().mean().sqrt()), tolerated(loaded)
+        proof.claim("the adapter starts as the base", apart < tolerance, rms_gap=apart, tolerance=tolerance)
     if spec.adapter.adds_weights:
         spec.adapter.save(loaded, out / "adapter")
     facts = describe(loaded, spec.adapter.adds_weights)
@@ -113,7 +113,7 @@ def check_packing(proof: Proof, loaded: Loaded, rows: list[Row]) -> None:
     """The claims that a forest batch has the loss of the padded one, by the same arithmetic, and that the arithmetic of training agrees with it."""
     if not loaded.forest:
         return
-    batch, single = Batch.of(rows[:SAMPLE]), loaded.precision == "fp32"
+    batch = Batch.of(rows[:SAMPLE])
     with native.disabled():
         plain_M = generic_logps(loaded, batch)
     packed, padded = float(-plain_M.mean()), float(-padded_logps(loaded, batch).mean())
@@ -121,8 +121,13 @@ def check_packing(proof: Proof, loaded: Loaded, rows: list[Row]) -> None:
         "packed loss = padded loss", abs(packed - padded) < PACKED, packed=packed, padded=padded, tolerance=PACKED
     )
     apart = float((token_logps(loaded, batch) - plain_M).square().mean().sqrt())
-    tolerance = 1e-3 if single else ROUNDED
+    tolerance = tolerated(loaded)
     proof.claim("training computes what the model computes", apart < tolerance, rms_gap=apart, tolerance=tolerance)
+
+
+def tolerated(loaded: Loaded) -> float:
+    """By how much log-probabilities of the same model may differ, root mean square, when sums are taken in another order."""
+    return 1e-3 if loaded.precision == "fp32" else ROUNDED
 
 
 @torch.no_grad()
