@@ -12,6 +12,8 @@ from tunesmith.base import Events
 
 PAUSE = 0.3
 """Seconds between looks at the events."""
+CLASSES = 8
+"""Most classes that are told of, the largest first."""
 
 
 class Follower:
@@ -44,6 +46,8 @@ class Follower:
             elif event["event"] == "validation":
                 best = ", the best so far" if event["best"] else ""
                 self._say(f"step {event['step']}: {event['metric']} {event['value']:.4g} on validation rows{best}")
+            elif event["event"] == "classes":
+                self._classes(event["classes"])
             elif event["event"] == "answering":
                 self._say(f"answering the test rows: {event['system']}")
             elif event["event"] == "resumed":
@@ -63,6 +67,12 @@ class Follower:
         elif event["step"] * 10 // event["steps"] > self.shown:
             self.shown = event["step"] * 10 // event["steps"]
             self._say(f"step {event['step']}/{event['steps']}  {text}")
+
+    def _classes(self, classes: dict[str, Any]) -> None:
+        """The first few, with how many rows an epoch holds of each."""
+        told = ", ".join(f"{name} {each['epoch']} of {each['rows']}" for name, each in [*classes.items()][:CLASSES])
+        more = f", and {len(classes) - CLASSES} more classes" if len(classes) > CLASSES else ""
+        self._say(f"rows in an epoch: {told}{more}")
 
     def _say(self, text: str) -> None:
         self.console.print(f"  {text}")

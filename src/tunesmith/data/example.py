@@ -98,6 +98,8 @@ class Row:
     origin: str
     sequences: tuple[Sequence, ...]
     columns: Mapping[str, float] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    """What it is of, by `prepare.classes`; where that is several things, its class is the rarest of them."""
 
     @property
     def supervised(self) -> int:

@@ -36,7 +36,9 @@ class RowWriter:
             self._tokens.write(sequence.tokens.astype(np.int32, copy=False).tobytes())
             self._learn.write(sequence.learn.astype(np.uint8, copy=False).tobytes())
             self.lengths.append(len(sequence))
-        fact = json.dumps({"origin": row.origin, "columns": dict(row.columns)}, ensure_ascii=False)
+        fact = json.dumps(
+            {"origin": row.origin, "columns": dict(row.columns), "classes": row.classes}, ensure_ascii=False
+        )
         self._facts.write(f"{',' if self.sequences else '['}\n{fact}")
         self.sequences.append(len(row.sequences))
 
@@ -88,6 +90,6 @@ def load_rows(path: Path) -> list[Row]:
     rows, at = [], 0
     for fact, count in zip(facts, tensors["sequences"], strict=True):
         sequences = tuple(Sequence(tokens[number], learn[number]) for number in range(at, at + int(count)))
-        rows.append(Row(fact["origin"], sequences, fact["columns"]))
+        rows.append(Row(fact["origin"], sequences, fact["columns"], tuple(fact.get("classes", ()))))
         at += int(count)
     return rows

@@ -9,11 +9,9 @@ import numpy as np
 
 from tunesmith.base import ConfigError, DataError
 
+from .classes import ANSWER, NONE, missing, rarest, values
 from .corpus import KEY, View, firsts, gathered, telling_keys
 from .example import Example
-
-ANSWER = "answer"
-"""Name that stands for the reference answer where a row has no such field: the class in a classification."""
 
 
 def split(
@@ -32,7 +30,7 @@ def split(
         examples: rows to divide.
         parts: per side its size: below 1 a fraction of all rows (at least one where train keeps one), else a count.
         seed: another seed is another choice.
-        stratify: field whose values keep their proportions on every side; `answer` is the reference answer.
+        stratify: path of what keeps its proportions on every side, as in `classes.values`; of several values the rarest counts.
         group: field of which each value goes to one side as a whole.
 
     Raises:
@@ -44,7 +42,11 @@ def split(
     sizes = _sizes(len(examples), parts)
     view = gathered({"train": examples})["train"]
     units = _units(view, seed, group)
-    names, strata = _values(view, stratify) if stratify else ([""], np.zeros(len(view), dtype=np.int64))
+    names, strata = ([""], np.zeros(len(view), dtype=np.int64))
+    if stratify:
+        names, _, strata = rarest(values(example, stratify) for example in view)
+        if names == [NONE]:
+            raise DataError(f"prepare.stratify: no row's answer has {stratify!r}; name a field that is there")
     strata = strata[units.rows[units.starts]]
     side_N = np.zeros(len(view), dtype=np.int8)
     free = units.drawn
@@ -73,7 +75,7 @@ class Units:
 
 
 def field_value(example: Example, field: str) -> str:
-    """A field of a row as text, for grouping and counting.
+    """A field of a row as text, for grouping.
 
     Raises:
         DataError: the row has no such field.
@@ -82,10 +84,7 @@ def field_value(example: Example, field: str) -> str:
         return str(example.meta[field])
     if field == ANSWER:
         return example.gold
-    there = ", ".join(map(repr, example.meta)) or "none"
-    raise DataError(
-        f"{example.origin}: has no field {field!r} to stratify or group by; besides prompt and answer it has {there}"
-    )
+    raise DataError(missing(example, field))
 
 
 def _sizes(total: int, parts: Mapping[str, float]) -> dict[str, int]:
@@ -136,8 +135,8 @@ def _chosen(free: np.ndarray, sizes: np.ndarray, names: list[str], strata: np.nd
         wanted: rows.
     """
     counts = np.bincount(strata[free], sizes[free], minlength=len(names)).astype(int).tolist()
-    shares = _shares({name: count for name, count in zip(names, counts, strict=True) if count}, wanted)
-    left = [shares.get(name, 0) for name in names]
+    parts = shares({name: count for name, count in zip(names, counts, strict=True) if count}, wanted)
+    left = [parts.get(name, 0) for name in names]
     chosen = np.zeros(len(sizes), dtype=bool)
     for unit, size, stratum in zip(free, sizes[free], strata[free], strict=True):
         if size <= left[stratum]:
@@ -148,7 +147,7 @@ def _chosen(free: np.ndarray, sizes: np.ndarray, names: list[str], strata: np.nd
     return chosen
 
 
-def _shares(counts: Mapping[str, int], wanted: int) -> dict[str, int]:
+def shares(counts: Mapping[str, float], wanted: int) -> dict[str, int]:
     """Divide `wanted` over strata by the method of largest remainders; ties go by name."""
     total = sum(counts.values())
     exact = {name: wanted * count / total for name, count in counts.items()}

@@ -144,13 +144,17 @@ class Workload:
         return [batch for step in chosen for batch in self.data.step(step)]
 
     @cached_property
+    def epochs(self) -> list[np.ndarray]:
+        """Tokens of each row of the epochs that are looked at, in their order."""
+        lengths = np.array([sum(map(len, row.sequences)) for row in self.data.rows])
+        count = min(-(-self.data.steps // self.data.steps_per_epoch), EPOCHS)
+        return [lengths[self.data.order(epoch)] for epoch in range(count)]
+
+    @cached_property
     def largest(self) -> Batch:
         """The micro-batch with most distinct tokens, among those of the steps with most tokens: it sets the peak of memory."""
-        lengths = np.array([sum(map(len, row.sequences)) for row in self.data.rows])
-        starts = np.arange(0, len(lengths), self.data.batch)
-        repeats = self.data.repeats
-        epochs = range(min(-(-self.data.steps // (repeats * len(starts))), EPOCHS))
-        tokens = np.concatenate([np.add.reduceat(lengths[self.data.order(epoch)], starts) for epoch in epochs])
+        starts, repeats = np.arange(0, self.data.size, self.data.batch), self.data.repeats
+        tokens = np.concatenate([np.add.reduceat(epoch, starts) for epoch in self.epochs])
         heaviest = np.argsort(tokens[: self.data.steps // repeats])[-HEAVIEST:].tolist()
         return max((batch for step in heaviest for batch in self.data.step(step * repeats)), key=distinct)
 
@@ -162,13 +166,13 @@ class Workload:
     @property
     def tokens(self) -> int:
         """Tokens of all steps, as given."""
-        once = sum(len(sequence) for row in self.data.rows for sequence in row.sequences)
+        once = sum(int(epoch.sum()) for epoch in self.epochs) / len(self.epochs)
         return round(once * self.data.repeats * self.data.steps / self.data.steps_per_epoch)
 
     @property
     def micro_batches(self) -> int:
         """Of all steps."""
-        return self.data.steps * -(-min(self.data.batch, len(self.data.rows)) // self.data.micro_batch)
+        return self.data.steps * -(-min(self.data.batch, self.data.size) // self.data.micro_batch)
 
 
 def distinct(batch: Batch) -> int:
@@ -206,7 +210,7 @@ def estimate(
     adapter.attach(loaded, data.seed)
     learnt = trainable(loaded.model)
     own = sum(parameter.nbytes for parameter in learnt.values())
-    several = data.micro_batch < min(data.batch, len(data.rows))
+    several = data.micro_batch < min(data.batch, data.size)
     pass_ = rehearse(loaded, objective, work.largest, gradients=passes.with_gradient > 0, accumulate=several)
     if optimizer.moves_frozen:  # a copy of the base lies where the pass keeps its tensors later
         pass_ = replace(pass_, kept=max(pass_.kept, 4 * parameters))

@@ -22,6 +22,7 @@ from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.methods.optimizers.hybrid import TorchHybrid
 from tunesmith.models.load import Loaded, Precision, load
 from tunesmith.training import checkpoint
+from tunesmith.training.balance import Balance
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import Step, train
 from tunesmith.training.reference import Start, with_references
@@ -43,6 +44,8 @@ class Finetune(Spec):
     """How the learning rate changes."""
     epochs: float = Field(3.0, gt=0)
     """Passes over the training rows."""
+    balance: Balance = Balance()
+    """What is done about rare classes."""
     batch: int = Field(8, ge=1)
     """Rows of an optimizer step."""
     micro_batch: int | None = Field(None, ge=1)
@@ -77,6 +80,10 @@ class Finetune(Spec):
             raise ValueError(
                 f"objective {kind} has a gradient where its answers were sampled, but no slope that two passes could see; take optimizer.kind adamw"
             )
+        if self.balance.weight and not self.objective.weighs:
+            raise ValueError(
+                f"balance.weight: objective {kind} does not weigh rows; take objective.kind sft, or draw rare classes more often by balance.power"
+            )
         if self.objective.whole and self.micro_batch not in (None, self.batch):
             raise ValueError(f"objective {kind} compares the rows of a step with each other: leave micro_batch out")
         if self.objective.rollouts and self.validation.metric == "loss":
@@ -85,10 +92,10 @@ class Finetune(Spec):
 
     def dataset(self, rows: Sequence[Row], seed: int) -> Dataset:
         """Rows in the batches that these settings make of them; answers yet to be sampled are as long as they may be."""
-        parts = (*self._cut(), self.epochs, seed, self.share_prefixes)
+        parts, draw = (*self._cut(), self.epochs, seed, self.share_prefixes), self.balance.draw(rows)
         if self.rollouts is not None:
-            return Sampled(imagined(rows, self.rollouts), *parts, spec=self.rollouts)
-        return Dataset(rows, *parts)
+            return Sampled(imagined(rows, self.rollouts), *parts, spec=self.rollouts, draw=draw)
+        return Dataset(rows, *parts, draw=draw)
 
     def source(self, loaded: Loaded, rows: Sequence[Row], examples: Sequence[Example], seed: int) -> Dataset:
         """Where the batches of a training come from.
@@ -105,7 +112,7 @@ class Finetune(Spec):
         start = Start(trainable(loaded.model)) if self.objective.references else None
         return OnPolicy(
             rows, *self._cut(), self.epochs, seed, self.share_prefixes, spec=self.rollouts, loaded=loaded, examples=examples,
-            start=start,
+            start=start, draw=self.balance.draw(rows),
         )  # fmt: skip
 
     def _cut(self) -> tuple[int, int]:
@@ -233,7 +240,7 @@ def finetune(
     del searched  # its overrides are part of `spec` already
     rows, held_out_rows = load_split(prepared.path, "train"), load_split(prepared.path, "validation")
     spec.objective.check([*rows, *held_out_rows])
-    rows, held_out_rows = (list(spec.objective.arranged(each)) for each in (rows, held_out_rows))
+    rows, held_out_rows = (list(spec.objective.arranged(each)) for each in (spec.balance.weighted(rows), held_out_rows))
     loaded = load(model, precision)
     loaded.checkpointing = spec.activation_checkpointing is True
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
@@ -249,6 +256,9 @@ def finetune(
     held_out = load_examples(prepared.path, "validation")[:watched]
     judge = Judge(spec.validation, spec.objective, spec.rollouts, held_out, held_out_rows, size)
     training = Training(spec, loaded, data, judge, out)
+    if any(row.classes for row in rows):
+        out.metrics["classes"] = spec.balance.table(rows)
+        out.events.write("classes", classes=out.metrics["classes"])
     done = training.run()
     training.keep_best()
     proof = Proof()

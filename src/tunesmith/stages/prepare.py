@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from tunesmith.base import ConfigError, DataError, Output, Spec, Stage
 from tunesmith.base.files import write_json
+from tunesmith.data.classes import NONE, values
 from tunesmith.data.cleaners import Cleaner
 from tunesmith.data.cleaners.exact_duplicates import ExactDuplicates
 from tunesmith.data.cleaners.leakage import Leakage
@@ -25,7 +26,7 @@ from tunesmith.data.prepared import SPLITS
 from tunesmith.data.rows_file import RowWriter
 from tunesmith.data.shelf import batched, chunks
 from tunesmith.data.sources import find_files
-from tunesmith.data.split import field_value, split
+from tunesmith.data.split import split
 from tunesmith.data.tables import Lengths, commonest
 from tunesmith.models.find import load_tokenizer
 
@@ -57,9 +58,12 @@ class Prepare(Spec):
     format: str = "auto"
     """How rows are written: auto, messages, sharegpt, alpaca, prompt_completion, preference, kto or text."""
     stratify: str | None = None
-    """Field whose values keep their proportions in what is split off; `answer` is the reference answer."""
+    """What keeps its proportions in what is split off, named as in `classes`."""
     group: str | None = None
     """Field of which each value stays on one side as a whole, for example a user or a document."""
+    classes: str | None = None
+    """What a row's class is, for `finetune.balance` and for counting: a field beside it, `answer`, or a field within a JSON answer such as
+    `answer.role`. A `*` takes every field, a list each of its entries; of several values the one that fewest training rows have is the class."""
     weight: str | None = None
     """Field with a number that says how much a row counts in the loss of `sft`; null counts all alike."""
     max_tokens: int = Field(default=1024, ge=8)
@@ -130,6 +134,10 @@ def prepare(spec: Prepare, *, out: Output, tokenizer_name: str, seed: int) -> No
         tables = {name: _write(splits[name], name, spec, rendering, taken, writer) for name in SPLITS}
         taken.ledger.write(out / "ledger.jsonl")
         _refuse(spec, taken.ledger, out, len(tables["train"].lengths))
+        if spec.classes and not tables["train"].classes.keys() - {NONE}:
+            raise DataError(
+                f"prepare.classes: no row for train has {spec.classes!r}; name a field beside the rows, `answer`, or one in a JSON answer"
+            )
     summary = {
         "sources": taken.sources,
         "counts": taken.ledger.counts(),
@@ -138,7 +146,7 @@ def prepare(spec: Prepare, *, out: Output, tokenizer_name: str, seed: int) -> No
         },
         "cleaners": facts,
     }
-    if spec.stratify:
+    if spec.classes or spec.stratify:
         summary["classes"] = {name: commonest(table.classes) for name, table in tables.items()}
     write_json(out / "summary.json", summary)
     out.metrics.update(_headline(summary))
@@ -221,6 +229,7 @@ class Table:
 
     lengths: Lengths
     classes: Counter[str]
+    """Rows of each value."""
 
 
 def _write(view: View, name: str, spec: Prepare, rendering: Rendering, taken: Taken, writer: RowWriter) -> Table:
@@ -236,10 +245,12 @@ def _write(view: View, name: str, spec: Prepare, rendering: Rendering, taken: Ta
                 if row is None:
                     continue
                 file.write(line + b"\n")
+                if path := spec.classes or spec.stratify:
+                    found = values(Example.from_json(json.loads(line)), path)
+                    table.classes.update(found or (NONE,))
+                    row = replace(row, classes=found)
                 writer.add(row)
                 table.lengths.add(row)
-                if spec.stratify:
-                    table.classes[field_value(Example.from_json(json.loads(line)), spec.stratify)] += 1
     return table
 
 
@@ -307,4 +318,4 @@ def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "train_tokens": train["tokens"], "train_supervised_tokens": train["supervised_tokens"]}
 
 
-STAGE = Stage("prepare", 2, prepare)
+STAGE = Stage("prepare", 3, prepare)

@@ -70,6 +70,17 @@ class Recipe(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _classes_are_told(self) -> Self:
+        if self.finetune.balance.active and not self.prepare.classes:
+            raise ValueError(
+                "finetune.balance needs to know what a row's class is; set prepare.classes, for example to answer"
+            )
+        objective = self.finetune.objective
+        if self.prepare.weight and not objective.weighs:
+            raise ValueError(f"prepare.weight: objective {objective.kind} does not weigh rows; leave it out")
+        return self
+
     def to_yaml(self) -> str:
         """Every setting, defaults included, as a recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

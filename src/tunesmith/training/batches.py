@@ -8,6 +8,8 @@ import numpy as np
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
 
+from .balance import Draw
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -24,6 +26,8 @@ class Dataset:
     """Whether what rows share from their start is computed once."""
     facts: Mapping[str, float] = field(default_factory=dict)
     """What is to be reported of the rows of the last step."""
+    draw: Draw | None = None
+    """Which rows an epoch holds; None takes each once."""
 
     @property
     def repeats(self) -> int:
@@ -31,9 +35,14 @@ class Dataset:
         return 1
 
     @property
+    def size(self) -> int:
+        """Rows of an epoch."""
+        return len(self.rows) if self.draw is None else self.draw.size
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch; the last may be short."""
-        return -(-len(self.rows) // self.batch) * self.repeats
+        return -(-self.size // self.batch) * self.repeats
 
     @property
     def steps(self) -> int:
@@ -41,8 +50,9 @@ class Dataset:
         return max(1, round(self.steps_per_epoch // self.repeats * self.epochs)) * self.repeats
 
     def order(self, epoch: int) -> np.ndarray:
-        """int64 [rows]: the order of an epoch."""
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        """int64 [size]: places of the rows of an epoch, in its order."""
+        places = np.arange(len(self.rows)) if self.draw is None else self.draw.places(self.seed, epoch)
+        return np.random.default_rng([self.seed, epoch]).permutation(places)
 
     def settled(self, number: int) -> bool:
         """Whether a run that has done so many steps can go on from its weights alone."""

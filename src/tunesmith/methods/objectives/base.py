@@ -31,6 +31,8 @@ class Objective(Family):
     """Whether it learns from answers that the model itself samples, with the columns `reward(answer)`."""
     whole: ClassVar[bool] = False
     """Whether rows of a step are compared with each other, so that they must pass together."""
+    weighs: ClassVar[bool] = False
+    """Whether it reads the column WEIGHT: how much a row counts."""
 
     @property
     def references(self) -> bool:

@@ -20,11 +20,12 @@ SMALLEST = 1e-6
 class SFT(Objective):
     """Raise the likelihood of the demonstrated answers. The first thing to try whenever you have examples of good answers.
 
-    Where `prepare.weight` names a field, rows count that much; the loss is still the mean over all tokens alike.
+    Where `prepare.weight` names a field, or `finetune.balance.weight` is set, rows count that much; the loss is still the mean over all tokens alike.
     """
 
     kind: Literal["sft"] = "sft"
     answers: ClassVar[int | None] = 1
+    weighs: ClassVar[bool] = True
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of each target that is spread over the whole vocabulary (Szegedy et al., 2016, arXiv:1512.00567); 0.1 where labels may be wrong."""
     focus: float = Field(0.0, ge=0)
