@@ -141,7 +141,7 @@ def test_macro_f1_is_scikit_learns() -> None:
 
 
 def test_a_class_that_drops_out_of_a_sample_does_not_count_as_wrong() -> None:
-    both, one = [3.0, 2.0, 3.0, 2.0, 3.0, 2.0], [3.0, 0.0, 3.0, 0.0, 3.0, 0.0]
+    both, one = [3.0, 2.0, 3.0, 2.0, 3.0, 2.0, 0.0], [3.0, 0.0, 3.0, 0.0, 3.0, 0.0, 0.0]
     assert macro_f1(np.array([both, one])).tolist() == [100.0, 100.0]
 
 

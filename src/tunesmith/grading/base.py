@@ -50,6 +50,8 @@ class Grader(Family):
     unit: ClassVar[str] = "% of rows"
     reads: ClassVar[Literal["answers", "likelihoods"]] = "answers"
     """What `figures` is given: one answer (str) or one Likelihood per example."""
+    summaries: ClassVar[tuple[str, ...]] = ()
+    """Parts that speak of all rows, to be told where there is room for few."""
 
     @abstractmethod
     def figures(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, Figure]:

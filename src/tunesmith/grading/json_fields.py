@@ -1,16 +1,15 @@
 """Extraction: which fields of the gold JSON object the answer's JSON object has right."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
-
-import numpy as np
 
 from tunesmith.base import DataError
 from tunesmith.data.example import Example
 
 from .base import AnswerGrader, Score
+from .confusion import Label, confusion, macro_f1
 from .reading import Reading, canonical, read_object
-from .statistics import Array, Figure
+from .statistics import Figure
 
 VALID = "valid JSON"
 MACRO = "macro F1"
@@ -56,10 +55,10 @@ class JsonFields(AnswerGrader):
             if 2 * len(classes) <= sum(
                 truth is not None for truth in truths
             ):  # else it is free text, which has no classes
-                guesses = [
-                    fields.get(name) if name in gold else None for fields, gold in zip(found, golds, strict=True)
-                ]
-                figures[f"{name} {MACRO}"] = Figure(_confusion(truths, guesses, classes), macro_f1, top=100.0)
+                asked = [_label(name, gold) for gold in golds]
+                guesses = [_label(name, fields) if label else set() for fields, label in zip(found, asked, strict=True)]
+                statistics = confusion(asked, guesses, [(name, value) for value in classes])
+                figures[f"{name} {MACRO}"] = Figure(statistics, macro_f1, top=100.0)
         return figures
 
     def _fields(self, answer: str) -> dict[str, str]:
@@ -75,26 +74,5 @@ class JsonFields(AnswerGrader):
         return {name: canonical(value, self.ignore_case) for name, value in gold.items()}
 
 
-def macro_f1(sums: Array) -> Array:
-    """Mean over classes of F1 in percent, from sums [..., 3C] of true positives, guesses and truths per class.
-
-    A class without a truth (it may drop out of a bootstrap sample) is left out of the mean.
-    """
-    hits, guesses, truths = np.split(sums, 3, axis=-1)
-    present = truths > 0
-    f1 = np.where(present, 2.0 * hits / np.maximum(guesses + truths, 1.0), 0.0)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(100.0 * f1.sum(axis=-1) / present.sum(axis=-1))
-
-
-def _confusion(truths: Sequence[str | None], guesses: Sequence[str | None], classes: Sequence[str]) -> Array:
-    """Statistics [N, 3C] of `macro_f1`; a guess outside the classes is only a miss of the true one."""
-    number = {name: index for index, name in enumerate(classes)}
-    counted = np.zeros((len(truths), 3, len(classes)))
-    for row, (truth, guess) in enumerate(zip(truths, guesses, strict=True)):
-        if truth is not None:
-            counted[row, 2, number[truth]] = 1.0
-        if guess in number:
-            counted[row, 1, number[guess]] = 1.0
-            counted[row, 0, number[guess]] = float(guess == truth)
-    return counted.reshape(len(truths), -1)
+def _label(name: str, fields: Mapping[str, str]) -> set[Label]:
+    return {(name, fields[name])} if name in fields else set()

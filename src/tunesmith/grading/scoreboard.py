@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.base import ConfigError, DataError
+from tunesmith.data.classes import values
 from tunesmith.data.example import Example
 
 from .base import HEADLINE, Grader, Likelihood
@@ -36,7 +37,7 @@ def scoreboard(
         answers: one answer per row of each system.
         graders: the first one's figure is the headline.
         likelihoods: one Likelihood per row of each system that has them, for the graders that read them.
-        slices: names of `meta` fields; each value with at least ten rows is graded alone (the twenty largest per name).
+        slices: paths as in `data.classes.values`; each value with at least ten rows is graded alone (the twenty largest per path).
         seed: of the bootstrap and the permutation test.
         subject: the system whose differences from the others are wanted.
         against: the others; by default every other system.
@@ -55,7 +56,7 @@ def scoreboard(
     _check(examples, {**answers}, graders, [subject, *(against or ())], systems)
     _check(examples, {**likelihoods}, graders, [], systems)
     opponents = against if against is not None else tuple(name for name in systems if name != subject)
-    groups = _groups(examples, slices)
+    parts = groups(examples, slices)
     blocks = {}
     for place, grader in enumerate(graders):
         outputs: Mapping[str, Sequence[Any]] = answers if grader.reads == "answers" else likelihoods
@@ -69,7 +70,7 @@ def scoreboard(
             "better": grader.better,
             "signature": grader.signature,
             "headline": place == 0,
-            **_block(figures, groups, subject, opponents, grader.better == "lower", seed),
+            **_block(figures, parts, subject, opponents, grader.better == "lower", seed),
         }
     return {
         "rows": len(examples),
@@ -119,15 +120,22 @@ def _intervals(figures: Mapping[str, Figure], seed: int) -> dict[str, Any]:
     return {system: interval(figure, seed=seed).to_json() for system, figure in figures.items()}
 
 
-def _groups(examples: Sequence[Example], names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    """Rows of each slice `name=value` that is large enough."""
-    groups = {}
+def groups(examples: Sequence[Example], names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """Rows of each slice `name=value` that is large enough; a row with several values is in several."""
+    found = {}
     for name in names:
-        values = [str(example.meta[name]) if name in example.meta else None for example in examples]
-        largest = Counter(value for value in values if value is not None).most_common(MOST_SLICES)
+        held = [_values(example, name) for example in examples]
+        largest = Counter(value for values in held for value in values).most_common(MOST_SLICES)
         for value in (value for value, count in largest if count >= SMALLEST_SLICE):
-            groups[f"{name}={value}"] = np.flatnonzero([found == value for found in values])
-    return groups
+            found[f"{name}={value}"] = np.flatnonzero([value in values for values in held])
+    return found
+
+
+def _values(example: Example, name: str) -> tuple[str, ...]:
+    try:
+        return values(example, name)
+    except DataError:  # test rows of another file need not have the field
+        return ()
 
 
 def _check(

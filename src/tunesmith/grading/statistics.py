@@ -5,7 +5,7 @@ bootstrap serves them all: a resample of rows is a vector of counts, and its fig
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -130,6 +130,38 @@ def difference(
         change = Interval(ratio, *_ends(ratio, 100.0 * (values / others - 1.0)), rows)
     p = permutation(first, second, seed=seed, resamples=resamples)
     return Difference(point, *ends, rows, p, detectable(deviation) if deviation > 0 else None, change)
+
+
+def over_seeds(
+    figures: Sequence[Figure], others: Sequence[Figure] = (), *, seed: int = SEED, resamples: int = RESAMPLES
+) -> Interval:
+    """The mean of one system's figures over trainings that differ in their seed, or of its differences from another's.
+
+    Rows are resampled alike for all, trainings with them: what another set of rows and other seeds would have given. The spread between a
+    few trainings is widened by sqrt(S / (S - 1)), by which resampling S things falls short of it.
+
+    Args:
+        figures: one per training, all on the same rows.
+        others: those of the system to be subtracted, by the same seeds; none for the figure itself.
+        seed: of the bootstrap.
+        resamples: how often.
+    """
+    points_S = np.array([figure.point for figure in figures])
+    values_SR = np.stack([replicates(figure, seed=seed, resamples=resamples) for figure in figures])
+    if others:
+        points_S = points_S - [other.point for other in others]
+        values_SR = values_SR - [replicates(other, seed=seed, resamples=resamples) for other in others]
+    point, count = float(points_S.mean()), len(points_S)
+    values_R = values_SR.mean(axis=0)
+    if count > 1:
+        drawn_RS = np.random.default_rng([seed, count]).integers(0, count, size=(resamples, count))
+        again_R = np.take_along_axis(values_SR.T, drawn_RS, axis=1).mean(axis=1)
+        values_R = values_R + math.sqrt(count / (count - 1)) * (again_R - values_R)
+    rows, top = max(figure.rows for figure in (*figures, *others)), figures[0].top
+    ends = _ends(point, values_R)
+    if top is not None and ends[0] == ends[1]:
+        ends = _unseen(point, -top if others else 0.0, top, rows)
+    return Interval(point, *ends, rows)
 
 
 def permutation(first: Figure, second: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) -> float:

@@ -43,7 +43,7 @@ class Evaluate(Spec):
     baselines: bool = True
     """Whether majority class and TF-IDF with a linear SVM are trained on the same rows, where the task is one of classes."""
     slices: tuple[str, ...] = ()
-    """Fields of the rows by whose values results are split."""
+    """What results are split by, named as in `prepare.classes`."""
     general: str | None = "bundled"
     """Rows of other tasks, on which perplexity must not rise: the bundled set, or a messages .jsonl file; null skips it."""
     gate: Gate = Gate()

@@ -28,8 +28,17 @@ LOG = "requests.sqlite"
 class Pipeline:
     """A recipe in a run folder. Each stage's method computes it, and what it needs, unless that is there already."""
 
-    def __init__(self, recipe: Recipe, run: Run) -> None:
-        self.recipe, self.run = recipe, run
+    def __init__(self, recipe: Recipe, run: Run, notes: Path | None = None, split_seed: int | None = None) -> None:
+        """A pipeline.
+
+        Args:
+            recipe: what a person decided.
+            run: where artifacts are.
+            notes: folder of resolved.yaml and plan.json, where they are not the run's own: of a variant of its recipe.
+            split_seed: what rows are held out by, where it is not the recipe's own seed.
+        """
+        self.recipe, self.run, self.notes = recipe, run, notes or run.path
+        self.split_seed = recipe.seed if split_seed is None else split_seed
         self.adapter = recipe.initialise.adapter.model_dump(mode="json")
         self.about: dict[str, Any] = {"model": recipe.model, "precision": recipe.precision}
 
@@ -46,8 +55,8 @@ class Pipeline:
 
     def prepare(self) -> Artifact:
         """Examples and rows."""
-        spec, seed = self.recipe.prepare, self.recipe.seed
-        return self.run.once(prepare.STAGE, spec, inputs=input_files(spec), tokenizer_name=self.recipe.model, seed=seed)
+        spec, about = self.recipe.prepare, {"tokenizer_name": self.recipe.model, "seed": self.split_seed}
+        return self.run.once(prepare.STAGE, spec, inputs=input_files(spec), **about)
 
     def initialise(self) -> Artifact:
         """The checked start.
@@ -61,7 +70,7 @@ class Pipeline:
 
     def _plan(self, prepared: Artifact) -> None:
         """Estimate the training once, keep it in `plan.json` for the report to compare with, refuse what cannot fit, and settle what memory decides."""
-        recipe, path = self.recipe, self.run.path / PLAN
+        recipe, path = self.recipe, self.notes / PLAN
         wanted = recipe.finetune.activation_checkpointing
         settings = recipe.finetune.model_dump(mode="json", exclude={"activation_checkpointing"})
         asked = digest([prepared.id, self.about, self.adapter, settings])
@@ -145,4 +154,4 @@ def open_run(given: Path, folder: Path | None = None, assignments: tuple[str, ..
 
 def record(pipeline: Pipeline) -> None:
     """Write the recipe with every default resolved into the run folder."""
-    write_atomic(pipeline.run.path / "resolved.yaml", pipeline.recipe.to_yaml())
+    write_atomic(pipeline.notes / "resolved.yaml", pipeline.recipe.to_yaml())
