@@ -49,6 +49,27 @@ _stage_command(
 
 
 @app.command()
+def compare(
+    given: Given,
+    overrides: Overrides = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH=VALUE,VALUE",
+            help="A variant for each value; 'a.b=1 c.d=2' is one that changes both. Give it as often as you like.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each, by seeds that follow the recipe's.")] = 1,
+    folder: Folder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Train variants of a recipe and say by how much each is better than the recipe itself; what is there already is not trained again."""
+    from .running import compare_variants
+
+    compare_variants(given, folder, tuple(overrides or ()), tuple(vary or ()), seeds, as_json)
+
+
+@app.command()
 def show(given: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Every stage's state, artifact, hash and figures."""
     from .showing import show_run

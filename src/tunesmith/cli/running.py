@@ -1,8 +1,10 @@
 """Runs stages and says what they came to."""
 
+import json
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tunesmith.base import Artifact, Run
@@ -48,6 +50,28 @@ def _stages(pipeline: Pipeline, names: tuple[str, ...]) -> Artifact:
         with following(pipeline.run.events, name, console):
             made = pipeline.stage(name)
     return made
+
+
+def compare_variants(
+    given: Path, folder: Path | None, assignments: tuple[str, ...], vary: tuple[str, ...], seeds: int, as_json: bool
+) -> None:
+    """Train every variant with every seed, then the table; the path of `compare.md`, or the whole as JSON, goes to standard output."""
+    from tunesmith.stages.compare import cells, compare
+
+    def work(pipeline: Pipeline, variant: str) -> Artifact:
+        console.rule(f"{variant}, seed {pipeline.recipe.seed}", align="left")
+        return _stages(pipeline, (*ORDER[: ORDER.index("finetune") + 1], "ask"))
+
+    found = compare(given, vary, seeds=seeds, assignments=assignments, folder=folder, work=work)
+    trainings = f"{seeds} training{'s' if seeds > 1 else ''} each"
+    table = Table(title=f"{found['rows']:,} test rows, {trainings}, 95 % intervals", title_justify="left")
+    for heading in ("figure", "variant", "value", f"difference from {found['variants'][0]['name']}"):
+        table.add_column(heading, justify="left" if heading in ("figure", "variant") else "right")
+    for cell in cells(found):
+        table.add_row(*map(escape, cell))
+    console.print(table)
+    path = open_run(given, folder, assignments).run.path / "compare.md"
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else path)
 
 
 def _conclude(pipeline: Pipeline, evaluated: Artifact) -> None:

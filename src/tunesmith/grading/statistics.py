@@ -7,6 +7,7 @@ bootstrap serves them all: a resample of rows is a vector of counts, and its fig
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -91,14 +92,23 @@ def replicates(figure: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) 
 
     Samples depend on the seed and the number of rows only, so systems on the same rows are resampled alike (paired).
     """
-    generator = np.random.default_rng(seed)
     count = len(figure.statistics)
-    values = []
+    drawn = _kept(seed, count, resamples) if count * resamples <= _CELLS else _drawn(seed, count, resamples)
+    return np.concatenate([figure.value(counts_RN @ figure.statistics) for counts_RN in drawn])
+
+
+def _drawn(seed: int, count: int, resamples: int) -> Iterator[Array]:
+    """How often each row is in each bootstrap sample, [R, N], some samples at a time."""
+    generator = np.random.default_rng(seed)
     for size in _blocks(resamples, count):
         drawn_RN = generator.integers(0, count, size=(size, count)) + count * np.arange(size)[:, None]
-        counts_RN = np.bincount(drawn_RN.ravel(), minlength=size * count).reshape(size, count)
-        values.append(figure.value(counts_RN.astype(np.float64) @ figure.statistics))
-    return np.concatenate(values)
+        yield np.bincount(drawn_RN.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def _kept(seed: int, count: int, resamples: int) -> list[Array]:
+    """As `_drawn`, kept for the next figure on as many rows."""
+    return list(_drawn(seed, count, resamples))
 
 
 def interval(figure: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) -> Interval:

@@ -10,7 +10,7 @@ from tunesmith.base.spec import validate
 from tunesmith.data.prepared import load_split
 from tunesmith.serving.log import settle
 
-from . import deploy, evaluate, finetune, initialise, monitor, prepare, search
+from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, search
 from .plan import check_memory, plans
 from .prepare import input_files
 from .recipe import Recipe, read_recipe
@@ -102,6 +102,11 @@ class Pipeline:
         return self.run.once(
             evaluate.STAGE, self.recipe.evaluate, *parents, **self.about, adapter=self.adapter, seed=self.recipe.seed
         )
+
+    def ask(self) -> Artifact:
+        """Answers alone, to compare many trainings by."""
+        spec, parents = ask.Ask.of(self.recipe.evaluate), (self.prepare(), self.finetune())
+        return self.run.once(ask.STAGE, spec, *parents, **self.about, adapter=self.adapter)
 
     def deploy(self) -> Artifact:
         """What can be served."""

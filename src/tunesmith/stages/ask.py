@@ -1,0 +1,50 @@
+"""Ask: a tuned model's answers to the test rows and nothing else, for comparisons of many trainings."""
+
+from typing import Any
+
+from tunesmith.base import Artifact, DataError, Output, Spec, Stage
+from tunesmith.base.files import write_json
+from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.models.generate import Sampling
+from tunesmith.models.load import Precision, load, served
+
+from .evaluate import Evaluate
+from .judge import answer, likelihoods, merge
+
+
+class Ask(Spec):
+    """What a tuned model is asked."""
+
+    rows: int | None
+    """Most test rows; null takes all."""
+    max_tokens: int
+    """Length of an answer."""
+    likelihoods: bool
+    """Whether it is wanted how likely the right answers are."""
+
+    @classmethod
+    def of(cls, spec: Evaluate) -> "Ask":
+        """What these graders need to know."""
+        reads = any(grader.reads == "likelihoods" for grader in spec.graders)
+        return cls(rows=spec.rows, max_tokens=spec.max_tokens, likelihoods=reads)
+
+
+def ask(
+    spec: Ask, prepared: Artifact, finetuned: Artifact, *, out: Output, model: str, precision: Precision, adapter: dict[str, Any]
+) -> None:  # fmt: skip
+    """Write `answers.json`, one for each test row, and `likelihoods.json`.
+
+    Raises:
+        DataError: there are no test rows.
+    """
+    test = load_examples(prepared.path, "test")[: spec.rows]
+    if not test:
+        raise DataError("compare: there are no test rows; set prepare.test or prepare.test_fraction")
+    loaded = load(model, served(precision))
+    merge(loaded, adapter, finetuned, precision)
+    write_json(out / "answers.json", answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
+    rows = load_split(prepared.path, "test")[: spec.rows] if spec.likelihoods else []
+    write_json(out / "likelihoods.json", [[each.loss, each.tokens] for each in likelihoods(loaded, rows)])
+
+
+STAGE = Stage("ask", 1, ask)
