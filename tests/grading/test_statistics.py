@@ -10,6 +10,7 @@ from tunesmith.grading.statistics import (
     detectable,
     difference,
     interval,
+    over_seeds,
     permutation,
     replicates,
     share,
@@ -149,3 +150,33 @@ def test_a_seed_decides_everything_and_blocks_do_not_matter(monkeypatch: pytest.
     assert (whole != replicates(figure, seed=4, resamples=100)).any()
     monkeypatch.setattr("tunesmith.grading.statistics._CELLS", 50 * 7)
     assert (whole == replicates(figure, seed=3, resamples=100)).all()
+
+
+def trainings(seeds: int, apart: float, generator: np.random.Generator) -> list[Figure]:
+    """So many trainings graded on the same 150 rows; their quality differs by `apart` on the scale of logits."""
+    rows = generator.normal(0, 1, 150)
+    chances = [1 / (1 + np.exp(-(rows + generator.normal(0.5, apart)))) for _ in range(seeds)]
+    return [binary(generator.random(150) < chance) for chance in chances]
+
+
+def test_intervals_over_seeds_cover_what_another_seed_on_other_rows_would_give() -> None:
+    generator = np.random.default_rng(5)
+    truth = 100 * np.mean(1 / (1 + np.exp(-generator.normal(0.5, np.hypot(1, 0.3), 200_000))))
+    for seeds, least in ((3, 0.88), (5, 0.88)):
+        found = [over_seeds(trainings(seeds, 0.3, generator), resamples=300) for _ in range(150)]
+        assert least <= np.mean([each.low <= truth <= each.high for each in found])
+    rows_alone = [interval(trainings(1, 0.6, generator)[0], resamples=300) for _ in range(150)]
+    assert np.mean([each.low <= truth <= each.high for each in rows_alone]) < 0.75  # one training cannot know of others
+
+
+def test_differences_over_seeds_are_paired() -> None:
+    """Trainings of widely different luck that the other system shares: the difference knows nothing of it."""
+    generator = np.random.default_rng(6)
+    worse = [binary(np.arange(100) < right) for right in (30, 50, 70)]
+    better = [binary(np.arange(100) < right + 5) for right in (30, 50, 70)]
+    found, alone = over_seeds(better, worse), over_seeds(better)
+    assert (found.value, alone.value) == (5, 55)
+    assert alone.high - alone.low > 30
+    assert found.high - found.low < 10
+    one = trainings(1, 0.0, generator)
+    assert over_seeds(one) == interval(one[0])

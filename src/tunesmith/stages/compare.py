@@ -112,13 +112,13 @@ def variants(given: Path, assignments: tuple[str, ...], vary: Sequence[str]) -> 
     return found
 
 
-def pipelines(variant: Variant, run: Run, seeds: int) -> Iterator[Pipeline]:
+def pipelines(variant: Variant, folder: Path, seeds: int) -> Iterator[Pipeline]:
     """A variant's pipelines, one per seed; the rows are held out by the recipe's own seed in all of them."""
     for seed in range(variant.recipe.seed, variant.recipe.seed + seeds):
         recipe = variant.recipe.model_copy(update={"seed": seed})
         own = variant.name == GIVEN and seed == variant.recipe.seed
-        notes = run.path if own else run.path / FOLDER / digest(recipe.model_dump(mode="json"))[:12]
-        yield Pipeline(recipe, run, notes, variant.recipe.seed)
+        notes = folder if own else folder / FOLDER / digest(recipe.model_dump(mode="json"))[:12]
+        yield Pipeline(recipe, Run(folder), notes, variant.recipe.seed)
 
 
 def quietly(pipeline: Pipeline, variant: str) -> Artifact:
@@ -154,24 +154,24 @@ def compare(
     """
     found, run = variants(given, assignments, vary), open_run(given, folder, assignments).run
     with run.lock():
-        examples = _held_out(found, run)
+        examples = _held_out(found, run.path)
         made = []
         for variant in found:
             finetuned, asked = [], []
-            for pipeline in pipelines(variant, run, seeds):
+            for pipeline in pipelines(variant, run.path, seeds):
                 pipeline.notes.mkdir(parents=True, exist_ok=True)
                 record(pipeline)
                 asked.append(work(pipeline, variant.name))
                 finetuned.append(pipeline.finetune())
             made.append(Trained(variant, tuple(finetuned), tuple(asked)))
-        next(pipelines(found[0], Run(run.path), 1)).stage("ask")
+        next(pipelines(found[0], run.path, 1)).stage("ask")
         told = compared(made, examples, found[0].recipe.evaluate)
         write_json(run.path / "compare.json", told)
         write_atomic(run.path / "compare.md", markdown(told))
     return told
 
 
-def _held_out(found: Sequence[Variant], run: Run) -> list[Example]:
+def _held_out(found: Sequence[Variant], folder: Path) -> list[Example]:
     """The test rows of all variants.
 
     Raises:
@@ -179,7 +179,7 @@ def _held_out(found: Sequence[Variant], run: Run) -> list[Example]:
     """
     first: list[Example] = []
     for variant in found:
-        prepared = next(pipelines(variant, run, 1)).prepare()
+        prepared = next(pipelines(variant, folder, 1)).prepare()
         examples = load_examples(prepared.path, "test")[: variant.recipe.evaluate.rows]
         first = first or examples
         if examples != first:
