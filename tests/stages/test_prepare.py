@@ -207,3 +207,25 @@ def test_rows_say_what_they_count_where_a_field_is_named_for_it(tmp_path: Path) 
     assert [one.columns for one in rows] == [{"weight": float(example.meta["worth"])} for example in examples]
     reasons = summary(artifact)["counts"]["reasons"]
     assert sum(count for reason, count in reasons.items() if "'worth' is no number from 0 up" in reason) == 4
+
+
+def test_rows_carry_what_they_are_of(tmp_path: Path) -> None:
+    answers = [{"role": "a", "in": ["c", "d"]}, {"role": "a"}, {"in": "c"}]
+    source = write(
+        tmp_path / "t.jsonl", [{**row(n), "answer": json.dumps({**answers[n % 3], "n": n})} for n in range(30)]
+    )
+    spec = Prepare(source=source, classes="answer.in", test_fraction=6, validation_fraction=0, cleaners=())
+    artifact = run(tmp_path, spec)
+    for split in ("train", "test"):
+        held, examples = load_split(artifact.path, split), load_examples(artifact.path, split)
+        expected = {0: ("c", "d"), 1: (), 2: ("c",)}
+        assert [one.classes for one in held] == [expected[json.loads(each.gold)["n"] % 3] for each in examples]
+        counts = summary(artifact)["classes"][split]
+        assert counts["c"] + counts["none"] == len(held)
+        assert counts["d"] == sum("d" in one.classes for one in held)
+    for path, message in (
+        ("answer.im", "no row for train has 'answer.im'"),
+        ("kind", "has no field 'kind' .*it has none"),
+    ):
+        with pytest.raises(DataError, match=message):
+            run(tmp_path, spec.model_copy(update={"classes": path}))

@@ -169,6 +169,20 @@ def test_the_plan_counts_the_rows_of_an_epoch():
     )
 
 
+def test_prompts_whose_answers_are_sampled_are_drawn_alike():
+    rollouts = {"rewards": [{"grader": {"kind": "exact"}}], "samples": 2, "max_tokens": 3, "updates": 2}
+    tree = {
+        "objective": {"kind": "grpo"},
+        "rollouts": rollouts,
+        "balance": {"power": 0, "size": "over"},
+        "epochs": 1,
+        "batch": 5,
+    }
+    data = validate(Finetune, tree, "r.yaml").dataset(rows({"a": 10, "b": 2}), 0)
+    assert (data.size, data.steps_per_epoch, data.steps) == (20, 8, 8)  # four rollouts, two steps on each
+    assert sum(place >= 10 for step in range(0, 8, 2) for place in data.chosen(step)) == 10
+
+
 PREPARE = {"source": "rows.jsonl"}
 
 
