@@ -41,8 +41,10 @@ def set_up(loaded, adapter):
     return loaded
 
 
-@pytest.mark.parametrize(("kind", "fields"), [("llama", {}), ("qwen2", {}), ("gpt_neox", {"attention_bias": True})])
+@pytest.mark.parametrize(("kind", "fields"), [("gpt_neox", {"attention_bias": True})])
 class TestPeft:
+    """Beside `test_peft.py`, on a model that has no fused form and whose projections are one layer with biases."""
+
     def test_loads_what_we_write(self, fresh, tmp_path, kind, fields):
         loaded = set_up(fresh(kind, **fields), LoRA(rank=4, alpha=6))
         LoRA(rank=4, alpha=6).save(loaded, tmp_path)
@@ -64,26 +66,6 @@ class TestPeft:
         assert not torch.allclose(logits(loaded), expected, atol=1e-2)
         LoRA(rank=4, alpha=6).restore(loaded, tmp_path)
         torch.testing.assert_close(logits(loaded), expected, atol=1e-5, rtol=1e-5)
-
-    def test_has_our_gradients(self, fresh, random_rows, tmp_path, kind, fields):
-        """One step's gradients: ours on the forest, theirs row by row."""
-        loaded = set_up(fresh(kind, **fields), LoRA(rank=4, alpha=6))
-        LoRA(rank=4, alpha=6).save(loaded, tmp_path)
-        rows = random_rows(4)
-        SFT()(loaded, Batch.of(rows)).total.backward()
-        theirs = PeftModel.from_pretrained(fresh(kind, **fields).model, tmp_path, is_trainable=True)
-        with plain(theirs.base_model.model):
-            for row in rows:
-                tokens, learn = torch.tensor(row.sequences[0].tokens).long(), torch.tensor(row.sequences[0].learn)
-                labels = tokens.masked_fill(~learn, -100)
-                out = theirs(input_ids=tokens[None], use_cache=False).logits[0]
-                torch.nn.functional.cross_entropy(out[:-1], labels[1:], reduction="sum").backward()
-        expected = {name: p.grad for name, p in theirs.named_parameters() if p.requires_grad}
-        ours = trainable(loaded.model)
-        assert len(ours) == len(expected) > 0
-        for name, parameter in ours.items():
-            gradient = expected[f"base_model.model.{name}.default.weight"]
-            assert (parameter.grad - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
 def test_the_config_beside_the_weights_is_peft_s(fresh, tmp_path):

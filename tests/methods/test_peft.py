@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 
 from tunesmith.data.batch import Batch
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.dora import DoRA
 from tunesmith.methods.adapters.ia3 import IA3
 from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.methods.adapters.prefix import Prefix
 from tunesmith.methods.adapters.prompt import Prompt
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.models.attention import plain
@@ -161,15 +162,17 @@ class TestPrincipalStart:
             assert (gradient - found[1][name]).norm() <= 1e-5 * gradient.norm(), name
 
 
-class TestPrompt:
+@pytest.mark.parametrize("adapter", [Prompt(tokens=5), Prefix(tokens=5)], ids=lambda adapter: adapter.kind)
+class TestPrompts:
     @pytest.fixture
-    def theirs(self, fresh, tmp_path):
-        loaded = disturbed(fresh(), Prompt(tokens=5))
-        Prompt(tokens=5).save(loaded, tmp_path)
+    def theirs(self, fresh, adapter, tmp_path):
+        loaded = disturbed(fresh(), adapter)
+        adapter.save(loaded, tmp_path)
         return loaded, PeftModel.from_pretrained(fresh().model, tmp_path)
 
-    def test_peft_loads_what_we_write_and_has_our_gradient(self, theirs, random_rows):
+    def test_peft_loads_what_we_write_and_has_our_gradient(self, theirs, adapter, random_rows):
         loaded, theirs = theirs
+        before = 5 if adapter.kind == "prompt" else 0  # peft's prefix has no logits
         theirs.prompt_encoder.requires_grad_(True)
         rows, total = random_rows(4), 0.0
         loss = SFT()(loaded, Batch.of(rows)).total
@@ -177,7 +180,7 @@ class TestPrompt:
         with plain(theirs.base_model):
             for row in rows:
                 tokens, learn = torch.tensor(row.sequences[0].tokens).long(), torch.tensor(row.sequences[0].learn)
-                out = theirs(input_ids=tokens[None], use_cache=False).logits[0, 5:]
+                out = theirs(input_ids=tokens[None], use_cache=False).logits[0, before:]
                 labels = tokens.masked_fill(~learn, -100)
                 one = torch.nn.functional.cross_entropy(out[:-1], labels[1:], reduction="sum")
                 one.backward()
@@ -189,11 +192,11 @@ class TestPrompt:
         )
         assert (ours - gradient).norm() <= 1e-5 * gradient.norm()
 
-    def test_every_way_agrees_and_answers_follow_it(self, theirs, random_rows):
+    def test_every_way_agrees_and_answers_follow_it(self, theirs, adapter, random_rows):
         loaded, theirs = theirs
         batch = Batch.of(random_rows(4))
         expected = padded_logps(loaded, batch)
-        assert loaded.decoder() is not None
+        assert (loaded.decoder() is not None) == (adapter.kind == "prompt")
         torch.testing.assert_close(token_logps(loaded, batch), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(generic_logps(loaded, batch), expected, atol=1e-5, rtol=1e-5)
         prompts = [[5, 6, 7], [5, 6, 8, 9]]
@@ -207,9 +210,55 @@ class TestPrompt:
                     )
                     tokens.append(token)
 
+    def test_layers_computed_again_have_the_same_gradient(self, theirs, random_rows):
+        loaded, found = theirs[0], []
+        loaded.model.train()
+        for loaded.checkpointing in (False, True):
+            loaded.model.zero_grad()
+            SFT()(loaded, Batch.of(random_rows(4))).total.backward()
+            found.append(loaded.model.get_input_embeddings().prompt.grad.clone())
+        torch.testing.assert_close(*found, atol=0, rtol=1e-6)
+
+    def test_one_after_the_other_answers_are_the_same(self, theirs, adapter):
+        loaded, prompts = theirs[0], [[5, 6, 7], [5, 6, 8, 9]]
+        expected = [answer.tokens for answer in generate(loaded, prompts, Sampling(max_tokens=6))]
+        loaded.forest = False
+        with plain(loaded.model):
+            assert [answer.tokens for answer in generate(loaded, prompts, Sampling(max_tokens=6))] == expected
+
+
+class TestStarts:
     def test_it_starts_as_words_that_are_given(self, fresh):
         loaded = fresh()
         expected = loaded.model.get_input_embeddings().weight[[5, 6, 5]].detach()
         loaded.tokenizer = lambda text, add_special_tokens: SimpleNamespace(input_ids=[5, 6])
         Prompt(tokens=3, text="two words").attach(loaded, 0)
         assert torch.equal(loaded.model.get_input_embeddings().prompt.detach(), expected)
+
+    def test_a_prefix_starts_as_what_the_model_computes_of_them(self, fresh):
+        """With the words before every sequence, the base says the same."""
+        loaded = fresh()
+        with torch.no_grad(), plain(loaded.model):
+            words = torch.tensor([[5, 6, 5]]).expand(len(IDS), -1)
+            expected = loaded.model(input_ids=torch.cat([words, IDS], 1), use_cache=False).logits[:, 3:]
+        loaded.tokenizer = lambda text, add_special_tokens: SimpleNamespace(input_ids=[5, 6])
+        Prefix(tokens=3, text="two words").attach(loaded, 0)
+        with torch.no_grad(), plain(loaded.model):
+            before = torch.tensor([loaded.prefix]).expand(len(IDS), -1)
+            found = loaded.model(input_ids=torch.cat([before, IDS], 1), use_cache=False).logits[:, 3:]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    def test_a_prefix_that_peft_wrote_is_read(self, fresh, random_rows, tmp_path):
+        torch.manual_seed(0)
+        sizes = {"token_dim": 32, "num_attention_heads": 4, "num_layers": 2}
+        config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5, **sizes)
+        theirs = get_peft_model(fresh().model, config)
+        theirs.save_pretrained(tmp_path)
+        loaded = fresh()
+        Prefix(tokens=5).restore(loaded, tmp_path)
+        with torch.no_grad(), plain(theirs.base_model):
+            expected = theirs(input_ids=IDS, use_cache=False).logits
+        with torch.no_grad(), plain(loaded.model):
+            before = torch.tensor([loaded.prefix]).expand(len(IDS), -1)
+            found = loaded.model(input_ids=torch.cat([before, IDS], 1), use_cache=False).logits[:, 5:]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -24,6 +24,7 @@ from tunesmith.kernels.lora_linear import LoRALinear
 from tunesmith.kernels.recompute import compact, recomputed
 
 from .blocks import ACTIVATIONS, TRAITS, Block, Norm, activation_of, linear_layers, read_block
+from .prompt import PrefixEmbedding
 
 if TYPE_CHECKING:
     from .load import Loaded
@@ -189,13 +190,20 @@ def misfit(loaded: "Loaded") -> str | None:
         return f"no fused form of {config.model_type}"
     if not native.serves(torch.empty(0, device=loaded.device)):
         return "no compiled operations for this device"
+    if isinstance(model.get_input_embeddings(), PrefixEmbedding):
+        return "keys and values that learn"
     if activation_of(config) not in ACTIVATIONS:
         return f"no fused form of {activation_of(config)}"
     offset = 1.0 if TRAITS[config.model_type].gemma else 0.0
     if any(bool((weight == -offset).any()) for weight in norm_weights(model) if not weight.is_meta):
         return "a norm with a weight of zero"
+    return _odd_layer(model, TRAITS[config.model_type])
+
+
+def _odd_layer(model: Any, traits: Any) -> str | None:
+    """What of a model's layers has no fused form."""
     for layer in model.model.layers:
-        for group in linear_layers(layer, TRAITS[config.model_type]):
+        for group in linear_layers(layer, traits):
             for module in group:
                 if type(module) not in (torch.nn.Linear, Int8Linear, LoRALinear):
                     return f"no fused form of {type(module).__name__}"

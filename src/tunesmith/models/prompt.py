@@ -1,4 +1,4 @@
-"""A prompt of embeddings that learnt: how a model carries it, in memory and in its folder."""
+"""A prompt that learnt, as embeddings or as keys and values: how a model carries it, in memory and in its folder."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tunesmith.base import ModelError
+
 FILE = "prompt.safetensors"
 """Stands in a model's folder beside its weights, of which it can be no part."""
 NAME = "prompt_embeddings"
 """peft's name for the tensor."""
+KEYS_AND_VALUES = "keys_and_values"
+"""Name of the tensor [P, 2 L, K, W] in a model's folder."""
 
 
 class PromptEmbedding(nn.Module):
@@ -41,6 +45,60 @@ class PromptEmbedding(nn.Module):
         return torch.where((tokens >= self.size)[..., None], own, found)
 
 
+class PrefixEmbedding(PromptEmbedding):
+    """The same for a prompt of which only keys and values are there: each layer's attention finds them where it would keep those of its own tokens.
+
+    The tokens pass through the layers like others, so that batches, caches and pages need not know of it; nothing reads what comes out.
+    """
+
+    def __init__(self, model: Any, prompt_PLKW: Tensor) -> None:
+        super().__init__(model.get_input_embeddings(), prompt_PLKW.flatten(1))
+        self.shape = prompt_PLKW.shape[1:]
+        layers = [one for one in model.modules() if type(one).__name__.endswith("Attention")]
+        if 2 * len(layers) != len(prompt_PLKW[0]):
+            raise ModelError(
+                f"{type(model).__name__}: {len(layers)} attention layers, and keys and values of {len(prompt_PLKW[0]) // 2}; "
+                "take initialise.adapter.kind=prompt"
+            )
+        for layer in layers:
+            layer.register_forward_pre_hook(self._put, with_kwargs=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Of any leading shape; whatever stands for the prompt's own tokens is not looked at."""
+        found: Tensor = self.base(tokens.clamp(max=self.size - 1))
+        return found
+
+    def _put(self, layer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A layer's arguments, with these keys and values where its cache would be."""
+        if not self.enabled:
+            return given, named
+        if "position_ids" not in named:
+            raise ModelError(
+                f"{type(layer).__name__} is not told positions, by which a prefix is found; take initialise.adapter.kind=prompt"
+            )
+        prompt_PLKW = self.prompt.view(-1, *self.shape)
+        name = "layer_past" if "layer_past" in named else "past_key_values"
+        return given, {**named, name: _First(prompt_PLKW, named["position_ids"], named.get(name))}
+
+
+class _First:
+    """Stands where a layer's cache stands: puts learnt keys and values to the first positions of every sequence."""
+
+    def __init__(self, prompt_PLKW: Tensor, place_BT: Tensor, cache: Any) -> None:
+        self.prompt_PLKW, self.place_BT, self.cache = prompt_PLKW, place_BT, cache
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *rest: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, K, T, W] of a layer, as its cache returns them if there is one."""
+        count = len(self.prompt_PLKW)
+        learnt_BKT = (self.place_BT < count)[:, None, :, None]
+        place_BT = self.place_BT.clamp(max=count - 1)
+        key, value = (
+            torch.where(learnt_BKT, self.prompt_PLKW[place_BT, 2 * layer + side].transpose(1, 2).to(one.dtype), one)
+            for side, one in enumerate((key, value))
+        )
+        return (key, value) if self.cache is None else self.cache.update(key, value, layer, *rest)
+
+
 def save_model(model: Any, folder: Path) -> None:
     """Write a model as transformers does, and its prompt, if it has one, beside it."""
     embedding = model.get_input_embeddings()
@@ -52,12 +110,22 @@ def save_model(model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
     finally:
         model.set_input_embeddings(embedding)
-    save_file({NAME: embedding.prompt.detach().cpu().contiguous()}, folder / FILE, {"format": "pt"})
+    prompt = embedding.prompt.detach().cpu().contiguous()
+    held = (
+        {KEYS_AND_VALUES: prompt.view(-1, *embedding.shape)}
+        if isinstance(embedding, PrefixEmbedding)
+        else {NAME: prompt}
+    )
+    save_file(held, folder / FILE, {"format": "pt"})
 
 
 def load_prompt(model: Any, folder: Path) -> None:
     """Give a model the prompt that its folder holds, if it holds one."""
     if (folder / FILE).exists():
-        prompt_PD = load_file(folder / FILE)[NAME].float()
-        model.set_input_embeddings(PromptEmbedding(model.get_input_embeddings(), prompt_PD))
+        held = load_file(folder / FILE)
+        if KEYS_AND_VALUES in held:
+            embedding: PromptEmbedding = PrefixEmbedding(model, held[KEYS_AND_VALUES].float())
+        else:
+            embedding = PromptEmbedding(model.get_input_embeddings(), held[NAME].float())
+        model.set_input_embeddings(embedding)
         model.requires_grad_(False)

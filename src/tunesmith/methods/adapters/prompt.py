@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import read_json, write_json
@@ -31,43 +33,64 @@ class Prompt(Adapter):
     """What the embeddings start as, over and over until there are enough; null draws tokens of the vocabulary."""
 
     def attach(self, loaded: Loaded, seed: int) -> None:
-        """Freeze the base and put embeddings of existing tokens before every sequence."""
+        """Freeze the base and put what existing tokens give before every sequence."""
         loaded.model.requires_grad_(False)
         if loaded.prefix:
             raise ModelError(f"{loaded.name} has a prompt that learnt already; tune its base instead")
-        base = loaded.model.get_input_embeddings()
-        if base.weight.is_meta:
-            chosen = torch.zeros(self.tokens, dtype=torch.int64, device="meta")
-        elif self.text is None:
-            generator = torch.Generator().manual_seed(seed)
-            chosen = torch.randint(len(base.weight), (self.tokens,), generator=generator)
-        else:
-            ids = loaded.tokenizer(self.text, add_special_tokens=False).input_ids
-            if not ids:
-                raise ModelError("adapter.text: it has no tokens; leave it out to draw some")
-            chosen = torch.tensor((ids * self.tokens)[: self.tokens])
         with torch.no_grad():
-            prompt_PD = base(chosen).float()
-        loaded.model.set_input_embeddings(PromptEmbedding(base, prompt_PD))
+            loaded.model.set_input_embeddings(
+                self.embedding(loaded.model, self._chosen(loaded, seed).to(loaded.device))
+            )
+
+    def embedding(self, model: Any, chosen_P: Tensor) -> PromptEmbedding:
+        """The model's embeddings with a prompt that begins as these tokens."""
+        base = model.get_input_embeddings()
+        return PromptEmbedding(base, base(chosen_P).float())
+
+    def _chosen(self, loaded: Loaded, seed: int) -> Tensor:
+        """int64 [P]: the tokens to begin with."""
+        count = len(loaded.model.get_input_embeddings().weight)
+        if self.text is None or loaded.device.type == "meta":
+            generator = torch.Generator().manual_seed(seed)
+            return torch.randint(count, (self.tokens,), generator=generator)
+        ids = loaded.tokenizer(self.text, add_special_tokens=False).input_ids
+        if not ids:
+            raise ModelError("adapter.text: it has no tokens; leave it out to draw some")
+        return torch.tensor((ids * self.tokens)[: self.tokens])
 
     def save(self, loaded: Loaded, folder: Path) -> None:
         """Write `adapter_model.safetensors` and `adapter_config.json` as peft does."""
         folder.mkdir(parents=True, exist_ok=True)
-        prompt, config = _embedding(loaded).prompt.detach().cpu(), loaded.model.config.get_text_config()
-        save_file({NAME: prompt.contiguous()}, folder / "adapter_model.safetensors", {"format": "pt"})
-        shape = {"num_layers": config.num_hidden_layers, "num_attention_heads": config.num_attention_heads}
+        embedding, config = _embedding(loaded), loaded.model.config.get_text_config()
+        prompt = embedding.prompt.detach().cpu().contiguous()
+        about_base = {"format": "pt", "hidden_size": str(config.hidden_size)}
+        save_file({NAME: prompt}, folder / "adapter_model.safetensors", about_base)
         about = {"base_model_name_or_path": str(loaded.folder), "task_type": "CAUSAL_LM", "inference_mode": True}
-        sizes = {"num_virtual_tokens": len(prompt), "token_dim": prompt.shape[1], "num_transformer_submodules": 1}
+        sizes = {
+            "num_virtual_tokens": len(prompt),
+            "num_transformer_submodules": 1,
+            "num_layers": config.num_hidden_layers,
+        }
+        write_json(folder / "adapter_config.json", {**about, **sizes, **self.peft_config(embedding, config)})
+
+    def peft_config(self, embedding: PromptEmbedding, config: Any) -> dict[str, Any]:
+        """What peft's configuration says of this kind of prompt."""
         start = {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
-        write_json(folder / "adapter_config.json", {**start, **about, **sizes, **shape})
+        width = embedding.prompt.shape[1]
+        return {**start, "token_dim": width, "num_attention_heads": config.num_attention_heads}
 
     def restore(self, loaded: Loaded, folder: Path) -> None:
         """Attach and read a file that this or peft wrote."""
         follow(list(loaded.model.parameters()), folder)
         found, about = load_file(folder / "adapter_model.safetensors"), read_json(folder / "adapter_config.json")
-        layers = loaded.model.config.get_text_config().num_hidden_layers
-        if about.get("num_layers", layers) != layers:
-            raise ModelError(f"{folder}: learnt on a model of {about['num_layers']} layers, {loaded.name} has {layers}")
+        config = loaded.model.config.get_text_config()
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            width = int((file.metadata() or {}).get("hidden_size", config.hidden_size))  # peft does not say it
+        if (about.get("num_layers", config.num_hidden_layers), width) != (config.num_hidden_layers, config.hidden_size):
+            raise ModelError(
+                f"{folder}: learnt on a model of {about['num_layers']} layers of width {width}, {loaded.name} has "
+                f"{config.num_hidden_layers} of {config.hidden_size}; check model"
+            )
         self.attach(loaded, 0)
         prompt = _embedding(loaded).prompt
         if set(found) != {NAME} or found[NAME].shape != prompt.shape:
