@@ -156,7 +156,7 @@ class TestEveryAdapter:
         save_model(loaded.model, tmp_path)
         torch.testing.assert_close(logits(loaded), tuned, atol=1e-5, rtol=1e-5)
         again = fresh(**fields)
-        again.model = type(again.model).from_pretrained(tmp_path)
+        again.model = type(loaded.model).from_pretrained(tmp_path)
         attention.adopt(again.model)
         load_prompt(again.model, tmp_path)
         torch.testing.assert_close(logits(again), tuned, atol=1e-5, rtol=1e-5)

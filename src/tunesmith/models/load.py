@@ -2,13 +2,14 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import sha256
@@ -44,6 +45,8 @@ class Loaded:
     checkpointing: bool = False
     """Whether the backward computes layers again instead of the forward keeping what they compute (activation checkpointing)."""
     notes: list[str] = field(default_factory=list)
+    penalty: Callable[[], Tensor] | None = None
+    """What the model itself adds to the loss while it learns, for each thing that the objective counts: a scalar of the last pass."""
     _decoder: fused.Decoder | None = field(default=None, repr=False)
 
     def decoder(self) -> fused.Decoder | None:

@@ -62,6 +62,9 @@ def train(
             sums.clear()
             for batch in batches:
                 total, stats = objective(loaded, batch)
+                if loaded.penalty is not None:
+                    penalty = loaded.penalty() * objective.count(batch)
+                    total, stats = total + penalty, {**stats, "penalty": penalty.detach()}
                 if torch.is_grad_enabled():  # a zeroth-order optimizer calls without
                     (total / count).backward()  # type: ignore[no-untyped-call]
                 sums.update({"loss": float(total.detach()), **{name: float(value) for name, value in stats.items()}})

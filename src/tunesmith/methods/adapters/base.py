@@ -20,7 +20,7 @@ class Adapter(Family):
     neutral: ClassVar[bool] = True
     """Whether the model, just attached, still answers as its base."""
     merges: ClassVar[bool] = True
-    """Whether what it learnt can become a part of the model's weights; else it is served beside them."""
+    """Whether what it learnt can become a part of the weights that the model has; else it stands beside them, or the model becomes another."""
 
     @abstractmethod
     def attach(self, loaded: Loaded, seed: int) -> None:
