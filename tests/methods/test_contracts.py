@@ -19,7 +19,7 @@ from tunesmith.methods.objectives.kto import LABEL
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models import attention
 from tunesmith.models.forward import padded_logps
-from tunesmith.models.prompt import load_prompt, save_model
+from tunesmith.models.prompt import load_beside, save_model
 from tunesmith.stages.estimate import estimate
 from tunesmith.stages.machine import Speed
 from tunesmith.training.batches import Dataset
@@ -158,7 +158,7 @@ class TestEveryAdapter:
         again = fresh(**fields)
         again.model = type(loaded.model).from_pretrained(tmp_path)
         attention.adopt(again.model)
-        load_prompt(again.model, tmp_path)
+        load_beside(again.model, tmp_path)
         torch.testing.assert_close(logits(again), tuned, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("fields", [{}, {"tie_word_embeddings": True}], ids=["untied", "tied"])

@@ -15,7 +15,7 @@ from tunesmith.kernels.recompute import recomputed
 from .attention import ForestAttend, attending, plain
 from .load import Loaded
 
-ADDED = ("lora_", "magnitude", "ia3_l", "embed_tokens.prompt")
+ADDED = ("lora_", "magnitude", "ia3_l", "memory_", "embed_tokens.prompt")
 """Parts of the names of parameters that adapters add to a model."""
 
 

@@ -20,7 +20,7 @@ from . import attention, fused
 from .find import load_tokenizer as load_tokenizer
 from .find import locate as locate
 from .gguf import notes
-from .prompt import load_prompt
+from .prompt import load_beside
 from .quantize import to_int8
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
@@ -170,7 +170,7 @@ def load(name: str, precision: Precision = "auto") -> Loaded:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {folder}: its weights cannot be loaded: {str(error).splitlines()[0]}") from None
-    load_prompt(model, folder)
+    load_beside(model, folder)
     model.eval()
     if chosen == "int8":
         to_int8(model, DTYPES[chosen])

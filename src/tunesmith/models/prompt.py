@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from tunesmith.base import ModelError
 
+from .memory import load_memory, save_memory, without_memory
+
 FILE = "prompt.safetensors"
 """Stands in a model's folder beside its weights, of which it can be no part."""
 NAME = "prompt_embeddings"
@@ -100,10 +102,13 @@ class _First:
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Write a model as transformers does, and its prompt, if it has one, beside it."""
+    """Write a model as transformers does, and its prompt or its memory, if it has one, beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_memory(model, folder)
     embedding = model.get_input_embeddings()
     if not isinstance(embedding, PromptEmbedding):
-        model.save_pretrained(folder)
+        with without_memory(model):
+            model.save_pretrained(folder)
         return
     model.set_input_embeddings(embedding.base)
     try:
@@ -119,8 +124,9 @@ def save_model(model: Any, folder: Path) -> None:
     save_file(held, folder / FILE, {"format": "pt"})
 
 
-def load_prompt(model: Any, folder: Path) -> None:
-    """Give a model the prompt that its folder holds, if it holds one."""
+def load_beside(model: Any, folder: Path) -> None:
+    """Give a model the prompt or the memory that its folder holds, if it holds one."""
+    load_memory(model, folder)
     if (folder / FILE).exists():
         held = load_file(folder / FILE)
         if KEYS_AND_VALUES in held:

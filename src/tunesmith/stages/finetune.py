@@ -247,6 +247,7 @@ def finetune(
     if spec.optimizer.moves_frozen:
         loaded.model.float()
     chosen.attach(loaded, seed)
+    chosen.begin(loaded, rows, seed)
     before = last_logits(loaded, rows)
     size, watched = spec.micro_batch or spec.batch, spec.validation.rows
     held_out_rows = held_out_rows[:watched]

@@ -62,7 +62,7 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _base_can_move(self) -> Self:
         adapter, optimizer = self.initialise.adapter, self.finetune.optimizer
-        if optimizer.moves_frozen and (self.precision == "int8" or not adapter.adds_weights):
+        if optimizer.moves_frozen and (self.precision == "int8" or not adapter.adds_weights or adapter.frozen_base):
             what = "an int8 base" if self.precision == "int8" else f"what the adapter {adapter.kind} leaves frozen"
             raise ValueError(
                 f"optimizer {optimizer.kind} moves the base, in float32, beside an adapter, and cannot move {what}; set precision=bf16 and "

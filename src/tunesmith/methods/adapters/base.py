@@ -1,7 +1,7 @@
 """What an adapter is: which weights learn, and how they are kept."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from tunesmith.base import Family
+from tunesmith.data.example import Row
 from tunesmith.models.load import Loaded
 
 
@@ -22,9 +23,15 @@ class Adapter(Family):
     merges: ClassVar[bool] = True
     """Whether what it learnt can become a part of the weights that the model has; else it stands beside them, or the model becomes another."""
 
+    frozen_base: ClassVar[bool] = False
+    """Whether what it learns holds only as long as the base stays as it is."""
+
     @abstractmethod
     def attach(self, loaded: Loaded, seed: int) -> None:
         """Change the model in place and mark what learns; the same seed gives the same weights."""
+
+    def begin(self, loaded: Loaded, rows: Sequence[Row], seed: int) -> None:
+        """Take from the training rows what is not learnt by steps; once, before the first."""
 
     @abstractmethod
     def save(self, loaded: Loaded, folder: Path) -> None:
