@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tunesmith
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import read_json
+from tunesmith.data.batch import Batch
+from tunesmith.data.prepared import load_split
 from tunesmith.models.forward import token_logps
 from tunesmith.models.load import load
 from tunesmith.stages import finetune
@@ -236,3 +238,20 @@ def test_a_base_in_int8_is_trained_and_its_merged_model_proved(recipe, tmp_path)
 def test_int8_with_an_adapter_that_changes_the_base_is_refused(recipe, tmp_path):
     with pytest.raises(ConfigError, match=r"int8 keeps the base as it is.*adapter full.*set precision=bf16"):
         open_run(recipe, tmp_path / "run", ("precision=int8", "initialise.adapter={kind: full}"))
+
+
+@pytest.mark.parametrize("kind", ["moe", "memory"])
+def test_what_cannot_be_merged_goes_through_a_whole_run_and_is_served(recipe, tmp_path, kind):
+    """Deploy proves the folder it wrote against what was trained; it is opened here once more."""
+    settings = (
+        f"initialise.adapter={{kind: {kind}}}", "finetune.epochs=0.5", "finetune.optimizer.learning_rate=0.05", "deploy.ungated=true",
+        "deploy.prompts=4", "evaluate.baselines=false", "evaluate.general=null", "evaluate.shots=0",
+    )  # fmt: skip
+    pipeline = open_run(recipe, tmp_path / "run", settings)
+    deployed = pipeline.stage("deploy")
+    claims = {claim["claim"]: claim for claim in read_json(deployed / "proof.json")["claims"]}
+    assert all(claim["holds"] for claim in claims.values())
+    opened, base = load(str(deployed / "model"), "fp32"), load(pipeline.recipe.model, "fp32")
+    batch = Batch.of(load_split(pipeline.run.artifact("prepare").path, "test"))
+    with torch.no_grad():
+        assert float((token_logps(opened, batch) - token_logps(base, batch)).abs().max()) > 0.01
