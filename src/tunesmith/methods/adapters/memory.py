@@ -19,7 +19,7 @@ from .injected import Injected
 from .layers import decoder_layers
 
 QUERIES = 64
-"""Tokens, for each expert, that keys are chosen by at most."""
+"""Tokens, for each expert, by which keys are chosen at most."""
 ROWS = 8
 """Rows that pass together while keys are chosen."""
 
@@ -43,8 +43,8 @@ class Memory(Injected):
     """Width of an expert."""
     alpha: float = Field(8.0, gt=0)
     """Scale of what experts add; it is divided by the rank."""
-    active: int = Field(2, ge=1)
-    """Experts that a token wakes at most."""
+    active: int = Field(1, ge=1)
+    """Experts that a token wakes at most; with one, facts that are alike disturb each other least."""
     reach: float = Field(0.1, ge=0)
     """How much less alike than the farthest of its own tokens, as a cosine, a token may be that still wakes an expert: more answers other
     wordings too, and changes more of other text. 2 wakes the nearest experts always."""
