@@ -17,6 +17,7 @@ from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.base import reference
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models.generate import BATCH
+from tunesmith.models.heads import attach_head
 from tunesmith.models.load import Loaded
 from tunesmith.models.load import parameters as count
 from tunesmith.training.batches import Dataset
@@ -204,6 +205,8 @@ def estimate(
     if optimizer.moves_frozen:
         loaded.model.float()
     adapter.attach(loaded, data.seed)
+    if objective.head:
+        attach_head(loaded)
     learnt = trainable(loaded.model)
     own = sum(parameter.nbytes for parameter in learnt.values())
     several = data.micro_batch < min(data.batch, len(data.rows))
@@ -232,7 +235,7 @@ def _measuring(objective: Objective, data: Dataset) -> float:
     """Forward passes, for each step's own, that measure log-probabilities: once for all epochs, or for the answers of each rollout."""
     if not isinstance(data, Sampled):
         return objective.references / data.epochs
-    return (objective.references + (data.repeats > 1)) / data.repeats
+    return (objective.references + (data.repeats > 1 or objective.head)) / data.repeats
 
 
 def _sampling(data: Sampled, parameters: int, speed: Speed, precision: str) -> float:

@@ -20,6 +20,7 @@ from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.methods.optimizers.hybrid import TorchHybrid
+from tunesmith.models.heads import attach_head, detach_head, save_head
 from tunesmith.models.load import Loaded, Precision, load
 from tunesmith.training import checkpoint
 from tunesmith.training.batches import Dataset
@@ -105,7 +106,7 @@ class Finetune(Spec):
         start = Start(trainable(loaded.model)) if self.objective.references else None
         return OnPolicy(
             rows, *self._cut(), self.epochs, seed, self.share_prefixes, spec=self.rollouts, loaded=loaded, examples=examples,
-            start=start,
+            start=start, objective=self.objective,
         )  # fmt: skip
 
     def _cut(self) -> tuple[int, int]:
@@ -214,7 +215,10 @@ class Training:
     def keep(self, adapter: Adapter) -> None:
         """Write what was learnt."""
         shutil.rmtree(self.out / "adapter", ignore_errors=True)
+        head = detach_head(self.loaded) if self.spec.objective.head else None
         adapter.save(self.loaded, self.out / "adapter")
+        if head is not None:
+            save_head(head, self.out / "adapter")
         if isinstance(self.optimizer, TorchHybrid):
             self.optimizer.save(self.out / "adapter")
 
@@ -240,6 +244,8 @@ def finetune(
     if spec.optimizer.moves_frozen:
         loaded.model.float()
     chosen.attach(loaded, seed)
+    if spec.objective.head:
+        attach_head(loaded)
     before = last_logits(loaded, rows)
     size, watched = spec.micro_batch or spec.batch, spec.validation.rows
     held_out_rows = held_out_rows[:watched]

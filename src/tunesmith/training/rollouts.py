@@ -13,12 +13,13 @@ from tunesmith.data.example import Example, Row
 from tunesmith.data.example import Sequence as Tokens
 from tunesmith.data.render import Ids, Renderer
 from tunesmith.grading import AnswerGrader, Grader
-from tunesmith.methods.objectives.base import OLD, START, reward
+from tunesmith.methods.objectives import Objective
+from tunesmith.methods.objectives.base import OLD, START, TOKEN_COLUMNS, VALUE, reward
 from tunesmith.models.generate import Completion, Sampling, generate
 from tunesmith.models.load import Loaded
 
 from .batches import Dataset
-from .reference import Start, with_token_logps
+from .reference import Start, with_token_logps, with_token_values
 
 
 class Reward(Spec):
@@ -66,7 +67,7 @@ def imagined(rows: Sequence[Row], spec: Rollouts) -> list[Row]:
         prompt = whole.tokens[: int(np.argmax(whole.learn))]
         learn = np.arange(len(prompt) + spec.max_tokens) >= len(prompt)
         answers = (np.full(spec.max_tokens, number, dtype=np.int32) for number in range(spec.samples))
-        blank = dict.fromkeys((OLD, START), np.zeros(spec.max_tokens, dtype=np.float32))
+        blank = dict.fromkeys(TOKEN_COLUMNS, np.zeros(spec.max_tokens, dtype=np.float32))
         sequences = tuple(Tokens(np.concatenate([prompt, answer]), learn, blank) for answer in answers)
         columns = {reward(number): float(number) for number in range(spec.samples)}
         found.append(Row(row.origin, sequences, columns))
@@ -98,6 +99,8 @@ class OnPolicy(Sampled):
     """Of each row: what its prompt says and what graders compare with."""
     start: Start | None = field(kw_only=True, default=None)
     """The weights that training starts from, where the objective asks for their log-probabilities."""
+    objective: Objective | None = field(kw_only=True, default=None)
+    """What learns from the answers, where it needs more of them than what they earned."""
     facts: dict[str, float] = field(default_factory=dict)
 
     def from_step(self, first: int) -> Iterator[list[Batch]]:
@@ -123,7 +126,8 @@ class OnPolicy(Sampled):
             sequences = tuple(_sequence(prompt, answer) for answer in mine)
             rows.append(Row(self.rows[place].origin, sequences, columns))
         self._note(rows, earned, [answer for mine in answers for answer in mine], time.monotonic() - began)
-        return self._measured(rows)
+        rows = self._measured(rows)
+        return rows if self.objective is None else list(self.objective.credited(rows))
 
     def _sample(self, number: int, prompts: Sequence[Ids]) -> list[list[Completion]]:
         """Answers to each prompt, which is read once."""
@@ -138,7 +142,9 @@ class OnPolicy(Sampled):
 
     def _measured(self, rows: list[Row]) -> list[Row]:
         """The rows with the log-probabilities that the objective will compare with."""
-        if self.spec.updates > 1:
+        if self.objective is not None and self.objective.head:
+            rows = with_token_values(self.loaded, rows, (OLD, VALUE), self.micro_batch)
+        elif self.spec.updates > 1:
             rows = with_token_logps(self.loaded, rows, OLD, self.micro_batch)
         if self.start is not None:
             with self.start.back():

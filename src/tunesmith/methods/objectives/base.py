@@ -31,6 +31,10 @@ class Objective(Family):
     """Whether it learns from answers that the model itself samples, with the columns `reward(answer)`."""
     whole: ClassVar[bool] = False
     """Whether rows of a step are compared with each other, so that they must pass together."""
+    head: ClassVar[bool] = False
+    """Whether it reads numbers for tokens from a head that learns with the adapter, see `tunesmith.models.heads`."""
+    scores: ClassVar[bool] = False
+    """Whether it leaves a model that scores answers and writes none."""
 
     @property
     def references(self) -> bool:
@@ -43,6 +47,10 @@ class Objective(Family):
 
     def arranged(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Rows as it learns from them, where that takes more than what was given."""
+        return rows
+
+    def credited(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """A step's sampled answers, with what they earned and what was measured of them, as it learns from them in all updates."""
         return rows
 
     def count(self, batch: Batch) -> int:
@@ -83,3 +91,11 @@ OLD = "old_logp"
 """Name of the token column with the log-probability under the policy that sampled the answers."""
 START = "start_logp"
 """Name of the token column with the log-probability under the model that training starts from."""
+VALUE = "old_value"
+"""Name of the token column with what the head of that policy expected to be still to be earned, before the token."""
+ADVANTAGE = "advantage"
+"""Name of the token column with how much better than that the token was."""
+RETURN = "return"
+"""Name of the token column with what was still to be earned in fact."""
+TOKEN_COLUMNS = (OLD, START, VALUE, ADVANTAGE, RETURN)
+"""Every token column that there may be."""
