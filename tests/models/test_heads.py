@@ -11,7 +11,15 @@ from tunesmith.methods.adapters.prompt import Prompt
 from tunesmith.models.attention import plain
 from tunesmith.models.forward import needs_autocast, token_logps
 from tunesmith.models.heads import (
-    attach_head, detach_head, generic_seen, logps_and_values, padded_seen, restore_head, save_head, scores, token_values,
+    attach_head,
+    detach_head,
+    generic_seen,
+    logps_and_values,
+    padded_seen,
+    restore_head,
+    save_head,
+    scores,
+    token_values,
 )  # fmt: skip
 
 VOCABULARY = 97

@@ -66,12 +66,24 @@ class Grader(Family):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
 
 
-class AnswerGrader(Grader):
+class Paying(Grader):
+    """A grader that can say what one answer is worth by itself, so that rollouts can be paid by it."""
+
+    @abstractmethod
+    def worth(self, answers: Sequence[str], examples: Sequence[Example]) -> list[float]:
+        """What each answer is worth, given the example that it answers; many at a time, for those that are quicker so."""
+
+
+class AnswerGrader(Paying):
     """A grader that can judge one answer by itself; its figures are shares."""
 
     @abstractmethod
     def score(self, answer: str, example: Example) -> Score:
         """Grade one answer against the example's gold answer."""
+
+    def worth(self, answers: Sequence[str], examples: Sequence[Example]) -> list[float]:
+        """The share that is right, from 0 to 1."""
+        return [self.score(answer, example).share for answer, example in zip(answers, examples, strict=True)]
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[str]) -> dict[str, Figure]:
         """Ratios of sums: every thing counts once, however many a row has."""

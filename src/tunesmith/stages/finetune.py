@@ -74,6 +74,10 @@ class Finetune(Spec):
             raise ValueError(
                 f"objective {kind} learns from given answers; leave rollouts out, or take objective.kind grpo"
             )
+        if self.rollouts is not None and self.rollouts.samples < self.objective.group:
+            raise ValueError(
+                f"objective {kind} compares answers to a prompt with each other: set rollouts.samples to {self.objective.group} or more"
+            )
         if self.objective.rollouts and (self.optimizer.moves_frozen or not self.optimizer.gradients):
             raise ValueError(
                 f"objective {kind} has a gradient where its answers were sampled, but no slope that two passes could see; take optimizer.kind adamw"
@@ -82,6 +86,10 @@ class Finetune(Spec):
             raise ValueError(f"objective {kind} compares the rows of a step with each other: leave micro_batch out")
         if self.objective.rollouts and self.validation.metric == "loss":
             raise ValueError(f"validation.metric: the loss of {kind} says nothing about answers; take auto or a grader")
+        if self.objective.scores and self.validation.metric not in ("auto", "loss"):
+            raise ValueError(
+                f"validation.metric: objective {kind} leaves a model that scores answers and writes none; take auto or loss"
+            )
         return self
 
     def dataset(self, rows: Sequence[Row], seed: int) -> Dataset:

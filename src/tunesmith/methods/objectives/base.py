@@ -31,6 +31,8 @@ class Objective(Family):
     """Whether it learns from answers that the model itself samples, with the columns `reward(answer)`."""
     whole: ClassVar[bool] = False
     """Whether rows of a step are compared with each other, so that they must pass together."""
+    group: ClassVar[int] = 1
+    """Fewest answers to a prompt that it learns from."""
     head: ClassVar[bool] = False
     """Whether it reads numbers for tokens from a head that learns with the adapter, see `tunesmith.models.heads`."""
     scores: ClassVar[bool] = False

@@ -75,7 +75,7 @@ class PPO(Objective):
         )
         ratio_M = torch.exp(logp_M - old_M)
         gain_M, held_M = ratio_M * advantage_M, ratio_M.clamp(1 - self.clip, 1 + self.clip) * advantage_M
-        near_M = was_M + (value_M - was_M).clamp(-self.value_clip, self.value_clip)
+        near_M = torch.clamp(value_M, was_M - self.value_clip, was_M + self.value_clip)
         error_M, near_error_M = (value_M - return_M).square(), (near_M - return_M).square()
         loss_M = -torch.minimum(gain_M, held_M) + self.value_weight * torch.maximum(error_M, near_error_M) / 2
         stats = {
