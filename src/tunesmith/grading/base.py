@@ -4,6 +4,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -48,8 +49,8 @@ class Grader(Family):
 
     better: ClassVar[Literal["higher", "lower"]] = "higher"
     unit: ClassVar[str] = "% of rows"
-    reads: ClassVar[Literal["answers", "likelihoods"]] = "answers"
-    """What `figures` is given: one answer (str) or one Likelihood per example."""
+    reads: ClassVar[Literal["answers", "likelihoods", "scores"]] = "answers"
+    """What `figures` is given per example: one answer (str), one Likelihood, or the scores (floats) that a reward model gives its answers."""
 
     @abstractmethod
     def figures(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, Figure]:
@@ -59,6 +60,11 @@ class Grader(Family):
             DataError: an example cannot be graded this way.
             MachineError: a package is missing.
         """
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files, beside the rows, that its judgement comes from."""
+        return ()
 
     @property
     def signature(self) -> str:
