@@ -41,7 +41,7 @@ def preferences(tmp_path_factory, tiny_folder) -> Path:
     """A recipe: people prefer answers that say please."""
     folder, generator = tmp_path_factory.mktemp("preferences"), np.random.default_rng(0)
     lines = []
-    for number in range(104):
+    for number in range(80):
         one, other = (" ".join(generator.choice(WORDS, generator.integers(1, 4))) for _ in range(2))
         lines.append({"prompt": f"Shade {number}?", "chosen": f"{one} please", "rejected": other, "margin": "0.1"})
     (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -110,13 +110,12 @@ def test_other_programs_score_as_the_grader_does(trained):
     assert np.allclose(told, [line["scores"]["tuned"] for line in lines], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["ppo", "grpo"])
-def test_rollouts_are_paid_by_a_reward_model(trained, preferences, tmp_path, tiny_folder, kind):
+def test_rollouts_are_paid_by_a_reward_model(trained, tmp_path, tiny_folder):
     lines = [{"prompt": f"Shade {number}?", "answer": "red"} for number in range(48)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shutil.copytree(trained, tmp_path / "reward")
     rollouts = {"rewards": [{"grader": {"kind": "reward_model", "run": "reward"}, "weight": 0.5}], "samples": 2, "max_tokens": 4}  # fmt: skip
-    tree = settings(tiny_folder, "prompts.jsonl", [{"kind": "reward_model", "run": "reward"}], objective={"kind": kind},
+    tree = settings(tiny_folder, "prompts.jsonl", [{"kind": "reward_model", "run": "reward"}], objective={"kind": "ppo"},
                     rollouts=rollouts, validation={"rows": 2, "max_tokens": 4})  # fmt: skip
     tree["finetune"] |= {"epochs": 0.5}
     tree["evaluate"] |= {"shots": 0, "baselines": False, "max_tokens": 4}
@@ -150,14 +149,14 @@ def test_a_killed_run_ends_with_the_same_bits(preferences, trained, tmp_path, mo
     def cut_off(self, step, seconds):
         note(self, step, seconds)
         done.append(step.number)
-        if step.number == 13 and done.count(13) == 1:
+        if step.number == 8 and done.count(8) == 1:
             raise RuntimeError("power")
 
     monkeypatch.setattr(finetune.Training, "_note", cut_off)
     with pytest.raises(RuntimeError, match="power"):
         tunesmith.finetune(preferences, folder=tmp_path / "cut")
     again = tunesmith.finetune(preferences, folder=tmp_path / "cut")
-    assert done.count(10) == 2  # from the checkpoint of ten steps on
+    assert done.count(5) == 2  # from the checkpoint of five steps on
     files = again.manifest["files"]
     whole = Run(trained).artifact("finetune").manifest["files"]
     for name in ("adapter/head.safetensors", "adapter/adapter_model.safetensors"):
