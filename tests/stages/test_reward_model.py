@@ -20,6 +20,7 @@ from tunesmith.models.load import load
 from tunesmith.models.scorer import load_scorer, score_rows
 from tunesmith.stages import finetune
 from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.plan import plan
 from tunesmith.training.rollouts import Reward, Rollouts
 
 WORDS = ("red", "green", "blue", "black", "white", "grey", "pink", "brown")
@@ -123,12 +124,22 @@ def test_rollouts_are_paid_by_a_reward_model(trained, tmp_path, tiny_folder):
     pipeline = open_run(tmp_path / "paid.yaml", tmp_path / "run")
     (paid,) = pipeline.recipe.finetune.rollouts.rewards
     assert paid.grader.run == str(tmp_path / "reward")  # relative to the recipe
+    ours, weights = plan(pipeline.recipe)[0].estimate, tmp_path / "reward" / Run(trained).artifact("deploy").path.name
+    elsewhere = pipeline.recipe.model_copy(update={"finetune": _paid_by_exact(pipeline.recipe.finetune)})
+    assert (
+        ours.weights - plan(elsewhere)[0].estimate.weights == (weights / "model" / "model.safetensors").stat().st_size
+    )
     done = pipeline.locked("finetune")
     steps = list(pipeline.run.events.read("step"))
     assert len(steps) == done.metrics["steps"] >= 1
     assert all(np.isfinite(step["reward"]) and step["reward"] != 0 for step in steps)
     assert [entry["name"] for entry in done.manifest["inputs"]] == ["manifest.json"]
     assert set(pipeline.locked("evaluate").metrics["systems"]) == {"base", "tuned"}
+
+
+def _paid_by_exact(tune):
+    rollouts = tune.rollouts.model_copy(update={"rewards": (Reward(grader={"kind": "exact"}),)})
+    return tune.model_copy(update={"rollouts": rollouts})
 
 
 def test_the_grader_scores_many_at_a_time_as_one_by_one(trained):

@@ -67,6 +67,11 @@ class Grader(Family):
         return ()
 
     @property
+    def memory(self) -> int:
+        """Bytes that it holds while it judges, where it is a model itself."""
+        return 0
+
+    @property
     def signature(self) -> str:
         """Everything that must be equal for two results to be comparable."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)

@@ -12,7 +12,7 @@ from tunesmith.base import Artifact, DataError, Run
 from tunesmith.base.artifact import MANIFEST
 from tunesmith.data.example import Example, Row
 from tunesmith.data.render import Renderer
-from tunesmith.models.load import Loaded, Precision
+from tunesmith.models.load import Loaded, Precision, locate
 from tunesmith.models.scorer import load_scorer, score_rows
 
 from .base import HEADLINE, Paying
@@ -35,6 +35,11 @@ class RewardModel(Paying):
         """The manifest of what was deployed."""
         found = _deployed(self.run)
         return () if found is None else (found / MANIFEST,)
+
+    @property
+    def memory(self) -> int:
+        """As much as its files; loaded in bf16 it is less."""
+        return sum(path.stat().st_size for path in locate(self._model).glob("*.safetensors"))
 
     def worth(self, answers: Sequence[str], examples: Sequence[Example]) -> list[float]:
         """The score of each answer."""

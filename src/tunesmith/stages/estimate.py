@@ -179,7 +179,7 @@ def distinct(batch: Batch) -> int:
 
 def estimate(
     config: Any, adapter: Adapter, optimizer: Optimizer, objective: Objective, data: Dataset, *, precision: str, speed: Speed,
-    available: int, resident: int, checkpointing: bool = False,
+    available: int, resident: int, checkpointing: bool = False, beside: int = 0,
 ) -> Estimate:  # fmt: skip
     """Estimate a training by rehearsing its largest micro-batch without numbers.
 
@@ -191,6 +191,7 @@ def estimate(
         available: free bytes, see `available_memory`.
         resident: bytes that the process holds already, see `resident_memory`.
         checkpointing: whether layers are computed again in the backward pass.
+        beside: bytes that other models hold meanwhile, such as one that pays for answers.
 
     Raises:
         ModelError: the model cannot be built, or has nothing that the adapter could teach.
@@ -215,7 +216,7 @@ def estimate(
         pass_ = replace(pass_, kept=max(pass_.kept, 4 * parameters))
     return Estimate(
         **_memory(pass_, own, own if passes.with_gradient else 0),
-        weights=sum(storage.nbytes() for storage in storages(loaded)) - own,
+        weights=sum(storage.nbytes() for storage in storages(loaded)) - own + beside,
         state=optimizer.state_bytes(learnt) + optimizer.scratch_bytes(learnt),
         parameters=parameters,
         learning=sum(parameter.numel() for parameter in learnt.values()),
