@@ -90,7 +90,7 @@ def test_a_head_that_knows_nothing_finds_pairs_alike(build, random_rows):
 def test_what_is_told_of_a_step(scorer, random_rows):
     rows = random_rows(4, answers=2)
     stats = Reward()(scorer, Batch.of(rows)).stats
-    told = [[float(score(scorer, one)) for one in row.sequences] for row in rows]
+    told = [[float(score(scorer, one).detach()) for one in row.sequences] for row in rows]
     assert float(stats["accuracy"]) == sum(chosen > rejected for chosen, rejected in told)
     assert float(stats["margin"]) == pytest.approx(sum(chosen - rejected for chosen, rejected in told), abs=1e-4)
     assert float(stats["chosen_score"]) == pytest.approx(sum(chosen for chosen, _ in told), abs=1e-4)
