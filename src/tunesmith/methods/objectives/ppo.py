@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 class PPO(Objective):
     """Learn from rewards by trial, with a value for each token that tells which part of an answer earned them. GRPO does without values and is the first to
-    try; PPO needs no groups, and learns more from each answer where `rollouts.updates` is 2 to 4.
+    try; PPO compares no answers with each other, so that one to a prompt is enough. It was made for several `rollouts.updates` on the same answers.
 
     Values come from a head on the model that learns, beginning at zero, so that no second model is held; their loss moves the adapter too. An answer is over at
     its last token, cut off or not. Advantages are whitened over all answers of a step.
