@@ -8,7 +8,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF
-from sklearn.metrics import f1_score
+from scipy.stats import spearmanr
+from sklearn.metrics import f1_score, mean_squared_error
 
 from tunesmith.base import DataError, MachineError
 from tunesmith.data.example import Example
@@ -19,14 +20,19 @@ from tunesmith.grading.exact import Exact
 from tunesmith.grading.extras import extra
 from tunesmith.grading.json_fields import JsonFields, macro_f1
 from tunesmith.grading.json_valid import JsonValid
+from tunesmith.grading.pairwise import Pairwise
 from tunesmith.grading.perplexity import Perplexity
+from tunesmith.grading.rank_correlation import RankCorrelation
 from tunesmith.grading.reading import canonical, read_object
+from tunesmith.grading.reward_model import RewardModel
+from tunesmith.grading.score_error import ScoreError
 from tunesmith.grading.statistics import interval
 
 
 def example(gold: str, prompt: str = "Which?", **meta: object) -> Example:
     answer = {"role": "assistant", "content": gold}
-    return Example("test.jsonl:1", ({"role": "user", "content": prompt},), ((answer,),), meta=meta)
+    scored = {"score": float(sum(map(ord, gold)) % 7)}
+    return Example("test.jsonl:1", ({"role": "user", "content": prompt},), ((answer,),), columns=scored, meta=meta)
 
 
 GOLDS = [json.dumps({"role": role, "size": size}) for role in ("program", "library") for size in (1, 2, 3)]
@@ -59,16 +65,40 @@ def test_perfect_answers_get_the_best_and_empty_ones_the_worst(member: type[Answ
     assert grader.score("", EXAMPLES[0]).share == 0.0
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("member", [member for member in MEMBERS if member is not RewardModel])
 def test_intervals_contain_the_value_and_have_width(member: type[Grader]) -> None:
     grader = member()  # type: ignore[call-arg]
     outputs: list[object] = [*GOLDS[:3], "", *GOLDS[1:3]]
     if grader.reads == "likelihoods":
         outputs = [Likelihood(3.0 * tokens, tokens + 1) for tokens in range(6)]
+    if grader.reads == "scores":
+        outputs = [[float(number % 4), 1.5] if member is Pairwise else [30.0 + number % 4] for number in range(6)]
     for figure in grader.figures(EXAMPLES, outputs).values():
         found = interval(figure, resamples=500)
         assert found.low <= found.value <= found.high
         assert found.low < found.high
+
+
+def test_pairs_that_are_scored_alike_are_half_right() -> None:
+    assert Pairwise().figures(EXAMPLES[:4], [[2, 1], [1, 2], [3, 3], [0, -1]])["headline"].point == 62.5
+    with pytest.raises(DataError, match=r"test\.jsonl:1: 1 answers; pairwise compares"):
+        Pairwise().figures(EXAMPLES[:1], [[2.0]])
+
+
+def test_scores_are_held_against_those_that_people_gave() -> None:
+    marks = [1.0, 4.0, 2.0, 2.0, 5.0, 3.0]
+    examples = [Example(f"x:{number}", columns={"stars": mark}) for number, mark in enumerate(marks)]
+    scores = [[0.5], [3.0], [2.5], [1.0], [9.0], [1.0]]
+    error = ScoreError(column="stars").figures(examples, scores)["headline"].point
+    assert error == pytest.approx(mean_squared_error(marks, np.ravel(scores)))
+    rank = RankCorrelation(column="stars").figures(examples, scores)["headline"]
+    assert rank.point == pytest.approx(spearmanr(marks, np.ravel(scores)).statistic)
+    assert RankCorrelation(column="stars").figures(examples, [[7.0]] * 6)["headline"].point == 0
+    assert RankCorrelation(column="stars").figures(examples, [[-mark] for mark in marks])[
+        "headline"
+    ].point == pytest.approx(-1)
+    with pytest.raises(DataError, match=r"x:0: has no column 'score'; name the field in prepare\.columns"):
+        ScoreError().figures(examples, scores)
 
 
 def test_exact_states_what_it_forgives() -> None:

@@ -14,11 +14,12 @@ from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row, Sequence
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
-from tunesmith.methods.objectives.base import OLD, START, reference, reward
+from tunesmith.methods.objectives.base import ADVANTAGE, OLD, RETURN, START, VALUE, reference, reward
 from tunesmith.methods.objectives.kto import LABEL
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models import attention
 from tunesmith.models.forward import padded_logps
+from tunesmith.models.heads import attach_head
 from tunesmith.models.prompt import load_beside, save_model
 from tunesmith.stages.estimate import estimate
 from tunesmith.stages.machine import Speed
@@ -49,9 +50,12 @@ def answered(random_rows):
     columns = {reference(0): -9.0, reference(1): -11.0, reward(0): 1.0, reward(1): 0.0, LABEL: 1.0}
     made = []
     for row in random_rows(3, answers=2, **columns):
-        token_columns = dict.fromkeys((OLD, START), np.float32(-4.5))
+        token_columns = {OLD: -4.5, START: -4.5, VALUE: 0.1, ADVANTAGE: 0.5, RETURN: 0.8}
         sequences = tuple(
-            replace(each, columns={name: np.full(each.learn.sum(), value) for name, value in token_columns.items()})
+            replace(
+                each,
+                columns={name: np.full(each.learn.sum(), value, np.float32) for name, value in token_columns.items()},
+            )
             for each in row.sequences
         )
         made.append(replace(row, sequences=sequences))
@@ -204,9 +208,15 @@ def test_every_objective_is_a_sum_over_what_it_counts(member, fresh, answered):
     """Micro-batches add up to the batch: losses, counts and gradients."""
     rows, objective = answered, member()
     loaded = fresh()
+    if member.head:
+        torch.nn.init.normal_(attach_head(loaded).weight)
     whole = objective(loaded, Batch.of(rows))
     whole.total.backward()
-    gradient = {name: p.grad.clone() for name, p in loaded.model.named_parameters()}
+    read = {name: p for name, p in loaded.model.named_parameters() if p.grad is not None}
+    gradient = {name: p.grad.clone() for name, p in read.items()}
+    assert (
+        len(read) >= len(list(loaded.model.parameters())) - 1
+    )  # one that reads no logits leaves the output head alone
     loaded.model.zero_grad()
     parts = [Batch.of(rows[:1]), Batch.of(rows[1:])]
     losses = [objective(loaded, part) for part in parts]
@@ -214,7 +224,7 @@ def test_every_objective_is_a_sum_over_what_it_counts(member, fresh, answered):
     assert torch.isfinite(whole.total)
     assert sum(objective.count(part) for part in parts) == objective.count(Batch.of(rows)) > 0
     torch.testing.assert_close(sum(loss.total for loss in losses), whole.total, rtol=1e-5, atol=1e-5)
-    for name, parameter in loaded.model.named_parameters():
+    for name, parameter in read.items():
         assert (parameter.grad - gradient[name]).norm() <= 1e-5 * gradient[name].norm() + 1e-6, name
 
 
@@ -264,6 +274,8 @@ def test_every_two_members_meet():
 def test_combinations_train(adapter, objective, optimizer, fresh, batch):
     loaded = fresh()
     adapter().attach(loaded, 1)
+    if objective.head:
+        attach_head(loaded)
     learnt = trainable(loaded.model)
     frozen = {name: one for name, one in loaded.model.named_parameters() if name not in learnt}
     before = {name: one.clone() for name, one in loaded.model.named_parameters()}

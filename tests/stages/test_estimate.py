@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from tunesmith.data.example import Row, Sequence
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models import attention
@@ -260,12 +262,26 @@ def test_a_base_in_int8_takes_half_the_memory_and_less_time():
     assert quarter.seconds < 0.8 * half.seconds
 
 
-def test_answers_that_are_sampled_cost_time_and_their_length():
+def test_a_head_is_planned_with_what_learns_and_no_logits_with_a_reward_model():
+    rows = rows_of(4)
+    pairs = [replace(row, sequences=(*row.sequences, *row.sequences)) for row in rows]
+    data, machine = Dataset(pairs, 2, 2, 1, 0), {"speed": SPEED, "available": 1 << 40, "resident": RESIDENT}
+    found, plain = (
+        estimate(CONFIGS["llama"], LoRA(), AdamW(), Objective.member(kind)(), data, precision="fp32", **machine)
+        for kind in ("reward", "simpo")
+    )
+    assert found.learning == plain.learning + CONFIGS["llama"].hidden_size
+    assert found.logits == 0
+    assert found.seconds < plain.seconds
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_answers_that_are_sampled_cost_time_and_their_length(kind):
     def planned(samples=4, max_tokens=16, updates=1):
         spec = Rollouts(
             rewards=({"grader": {"kind": "exact"}},), samples=samples, max_tokens=max_tokens, updates=updates
         )
-        tune = Finetune(objective={"kind": "grpo", "beta": 0.1}, rollouts=spec, batch=4, epochs=1.0)
+        tune = Finetune(objective={"kind": kind, "beta": 0.1}, rollouts=spec, batch=4, epochs=1.0)
         data = tune.dataset(rows_of(8), 0)
         machine = {"speed": SPEED, "available": 1 << 40, "resident": RESIDENT}
         return estimate(CONFIGS["llama"], LoRA(), AdamW(), tune.objective, data, precision="fp32", **machine)

@@ -229,3 +229,17 @@ def test_rows_carry_what_they_are_of(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             run(tmp_path, spec.model_copy(update={"classes": path}))
+
+
+def test_further_fields_with_numbers_are_columns_of_every_split(tmp_path: Path) -> None:
+    rows = [row(number, stars=number % 5, bonus=-0.5) for number in range(40)]
+    source = write(tmp_path / "t.jsonl", [*rows, row(50, stars="many", bonus=1), row(51, stars=2)])
+    artifact = run(tmp_path, Prepare(source=source, columns=("stars", "bonus"), test_fraction=5))
+    for split in ("train", "validation", "test"):
+        examples, found = load_examples(artifact.path, split), load_split(artifact.path, split)
+        assert found
+        expected = [{"stars": example.meta["stars"], "bonus": -0.5} for example in examples]
+        assert [dict(one.columns) for one in found] == expected
+    ledger = (artifact / "ledger.jsonl").read_text()
+    assert "'stars' is no number: it is 'many'" in ledger
+    assert "'bonus' is no number: it is None" in ledger

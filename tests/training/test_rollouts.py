@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,17 +7,19 @@ import torch
 from tunesmith.base import ConfigError, DataError
 from tunesmith.base.spec import validate
 from tunesmith.data.batch import Batch
-from tunesmith.data.example import Example
+from tunesmith.data.example import Example, Row
 from tunesmith.data.render import Renderer
 from tunesmith.grading import AnswerGrader, Score
 from tunesmith.grading.exact import Exact
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.lora import LoRA
-from tunesmith.methods.objectives.base import OLD, START, reward
+from tunesmith.methods.objectives.base import ADVANTAGE, OLD, RETURN, START, VALUE, reward
 from tunesmith.methods.objectives.grpo import GRPO
+from tunesmith.methods.objectives.ppo import PPO
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.forward import padded_logps
 from tunesmith.models.generate import Sampling, generate
+from tunesmith.models.heads import attach_head, padded_seen
 from tunesmith.stages.finetune import Finetune
 from tunesmith.training.loop import train
 from tunesmith.training.reference import Start
@@ -43,14 +47,16 @@ def policy(build):
 
 @pytest.fixture
 def source(policy, rows):
-    def make(start=None, count=4, **settings):
+    def make(start=None, count=4, objective=None, **settings):
         spec = Rollouts.model_construct(**{"rewards": (PAID,), "samples": 4, "max_tokens": 6, "updates": 1, **settings})
         user = {"role": "user", "content": "Say something."}
         examples = [
             Example(row.origin, ({**user, "content": row.origin},), (({"role": "assistant", "content": "a"},),))
             for row in rows
         ]
-        return OnPolicy(rows[:count], 2, 1, 2.0, 7, spec=spec, loaded=policy, examples=examples, start=start)
+        return OnPolicy(
+            rows[:count], 2, 1, 2.0, 7, spec=spec, loaded=policy, examples=examples, start=start, objective=objective
+        )
 
     return make
 
@@ -153,6 +159,73 @@ def test_samples_are_those_of_each_prompt_alone(policy, rows):
     assert together[0].tokens != together[1].tokens
 
 
+def test_what_ppo_learns_from_is_computed_once_for_all_updates(source, policy):
+    """Over all answers of the step, however it is cut; the head's values are those of the policy that sampled."""
+    torch.nn.init.normal_(attach_head(policy).weight)
+    start, objective = Start(trainable(policy.model)), PPO()
+    with torch.no_grad():
+        for weight in trainable(policy.model).values():
+            weight += 0.05 * torch.sign(weight) + 0.01
+    data = source(start=start, objective=objective, updates=2)
+    rows = data.roll(0)
+    sequences = [each for row in rows for each in row.sequences]
+    for each in sequences:
+        logps, values = padded_seen(policy, Batch.of([Row("x", (replace(each, columns={}),))]), True)
+        assert np.allclose(each.columns[OLD], logps.detach(), atol=1e-4)
+        assert np.allclose(each.columns[VALUE], values.detach(), atol=1e-4)
+    joined = np.concatenate([each.columns[ADVANTAGE] for each in sequences])
+    assert (joined.mean(), joined.std(ddof=1)) == (pytest.approx(0, abs=1e-6), pytest.approx(1, abs=1e-5))
+    steps = data.from_step(0)
+    first = next(steps)
+    with torch.no_grad():
+        for weight in trainable(policy.model).values():
+            weight += 0.1
+    for left, right in zip(first, next(steps), strict=True):
+        assert {OLD, START, VALUE, ADVANTAGE, RETURN} == set(right.token_columns)
+        assert all(torch.equal(left.token_columns[name], right.token_columns[name]) for name in right.token_columns)
+
+
+def test_answers_that_are_cut_off_cost(source):
+    free, dear = source(), source(unfinished=0.75)
+    rows = list(zip(free.roll(0), dear.roll(0), strict=True))
+    apart = [left.columns[reward(k)] - right.columns[reward(k)] for left, right in rows for k in range(4)]
+    assert set(np.round(apart, 6)) <= {0.0, 0.75}
+    assert np.mean(np.array(apart) == 0) == pytest.approx(free.facts["finished"])
+    assert free.facts["finished"] < 1
+
+
+def updated(data, policy, epochs, rate=0.005):
+    """What each update earned and told, by PPO."""
+    object.__setattr__(data, "epochs", epochs)
+    moves = AdamW(learning_rate=rate).build(trainable(policy.model))
+    steps = train(policy, data.objective, data.from_step(0), moves, lambda step: 1.0, seed=0)
+    return [{"reward": data.facts["reward"], **step.stats} for step in steps]
+
+
+def test_ppo_raises_what_pays_and_its_values_know_it(source, policy):
+    attach_head(policy)
+    start = Start(trainable(policy.model))
+    told = updated(source(start=start, objective=PPO(beta=0.001), updates=2, samples=8, count=2), policy, 14.0)
+    first, last = ({name: np.mean([one[name] for one in part]) for name in told[0]} for part in (told[:4], told[-8:]))
+    assert last["reward"] > first["reward"] + 0.2
+    assert last["value_error"] < 0.3 * last["reward"] ** 2
+    assert 0 < last["divergence"] < 12  # nats a token; a random model of 49,152 tokens begins to say one thing
+
+
+def test_the_price_of_leaving_the_start_brings_the_policy_back(source, policy):
+    """Nothing is paid, so that it is all there is to earn."""
+    attach_head(policy)
+    start = Start(trainable(policy.model))
+    with torch.no_grad():
+        for name, weight in trainable(policy.model).items():
+            if "lora_" in name:
+                weight += 0.05 * torch.sign(weight) + 0.02
+    free = PAID.model_copy(update={"weight": 0.0})
+    data = source(start=start, objective=PPO(beta=0.5), updates=2, samples=8, count=2, rewards=(free,))
+    told = [one["divergence"] for one in updated(data, policy, 12.0, 0.002)]
+    assert np.mean(told[-6:]) < 0.6 * np.mean(told[:4])
+
+
 def test_what_is_imagined_is_as_large_as_it_can_get(rows):
     spec = Rollouts(rewards=(Reward(grader=Exact()),), samples=3, max_tokens=11)
     batch = Batch.of(imagined(rows[:2], spec))
@@ -170,6 +243,10 @@ def test_what_is_imagined_is_as_large_as_it_can_get(rows):
         (
             {"objective": {"kind": "grpo"}, "rollouts": {"rewards": [{"grader": {"kind": "perplexity"}}]}},
             "one answer by itself",
+        ),
+        (
+            {"objective": {"kind": "rloo"}, "rollouts": {"rewards": [{"grader": {"kind": "exact"}}], "samples": 1}},
+            "set rollouts.samples to 2 or more",
         ),
         (
             {

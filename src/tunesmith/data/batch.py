@@ -138,6 +138,14 @@ class Batch:
         forest, source_M, target_M = self.forest.to(device), self.source_M.to(device), self.target_M.to(device)
         return replace(self, forest=forest, source_M=source_M, target_M=target_M)
 
+    def at_ends(self) -> "Batch":
+        """The same with one thing to be read of each sequence: what is said at its last token, where nothing follows."""
+        ends = [segment.path[-1][1] - 1 for segment in self.forest.segments]
+        source_S, sequence_S = torch.tensor(ends), torch.arange(len(ends))
+        return replace(
+            self, source_M=source_S, sequence_M=sequence_S, target_M=torch.zeros_like(source_S), token_columns={}
+        )
+
     def behind(self, tokens: Many[int]) -> "Batch":
         """The same with tokens that all sequences begin with; nothing of them is learnt."""
         return replace(self, forest=self.forest.behind(tokens), source_M=self.source_M + len(tokens))

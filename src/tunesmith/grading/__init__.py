@@ -2,9 +2,9 @@
 
 from tunesmith.base import load_members
 
-from .base import HEADLINE, AnswerGrader, Grader, Likelihood, Score
+from .base import HEADLINE, AnswerGrader, Grader, Likelihood, Paying, Score
 from .statistics import Difference, Figure, Interval
 
 load_members(__name__, __path__)
 
-__all__ = ["HEADLINE", "AnswerGrader", "Difference", "Figure", "Grader", "Interval", "Likelihood", "Score"]
+__all__ = ["HEADLINE", "AnswerGrader", "Difference", "Figure", "Grader", "Interval", "Likelihood", "Paying", "Score"]

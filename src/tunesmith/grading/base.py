@@ -4,6 +4,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -48,8 +49,8 @@ class Grader(Family):
 
     better: ClassVar[Literal["higher", "lower"]] = "higher"
     unit: ClassVar[str] = "% of rows"
-    reads: ClassVar[Literal["answers", "likelihoods"]] = "answers"
-    """What `figures` is given: one answer (str) or one Likelihood per example."""
+    reads: ClassVar[Literal["answers", "likelihoods", "scores"]] = "answers"
+    """What `figures` is given per example: one answer (str), one Likelihood, or the scores (floats) that a reward model gives its answers."""
     summaries: ClassVar[tuple[str, ...]] = ()
     """Parts that speak of all rows, to be told where there is room for few."""
 
@@ -63,17 +64,39 @@ class Grader(Family):
         """
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files, beside the rows, that its judgement comes from."""
+        return ()
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it holds while it judges, where it is a model itself."""
+        return 0
+
+    @property
     def signature(self) -> str:
         """Everything that must be equal for two results to be comparable."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
 
 
-class AnswerGrader(Grader):
+class Paying(Grader):
+    """A grader that can say what one answer is worth by itself, so that rollouts can be paid by it."""
+
+    @abstractmethod
+    def worth(self, answers: Sequence[str], examples: Sequence[Example]) -> list[float]:
+        """What each answer is worth, given the example that it answers; many at a time, for those that are quicker so."""
+
+
+class AnswerGrader(Paying):
     """A grader that can judge one answer by itself; its figures are shares."""
 
     @abstractmethod
     def score(self, answer: str, example: Example) -> Score:
         """Grade one answer against the example's gold answer."""
+
+    def worth(self, answers: Sequence[str], examples: Sequence[Example]) -> list[float]:
+        """The share that is right, from 0 to 1."""
+        return [self.score(answer, example).share for answer, example in zip(answers, examples, strict=True)]
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[str]) -> dict[str, Figure]:
         """Ratios of sums: every thing counts once, however many a row has."""

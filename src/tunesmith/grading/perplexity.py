@@ -18,7 +18,7 @@ class Perplexity(Grader):
     kind: Literal["perplexity"] = "perplexity"
     better: ClassVar[Literal["higher", "lower"]] = "lower"
     unit: ClassVar[str] = "perplexity"
-    reads: ClassVar[Literal["answers", "likelihoods"]] = "likelihoods"
+    reads: ClassVar[Literal["answers", "likelihoods", "scores"]] = "likelihoods"
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[Likelihood]) -> dict[str, Figure]:
         """The ratio of summed losses to summed tokens, inside the exponential."""

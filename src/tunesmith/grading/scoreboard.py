@@ -25,6 +25,7 @@ def scoreboard(
     graders: Sequence[Grader],
     *,
     likelihoods: Mapping[str, Sequence[Likelihood]] | None = None,
+    scores: Mapping[str, Sequence[Sequence[float]]] | None = None,
     slices: tuple[str, ...] = (),
     seed: int = SEED,
     subject: str = SUBJECT,
@@ -37,6 +38,7 @@ def scoreboard(
         answers: one answer per row of each system.
         graders: the first one's figure is the headline.
         likelihoods: one Likelihood per row of each system that has them, for the graders that read them.
+        scores: likewise, the scores of each row's answers.
         slices: paths as in `data.classes.values`; each value with at least ten rows is graded alone (the twenty largest per path).
         seed: of the bootstrap and the permutation test.
         subject: the system whose differences from the others are wanted.
@@ -51,16 +53,17 @@ def scoreboard(
         ConfigError: a grader is named twice, or the subject or an opponent was not graded at all.
         DataError: there are no rows, a system has too few outputs, or a grader cannot grade a row.
     """
-    likelihoods = likelihoods or {}
-    systems = list(dict.fromkeys([*answers, *likelihoods]))
-    _check(examples, {**answers}, graders, [subject, *(against or ())], systems)
-    _check(examples, {**likelihoods}, graders, [], systems)
+    given: dict[str, Mapping[str, Sequence[Any]]] = {
+        "answers": answers, "likelihoods": likelihoods or {}, "scores": scores or {},
+    }  # fmt: skip
+    systems = list(dict.fromkeys(name for outputs in given.values() for name in outputs))
+    for outputs in given.values():
+        _check(examples, outputs, graders, [subject, *(against or ())], systems)
     opponents = against if against is not None else tuple(name for name in systems if name != subject)
     parts = groups(examples, slices)
     blocks = {}
     for place, grader in enumerate(graders):
-        outputs: Mapping[str, Sequence[Any]] = answers if grader.reads == "answers" else likelihoods
-        figures = {name: grader.figures(examples, given) for name, given in outputs.items()}
+        figures = {name: grader.figures(examples, outputs) for name, outputs in given[grader.reads].items()}
         if not figures:
             raise ConfigError(
                 f"graders.{place}: {grader.kind!r} reads {grader.reads}, and no system has any; leave it out"

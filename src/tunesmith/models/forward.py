@@ -15,8 +15,8 @@ from tunesmith.kernels.recompute import recomputed
 from .attention import ForestAttend, attending, plain
 from .load import Loaded
 
-ADDED = ("lora_", "magnitude", "ia3_l", "memory_", "embed_tokens.prompt")
-"""Parts of the names of parameters that adapters add to a model."""
+ADDED = ("lora_", "magnitude", "ia3_l", "memory_", "embed_tokens.prompt", "score.weight")
+"""Parts of the names of parameters that adapters and heads add to a model."""
 
 
 def token_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
@@ -43,36 +43,42 @@ def token_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
 
 def generic_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """The same through transformers' own layers: the twin of the fused operations, and the way of architectures that have none."""
+    inputs = forest_inputs(loaded, batch)
     batch, device = batch.behind(loaded.prefix), loaded.device
     node_U, back_M = torch.unique(batch.source_M, return_inverse=True)
-    forest = batch.forest
-    _arrange(loaded)
-    with attending(ForestAttend(forest)), autocast(loaded):
-        out = loaded.model(
-            input_ids=forest.tokens_N[None].to(device),
-            position_ids=forest.depth_N[None].to(device),
-            logits_to_keep=node_U.to(device),
-            use_cache=False,
-        )
+    arrange(loaded)
+    with attending(ForestAttend(batch.forest)), autocast(loaded):
+        out = loaded.model(**inputs, logits_to_keep=node_U.to(device))
     return _pick(out.logits[0], back_M.to(device), batch.target_M.to(device), smoothing)
 
 
 def padded_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """The same over sequences padded to one length: the obvious twin of the forest, and the way of models that cannot take it."""
+    inputs = padded_inputs(loaded, batch)
     batch, device = batch.behind(loaded.prefix), loaded.device
-    forest = batch.forest
-    nodes = [forest.nodes(number) for number in range(len(forest.segments))]
-    width = max(map(len, nodes))
-    tokens_ST = torch.stack([torch.nn.functional.pad(forest.tokens_N[n], (0, width - len(n))) for n in nodes]).to(
-        device
-    )
-    mask_ST = torch.stack([torch.arange(width) < len(n) for n in nodes]).long().to(device)
-    _arrange(loaded)
+    arrange(loaded)
     with plain(loaded.model) if loaded.forest else nullcontext(), autocast(loaded):
-        logits_STV = loaded.model(input_ids=tokens_ST, attention_mask=mask_ST, use_cache=False).logits
-    depth_M = forest.depth_N[batch.source_M].to(device)
+        logits_STV = loaded.model(**inputs).logits
+    depth_M = batch.forest.depth_N[batch.source_M].to(device)
     logits_MV = logits_STV[batch.sequence_M.to(device), depth_M]
     return _pick(logits_MV, torch.arange(len(depth_M), device=device), batch.target_M.to(device), smoothing)
+
+
+def forest_inputs(loaded: Loaded, batch: Batch) -> dict[str, Any]:
+    """What transformers' layers are given of a forest; their attention is to be `ForestAttend`."""
+    forest, device = batch.behind(loaded.prefix).forest, loaded.device
+    tokens_BN, place_BN = forest.tokens_N[None].to(device), forest.depth_N[None].to(device)
+    return {"input_ids": tokens_BN, "position_ids": place_BN, "use_cache": False}
+
+
+def padded_inputs(loaded: Loaded, batch: Batch) -> dict[str, Any]:
+    """What they are given of the same sequences, each a row of its own, [S, T]."""
+    forest, device = batch.behind(loaded.prefix).forest, loaded.device
+    nodes = [forest.nodes(number) for number in range(len(forest.segments))]
+    width = max(map(len, nodes))
+    tokens_ST = torch.stack([torch.nn.functional.pad(forest.tokens_N[n], (0, width - len(n))) for n in nodes])
+    mask_ST = torch.stack([torch.arange(width) < len(n) for n in nodes]).long()
+    return {"input_ids": tokens_ST.to(device), "attention_mask": mask_ST.to(device), "use_cache": False}
 
 
 @contextmanager
@@ -97,7 +103,7 @@ def noisy_embeddings(loaded: Loaded, size: float, length: float) -> Iterator[Non
         handle.remove()
 
 
-def _arrange(loaded: Loaded) -> None:
+def arrange(loaded: Loaded) -> None:
     """Have transformers' own layers computed again by the backward, or not."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 

@@ -128,6 +128,10 @@ ENCODERS = frozenset(
 """Encoders that transformers lists among decoders since they can be switched to be one."""
 
 
+SCORER = "ForSequenceClassification"
+"""How transformers' names of models end that score what they read."""
+
+
 def resolve_precision(precision: Precision) -> str:
     """What `auto` means here: bf16 where the processor multiplies it natively, else fp32."""
     if precision != "auto":
@@ -143,8 +147,13 @@ def served(precision: Precision) -> Precision:
     return "auto" if precision == "int8" else precision
 
 
-def load(name: str, precision: Precision = "auto") -> Loaded:
+def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> Loaded:
     """Load a model for training and serving.
+
+    Args:
+        name: as `locate` takes it.
+        precision: what products are computed in.
+        scorer: whether it may be one that scores answers and writes none; see `tunesmith.models.scorer`.
 
     Raises:
         ModelError: it is missing, damaged, or not a decoder; or int8 is asked for on a GPU.
@@ -159,7 +168,11 @@ def load(name: str, precision: Precision = "auto") -> Loaded:
     if not torch.cuda.is_available():  # there the same switch would mean TF32
         fast_float32()
     folder = locate(name)
-    load_config(folder)
+    config = load_config(folder)
+    if not scorer and (config.architectures or ("",))[0].endswith(SCORER):
+        raise ModelError(
+            f"model {folder}: scores answers and writes none; use it as a grader, kind reward_model, or take its base"
+        )
     chosen = resolve_precision(precision)
     if chosen == "int8" and torch.cuda.is_available():
         raise ModelError("precision: int8 is for CPUs; set precision=bf16")

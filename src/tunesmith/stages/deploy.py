@@ -18,7 +18,8 @@ from tunesmith.models.load import DTYPES, Loaded, Precision, load
 from tunesmith.models.prompt import save_model
 
 from .initialise import ROUNDED, gap, last_logits
-from .judge import answer, load_exact
+from .judge import answer, learnt_by, load_exact
+from .scoring import deploy_scorer
 
 
 class Deploy(Spec):
@@ -46,6 +47,12 @@ def deploy(
         raise ConfigError(
             f"deploy: the gate did not promote this model: {' '.join(evaluated.metrics['reasons'])} See the report, or set deploy.ungated=true"
         )
+    if learnt_by(finetuned).scores:
+        about: dict[str, Any] = {"model": model, "precision": precision, "adapter": adapter}
+        proof = deploy_scorer(spec, prepared, finetuned, out=out, **about)
+        write_atomic(out / "model" / "README.md", card(prepared, finetuned, evaluated, model, adapter))
+        proof.write(out / "proof.json")
+        return
     rows, examples = load_split(prepared.path, "test"), load_examples(prepared.path, "test")[: spec.prompts]
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
     loaded = load_exact(model, precision)

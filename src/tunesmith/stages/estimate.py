@@ -17,6 +17,7 @@ from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.base import reference
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models.generate import BATCH
+from tunesmith.models.heads import attach_head
 from tunesmith.models.load import Loaded
 from tunesmith.models.load import parameters as count
 from tunesmith.training.batches import Dataset
@@ -182,7 +183,7 @@ def distinct(batch: Batch) -> int:
 
 def estimate(
     config: Any, adapter: Adapter, optimizer: Optimizer, objective: Objective, data: Dataset, *, precision: str, speed: Speed,
-    available: int, resident: int, checkpointing: bool = False,
+    available: int, resident: int, checkpointing: bool = False, beside: int = 0,
 ) -> Estimate:  # fmt: skip
     """Estimate a training by rehearsing its largest micro-batch without numbers.
 
@@ -194,6 +195,7 @@ def estimate(
         available: free bytes, see `available_memory`.
         resident: bytes that the process holds already, see `resident_memory`.
         checkpointing: whether layers are computed again in the backward pass.
+        beside: bytes that other models hold meanwhile, such as one that pays for answers.
 
     Raises:
         ModelError: the model cannot be built, or has nothing that the adapter could teach.
@@ -208,6 +210,8 @@ def estimate(
     if optimizer.moves_frozen:
         loaded.model.float()
     adapter.attach(loaded, data.seed)
+    if objective.head:
+        attach_head(loaded)
     learnt = trainable(loaded.model)
     own = sum(parameter.nbytes for parameter in learnt.values())
     several = data.micro_batch < min(data.batch, data.size)
@@ -216,7 +220,7 @@ def estimate(
         pass_ = replace(pass_, kept=max(pass_.kept, 4 * parameters))
     return Estimate(
         **_memory(pass_, own, own if passes.with_gradient else 0),
-        weights=sum(storage.nbytes() for storage in storages(loaded)) - own,
+        weights=sum(storage.nbytes() for storage in storages(loaded)) - own + beside,
         state=optimizer.state_bytes(learnt) + optimizer.scratch_bytes(learnt),
         parameters=parameters,
         learning=sum(parameter.numel() for parameter in learnt.values()),
@@ -236,7 +240,7 @@ def _measuring(objective: Objective, data: Dataset) -> float:
     """Forward passes, for each step's own, that measure log-probabilities: once for all epochs, or for the answers of each rollout."""
     if not isinstance(data, Sampled):
         return objective.references / data.epochs
-    return (objective.references + (data.repeats > 1)) / data.repeats
+    return (objective.references + (data.repeats > 1 or objective.head)) / data.repeats
 
 
 def _sampling(data: Sampled, parameters: int, speed: Speed, precision: str) -> float:

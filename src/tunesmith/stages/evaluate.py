@@ -19,11 +19,13 @@ from tunesmith.grading.exact import Exact
 from tunesmith.grading.gate import Gate
 from tunesmith.grading.perplexity import Perplexity
 from tunesmith.grading.scoreboard import scoreboard
+from tunesmith.methods.objectives.reward import Reward
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded, Precision, load, served
 
 from .general import general_examples
-from .judge import answer, as_shots, likelihoods, merge
+from .judge import answer, as_shots, learnt_by, likelihoods, merge
+from .scoring import evaluate_scores
 
 PROBE = 8
 """Test rows whose likelihood is taken when no grader asks for all."""
@@ -63,6 +65,11 @@ def evaluate(
     rows = load_split(prepared.path, "test")[: spec.rows]
     if not test:
         raise DataError("evaluate: there are no test rows; set prepare.test or prepare.test_fraction")
+    objective = learnt_by(finetuned)
+    if isinstance(objective, Reward):
+        about: dict[str, Any] = {"model": model, "precision": precision, "adapter": adapter, "seed": seed}
+        out.metrics.update(_headline(evaluate_scores(spec, objective, prepared, finetuned, out=out, **about)))
+        return
     loaded = load(model, served(precision))
     general = _general(spec, loaded)
     answers, notes = _systems(spec, loaded, train, test, out)

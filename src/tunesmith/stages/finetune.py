@@ -20,6 +20,7 @@ from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.methods.optimizers.hybrid import TorchHybrid
+from tunesmith.models.heads import attach_head, detach_head, save_head
 from tunesmith.models.load import Loaded, Precision, load
 from tunesmith.training import checkpoint
 from tunesmith.training.balance import Balance
@@ -76,6 +77,10 @@ class Finetune(Spec):
             raise ValueError(
                 f"objective {kind} learns from given answers; leave rollouts out, or take objective.kind grpo"
             )
+        if self.rollouts is not None and self.rollouts.samples < self.objective.group:
+            raise ValueError(
+                f"objective {kind} compares answers to a prompt with each other: set rollouts.samples to {self.objective.group} or more"
+            )
         if self.objective.rollouts and (self.optimizer.moves_frozen or not self.optimizer.gradients):
             raise ValueError(
                 f"objective {kind} has a gradient where its answers were sampled, but no slope that two passes could see; take optimizer.kind adamw"
@@ -88,6 +93,10 @@ class Finetune(Spec):
             raise ValueError(f"objective {kind} compares the rows of a step with each other: leave micro_batch out")
         if self.objective.rollouts and self.validation.metric == "loss":
             raise ValueError(f"validation.metric: the loss of {kind} says nothing about answers; take auto or a grader")
+        if self.objective.scores and self.validation.metric not in ("auto", "loss"):
+            raise ValueError(
+                f"validation.metric: objective {kind} leaves a model that scores answers and writes none; take auto or loss"
+            )
         return self
 
     def dataset(self, rows: Sequence[Row], seed: int) -> Dataset:
@@ -112,7 +121,7 @@ class Finetune(Spec):
         start = Start(trainable(loaded.model)) if self.objective.references else None
         return OnPolicy(
             rows, *self._cut(), self.epochs, seed, self.share_prefixes, spec=self.rollouts, loaded=loaded, examples=examples,
-            start=start, draw=self.balance.draw(rows),
+            start=start, objective=self.objective, draw=self.balance.draw(rows),
         )  # fmt: skip
 
     def _cut(self) -> tuple[int, int]:
@@ -221,7 +230,10 @@ class Training:
     def keep(self, adapter: Adapter) -> None:
         """Write what was learnt."""
         shutil.rmtree(self.out / "adapter", ignore_errors=True)
+        head = detach_head(self.loaded) if self.spec.objective.head else None
         adapter.save(self.loaded, self.out / "adapter")
+        if head is not None:
+            save_head(head, self.out / "adapter")
         if isinstance(self.optimizer, TorchHybrid):
             self.optimizer.save(self.out / "adapter")
 
@@ -248,6 +260,8 @@ def finetune(
         loaded.model.float()
     chosen.attach(loaded, seed)
     chosen.begin(loaded, rows, seed)
+    if spec.objective.head:
+        attach_head(loaded)
     before = last_logits(loaded, rows)
     size, watched = spec.micro_batch or spec.batch, spec.validation.rows
     held_out_rows = held_out_rows[:watched]

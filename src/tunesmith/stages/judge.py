@@ -55,6 +55,13 @@ def load_exact(name: str, precision: Precision) -> Loaded:
     return exact
 
 
+def learnt_by(finetuned: Artifact) -> Objective:
+    """What a training minimised."""
+    tree = finetuned.manifest["spec"]["objective"]
+    found: Objective = Objective.member(tree["kind"]).model_validate(tree)
+    return found
+
+
 def merge(loaded: Loaded, adapter: dict[str, Any], finetuned: Artifact, precision: Precision) -> None:
     """Make a freshly loaded base the tuned model, bit for bit as it is served: merged in float32, then rounded once."""
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
@@ -99,5 +106,5 @@ def grade(loaded: Loaded, examples: Sequence[Example], grader: Grader, max_token
 def earned(loaded: Loaded, examples: Sequence[Example], rollouts: Rollouts, max_tokens: int) -> float:
     """What a greedy answer earns in the mean."""
     answers = answer(loaded, examples, Sampling(max_tokens=max_tokens))
-    paid = [sum(rollouts.earned(*each).values()) for each in zip(answers, examples, strict=True)]
+    paid = [sum(each) for each in rollouts.earned(answers, examples)]
     return sum(paid) / len(paid)

@@ -1,6 +1,6 @@
 """The pipeline: the seven stages in order, in one run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import digest, read_json, write_atomic, write_json
 from tunesmith.base.spec import validate
 from tunesmith.data.prepared import load_split
+from tunesmith.grading import Grader
 from tunesmith.serving.log import settle
 
 from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, search
@@ -94,14 +95,18 @@ class Pipeline:
         searched = self.search()
         parents = (self.prepare(), self.initialise(), searched)
         spec = _overridden(self.recipe.finetune, read_json(searched / "settings.json")["overrides"])
-        return self.run.once(finetune.STAGE, spec, *parents, **self.about, adapter=self.adapter, seed=self.recipe.seed)
+        paid_by = [each.grader for each in spec.rollouts.rewards] if spec.rollouts is not None else []
+        return self.run.once(
+            finetune.STAGE, spec, *parents, inputs=_read_by(paid_by), **self.about, adapter=self.adapter, seed=self.recipe.seed
+        )  # fmt: skip
 
     def evaluate(self) -> Artifact:
         """What it is worth."""
         parents = (self.prepare(), self.initialise(), self.finetune())
         return self.run.once(
-            evaluate.STAGE, self.recipe.evaluate, *parents, **self.about, adapter=self.adapter, seed=self.recipe.seed
-        )
+            evaluate.STAGE, self.recipe.evaluate, *parents, inputs=_read_by(self.recipe.evaluate.graders), **self.about,
+            adapter=self.adapter, seed=self.recipe.seed,
+        )  # fmt: skip
 
     def ask(self) -> Artifact:
         """Answers alone, to compare many trainings by."""
@@ -128,6 +133,11 @@ class Pipeline:
         return self.run.once(
             monitor.STAGE, self.recipe.monitor, self.prepare(), self.evaluate(), inputs=(log,), log=str(log)
         )
+
+
+def _read_by(graders: Sequence[Grader]) -> tuple[Path, ...]:
+    """Files that graders judge by."""
+    return tuple(path for grader in graders for path in grader.inputs)
 
 
 def _overridden(spec: finetune.Finetune, overrides: dict[str, Any]) -> finetune.Finetune:

@@ -73,9 +73,11 @@ def _plan(recipe: Recipe, settings: tuple[str, ...], rows: Sequence[Row], config
     changed.finetune.objective.check(rows)
     tune, precision, adapter = changed.finetune, resolve_precision(changed.precision), changed.initialise.adapter
     data, wanted = tune.dataset(tune.objective.arranged(rows), changed.seed), tune.activation_checkpointing
+    beside = sum(each.grader.memory for each in tune.rollouts.rewards) if tune.rollouts is not None else 0
     for checkpointing in (False, True) if wanted == "auto" else (wanted,):
         found = estimate(
-            config, adapter, tune.optimizer, tune.objective, data, precision=precision, checkpointing=checkpointing, **machine
+            config, adapter, tune.optimizer, tune.objective, data, precision=precision, checkpointing=checkpointing,
+            beside=beside, **machine,
         )  # fmt: skip
         if found.fits:
             break

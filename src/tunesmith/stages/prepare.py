@@ -17,10 +17,11 @@ from tunesmith.data.classes import NONE, values
 from tunesmith.data.cleaners import Cleaner
 from tunesmith.data.cleaners.exact_duplicates import ExactDuplicates
 from tunesmith.data.cleaners.leakage import Leakage
+from tunesmith.data.columns import with_columns
 from tunesmith.data.corpus import Corpus, View
 from tunesmith.data.example import WEIGHT, Example, Row
 from tunesmith.data.formats import names
-from tunesmith.data.intake import Item, arriving, check_shapes, shape
+from tunesmith.data.intake import arriving, check_shapes, shape
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.prepared import SPLITS
 from tunesmith.data.rows_file import RowWriter
@@ -66,6 +67,8 @@ class Prepare(Spec):
     `answer.role`. A `*` takes every field, a list each of its entries; of several values the one that fewest training rows have is the class."""
     weight: str | None = None
     """Field with a number that says how much a row counts in the loss of `sft`; null counts all alike."""
+    columns: tuple[str, ...] = ()
+    """Further fields with a number that an objective reads, such as the `score` or the `margin` of rows for `reward`."""
     max_tokens: int = Field(default=1024, ge=8)
     """Tokens of a row, prompt and answer together, beyond which it is cut off on the right."""
     supervise: Literal["answers", "all"] = "answers"
@@ -173,30 +176,16 @@ def _take_in(spec: Prepare, folder: Path) -> Taken:
         start = len(taken.corpus)
         sources: list[dict[str, Any]] = []
         for arrived in batched(arriving(path, name, taken.ledger, sources, limit=limit, form=spec.format)):
-            items = _weighted(arrived, spec.weight, taken.ledger) if spec.weight and name != "test" else arrived
+            fields = {field: field for field in spec.columns}
+            if spec.weight and name != "test":
+                fields[spec.weight] = WEIGHT
+            items = with_columns(arrived, fields, taken.ledger) if fields else arrived
             taken.corpus.add([item.example for item in items])
             taken.rows.extend(item.row for item in items)
             taken.shapes.update(shape(item.example) for item in items)
         taken.sources += sources
         taken.views[name] = View(taken.corpus, np.arange(start, len(taken.corpus)))
     return taken
-
-
-def _weighted(items: list[Item], field: str, ledger: Ledger) -> list[Item]:
-    """Examples with what they count as a column; those that do not say it are quarantined."""
-    found = []
-    for item in items:
-        value = item.example.meta.get(field)
-        try:
-            weight = float("nan" if isinstance(value, bool) or value is None else value)
-        except (TypeError, ValueError):
-            weight = float("nan")
-        if 0 <= weight < float("inf"):
-            columns = {**item.example.columns, WEIGHT: weight}
-            found.append(Item(item.row, replace(item.example, columns=columns)))
-        else:
-            ledger.settle(item.row, "quarantined", f"{field!r} is no number from 0 up: it is {value!r}")
-    return found
 
 
 def _divide(spec: Prepare, taken: Taken, seed: int) -> Views:

@@ -81,6 +81,26 @@ class Recipe(Spec):
             raise ValueError(f"prepare.weight: objective {objective.kind} does not weigh rows; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _measured_by_what_it_says(self) -> Self:
+        objective, evaluate = self.finetune.objective, self.evaluate
+        odd = [grader.kind for grader in evaluate.graders if (grader.reads == "scores") != objective.scores]
+        if objective.scores and (odd or evaluate.general is not None or evaluate.gate.margin is not None):
+            raise ValueError(
+                f"objective {objective.kind} leaves a model that scores answers and writes none: set evaluate.graders to what judges scores "
+                "(pairwise, or score_error and rank_correlation), evaluate.general and evaluate.gate.margin to null"
+            )
+        if odd:
+            raise ValueError(
+                f"evaluate.graders: {odd[0]} judges the scores of a reward model, and objective {objective.kind} leaves a model that writes answers"
+            )
+        if objective.scores and not self.initialise.adapter.merges:
+            kind = self.initialise.adapter.kind
+            raise ValueError(
+                f"adapter {kind} is kept beside the weights, and a reward model has no place for it; take lora"
+            )
+        return self
+
     def to_yaml(self) -> str:
         """Every setting, defaults included, as a recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
@@ -134,8 +154,19 @@ def _anchor(tree: dict[str, Any], folder: Path) -> None:
         section = tree.get(stage)
         if isinstance(section, dict) and name in section:
             section[name] = _beside(folder, section[name])
+    _anchor_runs(tree, folder)
     if isinstance(tree.get("model"), str) and (folder / tree["model"]).exists():
         tree["model"] = str((folder / tree["model"]).resolve())
+
+
+def _anchor_runs(tree: Any, folder: Path) -> None:
+    """The same for reward models, wherever a grader stands; what is no folder may be on the hub."""
+    if isinstance(tree, dict):
+        run = tree.get("run")
+        if tree.get("kind") == "reward_model" and isinstance(run, str) and (folder / run).exists():
+            tree["run"] = str((folder / run).resolve())
+    for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        _anchor_runs(part, folder)
 
 
 def _beside(folder: Path, value: Any) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tunesmith.base import Spec
 from tunesmith.data.example import Example, Row
@@ -30,6 +30,15 @@ class Validation(Spec):
     """Stop after this many judgements without improvement; 0 never stops early."""
     max_tokens: int = Field(128, ge=1)
     """Length of the answers a grader reads."""
+
+    @field_validator("metric")
+    @classmethod
+    def _grades_answers(cls, metric: Grader | str) -> Grader | str:
+        if isinstance(metric, Grader) and metric.reads != "answers":
+            raise ValueError(
+                f"{metric.kind} reads {metric.reads}, and validation makes answers; take loss, or another grader"
+            )
+        return metric
 
 
 @dataclass(frozen=True)

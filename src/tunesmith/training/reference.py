@@ -1,17 +1,18 @@
 """Log-probabilities of a model that stands still, computed once and kept beside the rows: no second model lives in the loop."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
 from tunesmith.methods.objectives.base import reference
 from tunesmith.models.forward import token_logps
+from tunesmith.models.heads import logps_and_values
 from tunesmith.models.load import Loaded
 
 
@@ -32,20 +33,34 @@ def with_references(loaded: Loaded, rows: Sequence[Row], size: int) -> list[Row]
     return [found[number] for number in range(len(rows))]
 
 
-@torch.no_grad()
 def with_token_logps(loaded: Loaded, rows: Sequence[Row], name: str, size: int) -> list[Row]:
     """The rows, `size` of them computed together, each supervised token with its log-probability under the model as it is, in nats: token column `name`."""
+    return _measured(loaded, rows, (name,), size, lambda batch: (token_logps(loaded, batch),))
+
+
+def with_token_values(loaded: Loaded, rows: Sequence[Row], names: tuple[str, str], size: int) -> list[Row]:
+    """The same with what the model's head says where each token is predicted: two token columns from one pass."""
+    return _measured(loaded, rows, names, size, lambda batch: logps_and_values(loaded, batch))
+
+
+@torch.no_grad()
+def _measured(
+    loaded: Loaded, rows: Sequence[Row], names: Sequence[str], size: int, read: Callable[[Batch], Sequence[Tensor]]
+) -> list[Row]:
+    """The rows with token columns, one for each of the [M] tensors that are read of a batch."""
     loaded.model.eval()
     found = []
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
-        batch = Batch.of(chosen)
-        logps = token_logps(loaded, batch).float().cpu().numpy()
+        told = [values.float().cpu().numpy() for values in read(Batch.of(chosen))]
         ends = np.cumsum([sequence.learn.sum() for row in chosen for sequence in row.sequences])[:-1]
-        parts = iter(np.split(logps, ends))
+        parts = zip(*(np.split(values, ends) for values in told), strict=True)
         for row in chosen:
-            sequences = (replace(each, columns={**each.columns, name: next(parts)}) for each in row.sequences)
-            found.append(replace(row, sequences=tuple(sequences)))
+            made = [
+                replace(one, columns={**one.columns, **dict(zip(names, next(parts), strict=True))})
+                for one in row.sequences
+            ]
+            found.append(replace(row, sequences=tuple(made)))
     return found
 
 

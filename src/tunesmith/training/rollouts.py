@@ -1,7 +1,7 @@
 """Rollouts: batches of answers that the model itself samples, each with what it earned."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,27 +12,28 @@ from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Row
 from tunesmith.data.example import Sequence as Tokens
 from tunesmith.data.render import Ids, Renderer
-from tunesmith.grading import AnswerGrader, Grader
-from tunesmith.methods.objectives.base import OLD, START, reward
+from tunesmith.grading import Grader, Paying
+from tunesmith.methods.objectives import Objective
+from tunesmith.methods.objectives.base import OLD, START, TOKEN_COLUMNS, VALUE, reward
 from tunesmith.models.generate import Completion, Sampling, generate
 from tunesmith.models.load import Loaded
 
 from .batches import Dataset
-from .reference import Start, with_token_logps
+from .reference import Start, with_token_logps, with_token_values
 
 
 class Reward(Spec):
     """One thing that an answer is paid for."""
 
     grader: Grader
-    """What judges an answer; it earns the share that is right, from 0 to 1."""
+    """What judges an answer; it earns the share that is right, from 0 to 1, or what a reward model says, on a scale of its own."""
     weight: float = 1.0
     """What a wholly right answer earns; below 0 it costs."""
 
     @field_validator("grader")
     @classmethod
     def _grades_one_answer(cls, grader: Grader) -> Grader:
-        if not isinstance(grader, AnswerGrader):
+        if not isinstance(grader, Paying):
             raise ValueError(f"{grader.kind} cannot judge one answer by itself")
         return grader
 
@@ -42,20 +43,23 @@ class Rollouts(Spec):
 
     rewards: tuple[Reward, ...] = Field(min_length=1)
     """What an answer earns is the sum of these."""
-    samples: int = Field(8, ge=2)
-    """Answers to each prompt (G in the GRPO paper, which takes 64)."""
+    samples: int = Field(8, ge=1)
+    """Answers to each prompt (G in the GRPO paper, which takes 64); objectives that compare them need two."""
     max_tokens: int = Field(256, ge=1)
     """Longest answer; a longer one is cut off and judged as it is."""
+    unfinished: float = Field(0.0, ge=0)
+    """What is taken off an answer that was cut off; right or not, it never learnt to stop."""
     updates: int = Field(1, ge=1)
     """Optimizer steps on the same answers (mu in the GRPO paper); 1 always learns from the model as it is."""
 
-    def earned(self, answer: str, example: Example) -> dict[int, float]:
-        """What an answer earns by each reward, by number."""
-        return {
-            number: each.weight * each.grader.score(answer, example).share
-            for number, each in enumerate(self.rewards)
-            if isinstance(each.grader, AnswerGrader)
-        }
+    def earned(self, answers: Sequence[str], examples: Sequence[Example]) -> list[list[float]]:
+        """What each answer earns by each reward; each answers the example beside it."""
+        by_reward = [
+            [each.weight * worth for worth in each.grader.worth(answers, examples)]
+            for each in self.rewards
+            if isinstance(each.grader, Paying)
+        ]
+        return [list(paid) for paid in zip(*by_reward, strict=True)]
 
 
 def imagined(rows: Sequence[Row], spec: Rollouts) -> list[Row]:
@@ -66,7 +70,7 @@ def imagined(rows: Sequence[Row], spec: Rollouts) -> list[Row]:
         prompt = whole.tokens[: int(np.argmax(whole.learn))]
         learn = np.arange(len(prompt) + spec.max_tokens) >= len(prompt)
         answers = (np.full(spec.max_tokens, number, dtype=np.int32) for number in range(spec.samples))
-        blank = dict.fromkeys((OLD, START), np.zeros(spec.max_tokens, dtype=np.float32))
+        blank = dict.fromkeys(TOKEN_COLUMNS, np.zeros(spec.max_tokens, dtype=np.float32))
         sequences = tuple(Tokens(np.concatenate([prompt, answer]), learn, blank) for answer in answers)
         columns = {reward(number): float(number) for number in range(spec.samples)}
         found.append(Row(row.origin, sequences, columns))
@@ -98,6 +102,8 @@ class OnPolicy(Sampled):
     """Of each row: what its prompt says and what graders compare with."""
     start: Start | None = field(kw_only=True, default=None)
     """The weights that training starts from, where the objective asks for their log-probabilities."""
+    objective: Objective | None = field(kw_only=True, default=None)
+    """What learns from the answers, where it needs more of them than what they earned."""
     facts: dict[str, float] = field(default_factory=dict)
 
     def from_step(self, first: int) -> Iterator[list[Batch]]:
@@ -115,15 +121,21 @@ class OnPolicy(Sampled):
         renderer = Renderer(self.loaded.tokenizer)
         prompts = [renderer.prompt(self.examples[place].prompt, self.examples[place].tools) for place in places]
         answers = self._sample(number, prompts)
-        rows, earned = [], []
+        every = [answer for mine in answers for answer in mine]
+        asked = [self.examples[place] for place in places for _ in range(self.spec.samples)]
+        earned = self.spec.earned([answer.text.strip() for answer in every], asked)
+        totals = iter(
+            sum(paid) - self.spec.unfinished * (answer.finish != "stop")
+            for paid, answer in zip(earned, every, strict=True)
+        )
+        rows = []
         for place, prompt, mine in zip(places, prompts, answers, strict=True):
-            paid = [self.spec.earned(answer.text.strip(), self.examples[place]) for answer in mine]
-            earned.extend(paid)
-            columns = {reward(sample): sum(each.values()) for sample, each in enumerate(paid)}
+            columns = {reward(sample): next(totals) for sample in range(len(mine))}
             sequences = tuple(_sequence(prompt, answer) for answer in mine)
             rows.append(Row(self.rows[place].origin, sequences, columns))
-        self._note(rows, earned, [answer for mine in answers for answer in mine], time.monotonic() - began)
-        return self._measured(rows)
+        self._note(rows, earned, every, time.monotonic() - began)
+        rows = self._measured(rows)
+        return rows if self.objective is None else list(self.objective.credited(rows))
 
     def _sample(self, number: int, prompts: Sequence[Ids]) -> list[list[Completion]]:
         """Answers to each prompt, which is read once."""
@@ -138,7 +150,9 @@ class OnPolicy(Sampled):
 
     def _measured(self, rows: list[Row]) -> list[Row]:
         """The rows with the log-probabilities that the objective will compare with."""
-        if self.spec.updates > 1:
+        if self.objective is not None and self.objective.head:
+            rows = with_token_values(self.loaded, rows, (OLD, VALUE), self.micro_batch)
+        elif self.spec.updates > 1:
             rows = with_token_logps(self.loaded, rows, OLD, self.micro_batch)
         if self.start is not None:
             with self.start.back():
@@ -146,7 +160,7 @@ class OnPolicy(Sampled):
         return rows
 
     def _note(
-        self, rows: Sequence[Row], earned: Sequence[Mapping[int, float]], answers: Sequence[Completion], seconds: float
+        self, rows: Sequence[Row], earned: Sequence[Sequence[float]], answers: Sequence[Completion], seconds: float
     ) -> None:
         """What this step's answers were like."""
         groups = np.array([list(row.columns.values()) for row in rows])

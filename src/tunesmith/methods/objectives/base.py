@@ -33,6 +33,12 @@ class Objective(Family):
     """Whether rows of a step are compared with each other, so that they must pass together."""
     weighs: ClassVar[bool] = False
     """Whether it reads the column WEIGHT: how much a row counts."""
+    group: ClassVar[int] = 1
+    """Fewest answers to a prompt that it learns from."""
+    head: ClassVar[bool] = False
+    """Whether it reads numbers for tokens from a head that learns with the adapter, see `tunesmith.models.heads`."""
+    scores: ClassVar[bool] = False
+    """Whether it leaves a model that scores answers and writes none."""
 
     @property
     def references(self) -> bool:
@@ -45,6 +51,10 @@ class Objective(Family):
 
     def arranged(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Rows as it learns from them, where that takes more than what was given."""
+        return rows
+
+    def credited(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """A step's sampled answers, with what they earned and what was measured of them, as it learns from them in all updates."""
         return rows
 
     def count(self, batch: Batch) -> int:
@@ -85,3 +95,11 @@ OLD = "old_logp"
 """Name of the token column with the log-probability under the policy that sampled the answers."""
 START = "start_logp"
 """Name of the token column with the log-probability under the model that training starts from."""
+VALUE = "old_value"
+"""Name of the token column with what the head of that policy expected to be still to be earned, before the token."""
+ADVANTAGE = "advantage"
+"""Name of the token column with how much better than that the token was."""
+RETURN = "return"
+"""Name of the token column with what was still to be earned in fact."""
+TOKEN_COLUMNS = (OLD, START, VALUE, ADVANTAGE, RETURN)
+"""Every token column that there may be."""

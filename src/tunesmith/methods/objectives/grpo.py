@@ -25,6 +25,7 @@ class GRPO(Objective):
     kind: Literal["grpo"] = "grpo"
     answers: ClassVar[int | None] = None
     rollouts: ClassVar[bool] = True
+    group: ClassVar[int] = 2
     clip_low: float = Field(0.2, gt=0, lt=1)
     """A token's probability ratio to the sampling policy below 1 - clip_low teaches nothing more (0.2 in the paper)."""
     clip_high: float = Field(0.2, gt=0)
