@@ -46,6 +46,9 @@ _stage_command("deploy", "Stage 6: merge, write the model and its card, prove th
 _stage_command(
     "monitor", "Stage 7: compare what was asked of the served model with its training data; exits 1 on an alert."
 )
+_stage_command(
+    "sample", "Rows of a model's own answers: the best ones, or pairs of a right and a wrong one; prints their file."
+)
 
 
 @app.command()

@@ -46,6 +46,8 @@ class Follower:
                 self._say(f"step {event['step']}: {event['metric']} {event['value']:.4g} on validation rows{best}")
             elif event["event"] == "answering":
                 self._say(f"answering the test rows: {event['system']}")
+            elif event["event"] == "sampled":
+                self._say(f"{event['prompts']}/{event['of']} prompts answered, reward {event['reward']:.3f}")
             elif event["event"] == "resumed":
                 self._say(f"going on from step {event['step']}")
             elif event["event"] == "damaged":

@@ -32,9 +32,8 @@ def run_stage(name: str, given: Path, folder: Path | None, assignments: tuple[st
     pipeline = open_run(given, folder, assignments)
     with pipeline.run.lock():
         record(pipeline)
-        before = ORDER[: ORDER.index(name)] if name in ORDER else ORDER[:-1]
-        made = _stages(pipeline, (*before, name))
-    print(made.path)
+        made = _stages(pipeline, (*pipeline.before(name), name))
+    print(made / "rows.jsonl" if name == "sample" else made.path)
     if name == "monitor":
         for alert in made.metrics["alerts"]:
             console.print(f"[bold red]alert[/] {alert}")

@@ -152,12 +152,13 @@ class Workload:
         epochs = range(min(-(-self.data.steps // (repeats * len(starts))), EPOCHS))
         tokens = np.concatenate([np.add.reduceat(lengths[self.data.order(epoch)], starts) for epoch in epochs])
         heaviest = np.argsort(tokens[: self.data.steps // repeats])[-HEAVIEST:].tolist()
-        return max((batch for step in heaviest for batch in self.data.step(step * repeats)), key=distinct)
+        batches = (batch for step in heaviest for batch in self.data.step(step * repeats))
+        return max(batches, key=lambda batch: batch.distinct)
 
     @property
     def shared(self) -> float:
         """Distinct tokens for each token given."""
-        return sum(map(distinct, self.sampled)) / sum(batch.tokens for batch in self.sampled)
+        return sum(batch.distinct for batch in self.sampled) / sum(batch.tokens for batch in self.sampled)
 
     @property
     def tokens(self) -> int:
@@ -169,11 +170,6 @@ class Workload:
     def micro_batches(self) -> int:
         """Of all steps."""
         return self.data.steps * -(-min(self.data.batch, len(self.data.rows)) // self.data.micro_batch)
-
-
-def distinct(batch: Batch) -> int:
-    """Tokens of a micro-batch that are computed."""
-    return batch.forest.tokens_N.numel()
 
 
 def estimate(
@@ -264,7 +260,7 @@ def _seconds(work: Workload, found: Footprint, passes: Passes, speed: Speed, own
     """Operations of the rehearsed micro-batch, scaled to all tokens, and the optimizer reading and writing what learns."""
     moving = sum(times * (speed.seconds(*each) - speed.operation) for each, times in found.work.items())
     computed = (
-        moving * work.tokens * work.shared / distinct(work.largest)
+        moving * work.tokens * work.shared / work.largest.distinct
         + speed.operation * found.work.total() * work.micro_batches
     )
     if passes.with_gradient:

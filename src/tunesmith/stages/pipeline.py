@@ -10,7 +10,7 @@ from tunesmith.base.spec import validate
 from tunesmith.data.prepared import load_split
 from tunesmith.serving.log import settle
 
-from . import deploy, evaluate, finetune, initialise, monitor, prepare, search
+from . import deploy, evaluate, finetune, initialise, monitor, prepare, sample, search
 from .plan import check_memory, plans
 from .prepare import input_files
 from .recipe import Recipe, read_recipe
@@ -32,6 +32,12 @@ class Pipeline:
         self.recipe, self.run = recipe, run
         self.adapter = recipe.initialise.adapter.model_dump(mode="json")
         self.about: dict[str, Any] = {"model": recipe.model, "precision": recipe.precision}
+
+    def before(self, name: str) -> tuple[str, ...]:
+        """What a stage needs, in order."""
+        if name == "sample":
+            return ORDER[: ORDER.index("finetune") + 1] if self.recipe.sample.system == "tuned" else ORDER[:1]
+        return ORDER[: ORDER.index(name)] if name in ORDER else ORDER[:-1]
 
     def stage(self, name: str) -> Artifact:
         """The artifact of a stage, by name."""
@@ -98,6 +104,12 @@ class Pipeline:
         """What can be served."""
         parents = (self.prepare(), self.finetune(), self.evaluate())
         return self.run.once(deploy.STAGE, self.recipe.deploy, *parents, **self.about, adapter=self.adapter)
+
+    def sample(self) -> Artifact:
+        """Rows made of the model's own answers."""
+        spec = self.recipe.sample
+        parents = [self.stage(name) for name in ("prepare", "finetune") if name in self.before("sample")]
+        return self.run.once(sample.STAGE, spec, *parents, **self.about, adapter=self.adapter, seed=self.recipe.seed)
 
     def monitor(self) -> Artifact:
         """How the served model is doing.

@@ -17,6 +17,7 @@ from .finetune import Finetune
 from .initialise import Initialise
 from .monitor import Monitor
 from .prepare import Prepare
+from .sample import Sample
 from .search import Search
 
 
@@ -44,6 +45,8 @@ class Recipe(Spec):
     """How the result is written out."""
     monitor: Monitor = Monitor()
     """How the served model is watched."""
+    sample: Sample = Sample()
+    """How a model's own answers become rows for another run."""
     serve: Serve = Serve()
     """How the result is served."""
 

@@ -37,8 +37,8 @@ class Reward(Spec):
         return grader
 
 
-class Rollouts(Spec):
-    """How the model's own answers are sampled, from its own distribution (temperature 1), and what they earn."""
+class Tries(Spec):
+    """How often a model answers a prompt, and what its answers earn."""
 
     rewards: tuple[Reward, ...] = Field(min_length=1)
     """What an answer earns is the sum of these."""
@@ -46,8 +46,6 @@ class Rollouts(Spec):
     """Answers to each prompt (G in the GRPO paper, which takes 64)."""
     max_tokens: int = Field(256, ge=1)
     """Longest answer; a longer one is cut off and judged as it is."""
-    updates: int = Field(1, ge=1)
-    """Optimizer steps on the same answers (mu in the GRPO paper); 1 always learns from the model as it is."""
 
     def earned(self, answer: str, example: Example) -> dict[int, float]:
         """What an answer earns by each reward, by number."""
@@ -56,6 +54,13 @@ class Rollouts(Spec):
             for number, each in enumerate(self.rewards)
             if isinstance(each.grader, AnswerGrader)
         }
+
+
+class Rollouts(Tries):
+    """How the model's own answers are sampled, from its own distribution (temperature 1), and what they earn."""
+
+    updates: int = Field(1, ge=1)
+    """Optimizer steps on the same answers (mu in the GRPO paper); 1 always learns from the model as it is."""
 
 
 def imagined(rows: Sequence[Row], spec: Rollouts) -> list[Row]:
@@ -129,7 +134,7 @@ class OnPolicy(Sampled):
         """Answers to each prompt, which is read once."""
         count = self.spec.samples
         samplings = [
-            Sampling(max_tokens=self.spec.max_tokens, temperature=1.0, seed=_seed(self.seed, number, place, sample))
+            Sampling(max_tokens=self.spec.max_tokens, temperature=1.0, seed=seed_of(self.seed, number, place, sample))
             for place in range(len(prompts))
             for sample in range(count)
         ]
@@ -173,6 +178,6 @@ def _sequence(prompt: Ids, answer: Completion) -> Tokens:
     return Tokens(tokens, np.arange(len(tokens)) >= len(prompt))
 
 
-def _seed(*parts: int) -> int:
+def seed_of(*parts: int) -> int:
     """One number that stands for all of them."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
