@@ -72,15 +72,15 @@ def read(path: Path) -> list[dict]:
 
 def test_the_answer_that_earns_most_is_kept_if_it_earns_enough():
     given = tries(("5", -1.0, 0.0), ("four", -2.0, 0.5), ("4", -9.0, 1.0), ("4", -3.0, 1.0), ("", -1.0, 2.0))
-    (row,) = Sample().kept(example(meta={"id": 7, "chosen": "misleading"}), given)
+    (row,) = Sample().kept(example(meta={"id": 7, "chosen": "misleading"}), given, 1.0)
     assert row == {
         "id": 7, "origin": "t.jsonl:1", "prompt": [USER], "completion": [{"role": "assistant", "content": "4"}], "reward": 1.0,
     }  # fmt: skip
-    assert Sample().kept(example(), given[:2]) == []
-    texts = [row["completion"][0]["content"] for row in Sample(most=3, at_least=0.5).kept(example(), given)]
+    assert Sample().kept(example(), given[:2], 1.0) == []
+    texts = [row["completion"][0]["content"] for row in Sample(most=3, at_least=0.5).kept(example(), given, 1.0)]
     assert texts == ["4", "four"]  # the best first, none twice, and none that says nothing
     cut_off = [Try("4", 3, False, -1.0, 1.0)]
-    assert Sample().kept(example(), cut_off) == []  # with an end token behind it, it would be another answer
+    assert Sample().kept(example(), cut_off, 1.0) == []  # with an end token behind it, it would be another answer
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_the_answer_that_earns_most_is_kept_if_it_earns_enough():
 def test_a_pair_is_a_right_answer_and_a_wrong_one(settings, said):
     chosen = Sample(keep="pairs", **settings)
     given = tries(("4", -1.0, 1.0), ("6", -3.0, 0.0), ("5", -4.0, 0.0), ("6", -3.0, 0.0), ("four", -2.0, 0.5), ("Four!", -9.0, 2.0))  # fmt: skip
-    found = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in chosen.kept(example(), given)]
+    found = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in chosen.kept(example(), given, 1.0)]
     assert found == said
-    assert Sample(keep="pairs").kept(example(), tries(("4", -1.0, 1.0))) == []  # none is wrong
+    assert Sample(keep="pairs").kept(example(), tries(("4", -1.0, 1.0)), 1.0) == []  # none is wrong
 
 
 def test_rows_are_read_back_by_prepare_with_all_that_stood_beside_them(recipe, tmp_path, ends):

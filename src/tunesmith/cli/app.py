@@ -52,6 +52,18 @@ _stage_command(
 
 
 @app.command()
+def showdown(
+    given: Annotated[Path, typer.Argument(metavar="SHOWDOWN", help="What is compared (.yaml).")],
+    overrides: Overrides = None,
+    folder: Folder = None,
+) -> None:
+    """Several ways to train from one start, with equal compute, compared on one page; prints its path."""
+    from .running import run_showdown
+
+    run_showdown(given, folder, tuple(overrides or ()))
+
+
+@app.command()
 def show(given: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Every stage's state, artifact, hash and figures."""
     from .showing import show_run

@@ -78,6 +78,21 @@ def _conclude(pipeline: Pipeline, evaluated: Artifact) -> None:
         )
 
 
+def run_showdown(given: Path, folder: Path | None, assignments: tuple[str, ...]) -> None:
+    """Every run of a showdown, then the page that compares them; its path is the last line of standard output."""
+    from tunesmith.stages.report.showdown import write
+    from tunesmith.stages.showdown import open_contest
+
+    contest, name = open_contest(given, folder, assignments), ""
+    for work in contest.work():
+        if work.name != name:
+            name = work.name
+            console.rule(name, align="left")
+        with following(work.run.events, work.stage, console):
+            work.do()
+    print(write(contest.run))
+
+
 def write_report(folder: Path) -> None:
     """Write the report of an existing run."""
     from tunesmith.stages.report import write

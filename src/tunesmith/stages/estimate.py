@@ -216,7 +216,7 @@ def estimate(
         steps=data.steps,
         tokens=work.tokens,
         distinct_tokens=round(work.tokens * work.shared),
-        seconds=_seconds(work, pass_, passes, speed, own) * (1 + _measuring(objective, data) / 3)
+        seconds=_seconds(work, pass_, passes, speed, own) * (1 + measuring(objective, data) / 3)
         + (_sampling(data, parameters, speed, precision) if isinstance(data, Sampled) else 0.0),
         available=available,
         resident=resident,
@@ -224,7 +224,7 @@ def estimate(
     )
 
 
-def _measuring(objective: Objective, data: Dataset) -> float:
+def measuring(objective: Objective, data: Dataset) -> float:
     """Forward passes, for each step's own, that measure log-probabilities: once for all epochs, or for the answers of each rollout."""
     if not isinstance(data, Sampled):
         return objective.references / data.epochs

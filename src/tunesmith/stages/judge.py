@@ -99,5 +99,5 @@ def grade(loaded: Loaded, examples: Sequence[Example], grader: Grader, max_token
 def earned(loaded: Loaded, examples: Sequence[Example], rollouts: Rollouts, max_tokens: int) -> float:
     """What a greedy answer earns in the mean."""
     answers = answer(loaded, examples, Sampling(max_tokens=max_tokens))
-    paid = [sum(rollouts.earned(*each).values()) for each in zip(answers, examples, strict=True)]
+    paid = [sum(each) for each in rollouts.earned(answers, examples)]
     return sum(paid) / len(paid)

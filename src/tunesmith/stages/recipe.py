@@ -86,14 +86,14 @@ def read_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
         ConfigError: the file or an override is wrong; names the field and what exists.
     """
     tree = read_yaml(path)
-    _anchor(tree, path.parent)
+    anchor(tree, path.parent)
     for assignment in assignments:
         override(tree, assignment)
-    _anchor(tree, Path.cwd())
+    anchor(tree, Path.cwd())
     return validate(Recipe, tree, str(path))
 
 
-def _anchor(tree: dict[str, Any], folder: Path) -> None:
+def anchor(tree: dict[str, Any], folder: Path) -> None:
     """Make relative paths absolute, as seen from `folder`; the run folder's copy of the recipe then works from anywhere."""
     for stage, name in PATHS:
         section = tree.get(stage)

@@ -56,15 +56,15 @@ class Sample(Tries):
     most: int = Field(1, ge=1)
     """Rows of a prompt at most, no answer twice."""
 
-    def kept(self, example: Example, tries: list["Try"]) -> list[dict[str, Any]]:
-        """Rows of one prompt; none where no answer is good enough, or none is wrong."""
+    def kept(self, example: Example, tries: list["Try"], gold: float) -> list[dict[str, Any]]:
+        """Rows of one prompt, whose own answer earns `gold`; none where no answer is good enough, or none is wrong."""
         told = [each for each in tries if each.text]  # nothing said is nothing to learn from
         best = sorted((each for each in told if each.whole and each.reward >= self.at_least), key=_merit, reverse=True)
         asked = {**_beside(example), "prompt": list(example.prompt), **({"tools": list(example.tools)} if example.tools else {})}  # fmt: skip
         if self.keep == "best":
             return [{**asked, "completion": _said(each.text), "reward": each.reward} for each in _different(best)[: self.most]]  # fmt: skip
         if self.chosen == "gold":
-            chosen, earned = list(example.answers[0]), sum(self.earned(example.gold, example).values())
+            chosen, earned = list(example.answers[0]), gold
         elif best:
             chosen, earned = _said(best[0].text), best[0].reward
         else:
@@ -128,7 +128,7 @@ def sample(
     for each in finetuned:
         merge(loaded, adapter, each, precision)
     answers = _answered(spec, loaded, examples, seed, out)
-    rows = [row for example, tries in zip(examples, answers, strict=True) for row in spec.kept(example, tries)]
+    rows = [row for each in zip(examples, answers, _golds(spec, examples), strict=True) for row in spec.kept(*each)]
     if not rows:
         raise DataError(_nothing(spec, answers))
     write_atomic(out / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -148,6 +148,13 @@ def _check(spec: Sample, examples: list[Example]) -> None:
             raise DataError(
                 f"{example.origin}: its answer has a label and need not be the better one; set sample.chosen=best"
             )
+
+
+def _golds(spec: Sample, examples: list[Example]) -> list[float]:
+    """What each row's own answer earns, where that is asked."""
+    if spec.keep == "best" or spec.chosen == "best":
+        return [0.0] * len(examples)
+    return [sum(paid) for paid in spec.earned([example.gold for example in examples], examples)]
 
 
 def _prompts(loaded: Loaded, examples: list[Example]) -> list[list[int]]:
@@ -182,14 +189,15 @@ def _sampled(spec: Sample, loaded: Loaded, examples: list[Example], start: int, 
         for number in range(count)
     ]
     repeated = [prompt for prompt in _prompts(loaded, examples) for _ in range(count)]
-    said = iter(generate(loaded, repeated, samplings))
-    return [[_try(spec, next(said), example) for _ in range(count)] for example in examples]
+    said = generate(loaded, repeated, samplings)
+    asked = [example for example in examples for _ in range(count)]
+    earned = spec.earned([each.text.strip() for each in said], asked)
+    tries = [_try(*pair) for pair in zip(said, earned, strict=True)]
+    return [tries[first : first + count] for first in range(0, len(tries), count)]
 
 
-def _try(spec: Sample, said: Completion, example: Example) -> Try:
-    text = said.text.strip()
-    reward = sum(spec.earned(text, example).values())
-    return Try(text, len(said.tokens), said.finish == "stop", sum(said.logprobs), reward)
+def _try(said: Completion, earned: list[float]) -> Try:
+    return Try(said.text.strip(), len(said.tokens), said.finish == "stop", sum(said.logprobs), sum(earned))
 
 
 def _line(example: Example, tries: list[Try]) -> str:

@@ -1,7 +1,7 @@
 """Rollouts: batches of answers that the model itself samples, each with what it earned."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,13 +47,14 @@ class Tries(Spec):
     max_tokens: int = Field(256, ge=1)
     """Longest answer; a longer one is cut off and judged as it is."""
 
-    def earned(self, answer: str, example: Example) -> dict[int, float]:
-        """What an answer earns by each reward, by number."""
-        return {
-            number: each.weight * each.grader.score(answer, example).share
-            for number, each in enumerate(self.rewards)
+    def earned(self, answers: Sequence[str], examples: Sequence[Example]) -> list[list[float]]:
+        """What each answer earns by each reward; each answers the example beside it."""
+        by_reward = [
+            [each.weight * each.grader.score(*pair).share for pair in zip(answers, examples, strict=True)]
+            for each in self.rewards
             if isinstance(each.grader, AnswerGrader)
-        }
+        ]
+        return [list(paid) for paid in zip(*by_reward, strict=True)]
 
 
 class Rollouts(Tries):
@@ -120,14 +121,16 @@ class OnPolicy(Sampled):
         renderer = Renderer(self.loaded.tokenizer)
         prompts = [renderer.prompt(self.examples[place].prompt, self.examples[place].tools) for place in places]
         answers = self._sample(number, prompts)
-        rows, earned = [], []
+        every = [answer for mine in answers for answer in mine]
+        asked = [self.examples[place] for place in places for _ in range(self.spec.samples)]
+        earned = self.spec.earned([answer.text.strip() for answer in every], asked)
+        totals = iter(sum(paid) for paid in earned)
+        rows = []
         for place, prompt, mine in zip(places, prompts, answers, strict=True):
-            paid = [self.spec.earned(answer.text.strip(), self.examples[place]) for answer in mine]
-            earned.extend(paid)
-            columns = {reward(sample): sum(each.values()) for sample, each in enumerate(paid)}
-            sequences = tuple(_sequence(prompt, answer) for answer in mine)
+            columns = {reward(sample): next(totals) for sample in range(len(mine))}
+            sequences = tuple(continued(prompt, answer) for answer in mine)
             rows.append(Row(self.rows[place].origin, sequences, columns))
-        self._note(rows, earned, [answer for mine in answers for answer in mine], time.monotonic() - began)
+        self._note(rows, earned, every, time.monotonic() - began)
         return self._measured(rows)
 
     def _sample(self, number: int, prompts: Sequence[Ids]) -> list[list[Completion]]:
@@ -151,7 +154,7 @@ class OnPolicy(Sampled):
         return rows
 
     def _note(
-        self, rows: Sequence[Row], earned: Sequence[Mapping[int, float]], answers: Sequence[Completion], seconds: float
+        self, rows: Sequence[Row], earned: Sequence[Sequence[float]], answers: Sequence[Completion], seconds: float
     ) -> None:
         """What this step's answers were like."""
         groups = np.array([list(row.columns.values()) for row in rows])
@@ -166,13 +169,14 @@ class OnPolicy(Sampled):
             reward=float(groups.mean()),
             reward_spread=float(groups.std(1).mean()),
             answer_tokens=float(np.mean([len(answer.tokens) for answer in answers])),
+            sampled_tokens=sum(len(answer.tokens) for answer in answers),
             finished=float(np.mean([answer.finish == "stop" for answer in answers])),
             sampling_seconds=round(seconds, 4),
             **(parts if len(parts) > 1 else {}),
         )
 
 
-def _sequence(prompt: Ids, answer: Completion) -> Tokens:
+def continued(prompt: Ids, answer: Completion) -> Tokens:
     """A prompt with a sampled answer, every token of which is learnt from."""
     tokens = np.array([*prompt, *answer.tokens], dtype=np.int32)
     return Tokens(tokens, np.arange(len(tokens)) >= len(prompt))
