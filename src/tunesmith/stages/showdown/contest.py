@@ -47,7 +47,7 @@ class Contest:
             pipeline = self.pipelines[name] = Pipeline(
                 self.spec.recipe(name, self.find), Run(self.run.path.resolve() / name)
             )
-            stages = [PRODUCTS[product] for product in sorted(self.spec.taken(name))]
+            stages = sorted({PRODUCTS[product] for product in self.spec.taken(name)})
             if name in self.spec.roads:
                 yield self._stage(name, "prepare")
                 left = self.spec.budget - together(self.costs[step] for step in self.spec.needed(name)).passes
@@ -113,7 +113,7 @@ class Contest:
         found: dict[str, Any] = {"rests on": self.spec.needed(name)}
         if name in self.spec.steps and "rows" in self.spec.taken(name):
             found["sample"] = recipe.sample.model_dump(mode="json")
-        if name not in self.spec.steps or "run" in self.spec.taken(name):
+        if name not in self.spec.steps or {"run", "model"} & self.spec.taken(name):
             tune = recipe.finetune.model_dump(mode="json")
             found |= {
                 part: tune[part] for part in ("objective", "rollouts", "optimizer", "schedule", "batch", "epochs")

@@ -9,6 +9,7 @@ import numpy as np
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
+from tunesmith.grading import AnswerGrader
 from tunesmith.training.batches import Dataset
 
 from ..estimate import Passes, Workload, measuring
@@ -46,14 +47,9 @@ def per_token(recipe: Recipe) -> float:
     learning = passes.with_gradient * (1 + backward) + passes.without
     if tune.rollouts is None:
         return learning
-    made = 1 + sum(reads_a_model(each.grader.kind) for each in tune.rollouts.rewards)
+    made = 1 + sum(not isinstance(each.grader, AnswerGrader) for each in tune.rollouts.rewards)  # a model reads them
     data = tune.dataset([], recipe.seed)
     return learning + made / data.repeats + measuring(tune.objective, data)
-
-
-def reads_a_model(kind: str) -> bool:
-    """Whether a grader of this kind puts answers through a model of its own."""
-    return kind == "reward_model"
 
 
 def affordable(recipe: Recipe, prepared: Artifact, left: float, name: str) -> Recipe:

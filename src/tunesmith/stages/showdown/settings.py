@@ -15,7 +15,7 @@ from ..recipe import Recipe, anchor
 
 START = "start"
 """The run that every road goes on from."""
-PRODUCTS = {"model": "deploy", "rows": "sample", "run": "finetune"}
+PRODUCTS = {"model": "deploy", "rows": "sample", "run": "deploy"}
 """What others may take of a run, and the stage that makes it."""
 REFERENCE = re.compile(r"\$([^.]*)\.(.*)")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -26,8 +26,8 @@ Tree = dict[str, Any]
 class Showdown(Spec):
     """One task, one base model, equal compute: several roads from the same start, compared on one page.
 
-    Each run is a recipe: `base` with the run's own changes. In a change, `$NAME.rows` stands for the rows that the run NAME sampled, `$NAME.run` for its folder and `$NAME.model` for the
-    model that it deployed; NAME must stand before it.
+    Each run is a recipe: `base` with the run's own changes. In a change, `$NAME.rows` stands for the rows that the run NAME sampled, `$NAME.model` for the model that it deployed, and
+    `$NAME.run` for its folder, with such a model in it; NAME must stand before it.
     """
 
     base: Tree
