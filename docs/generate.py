@@ -187,6 +187,8 @@ def _yaml(value: Any) -> str:
     """A default as a person would write it; of a member only its kind."""
     if isinstance(value, Family):
         return f"{{kind: {value.kind}}}"
+    if isinstance(value, Spec):
+        return f"{{{', '.join(f'{name}: {_yaml(getattr(value, name))}' for name in sorted(value.model_fields_set))}}}"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_yaml, value))}]"
     return yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()

@@ -159,6 +159,14 @@ def test_bad_data_is_refused_in_one_line(tmp_path: Path) -> None:
     assert run(tmp_path, Prepare(source=mixed, refuse_above=0.4)).metrics["quarantined"] == 5
 
 
+def test_preferences_may_be_measured_on_demonstrations(tmp_path: Path) -> None:
+    pairs = write(tmp_path / "pairs.jsonl", [{"prompt": f"a {n}", "chosen": "b", "rejected": "c"} for n in range(9)])
+    fine = write(tmp_path / "fine.jsonl", [row(number) for number in range(10)])
+    assert run(tmp_path, Prepare(source=pairs, test=fine, validation_fraction=0)).metrics["test_rows"] == 10
+    with pytest.raises(DataError, match="rows of different shape"):
+        run(tmp_path, Prepare(source=pairs, validation=fine, test_fraction=0))
+
+
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "t.jsonl", [row(1)])
     for tree in ({"format": "chatml"}, {"test_rows": 3}, {"stratify": "a", "group": "b"}, {"refuse_above": 2}):

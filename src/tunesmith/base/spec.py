@@ -82,6 +82,18 @@ def override(tree: dict[str, Any], assignment: str) -> None:
     tree[last] = value
 
 
+def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with `changes` in place of what they name; as with overrides, a new `kind` replaces the whole member."""
+    if "kind" in changes and changes["kind"] != tree.get("kind", changes["kind"]):
+        return changes
+    below = {name: merged(tree[name], value) for name, value in changes.items() if _both(tree.get(name), value)}
+    return {**tree, **changes, **below}
+
+
+def _both(one: Any, other: Any) -> bool:
+    return isinstance(one, dict) and isinstance(other, dict)
+
+
 def validate(spec: type[S], tree: dict[str, Any], origin: str) -> S:
     """Build `spec` from plain data.
 

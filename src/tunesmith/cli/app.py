@@ -46,6 +46,21 @@ _stage_command("deploy", "Stage 6: merge, write the model and its card, prove th
 _stage_command(
     "monitor", "Stage 7: compare what was asked of the served model with its training data; exits 1 on an alert."
 )
+_stage_command(
+    "sample", "Rows of a model's own answers: the best ones, or pairs of a right and a wrong one; prints their file."
+)
+
+
+@app.command()
+def showdown(
+    given: Annotated[Path, typer.Argument(metavar="SHOWDOWN", help="What is compared (.yaml).")],
+    overrides: Overrides = None,
+    folder: Folder = None,
+) -> None:
+    """Several ways to train from one start, with equal compute, compared on one page; prints its path."""
+    from .running import run_showdown
+
+    run_showdown(given, folder, tuple(overrides or ()))
 
 
 @app.command()

@@ -50,6 +50,8 @@ class Follower:
                 self._classes(event["classes"])
             elif event["event"] == "answering":
                 self._say(f"answering the test rows: {event['system']}")
+            elif event["event"] == "sampled":
+                self._say(f"{event['prompts']}/{event['of']} prompts answered, reward {event['reward']:.3f}")
             elif event["event"] == "resumed":
                 self._say(f"going on from step {event['step']}")
             elif event["event"] == "damaged":

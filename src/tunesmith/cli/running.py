@@ -34,9 +34,8 @@ def run_stage(name: str, given: Path, folder: Path | None, assignments: tuple[st
     pipeline = open_run(given, folder, assignments)
     with pipeline.run.lock():
         record(pipeline)
-        before = ORDER[: ORDER.index(name)] if name in ORDER else ORDER[:-1]
-        made = _stages(pipeline, (*before, name))
-    print(made.path)
+        made = _stages(pipeline, (*pipeline.before(name), name))
+    print(made / "rows.jsonl" if name == "sample" else made.path)
     if name == "monitor":
         for alert in made.metrics["alerts"]:
             console.print(f"[bold red]alert[/] {alert}")
@@ -101,6 +100,21 @@ def _conclude(pipeline: Pipeline, evaluated: Artifact) -> None:
         console.print(
             f"[bold]Not promoted.[/] Look at {report} for why; more rows, more epochs or another method may help."
         )
+
+
+def run_showdown(given: Path, folder: Path | None, assignments: tuple[str, ...]) -> None:
+    """Every run of a showdown, then the page that compares them; its path is the last line of standard output."""
+    from tunesmith.stages.report.showdown import write
+    from tunesmith.stages.showdown import open_contest
+
+    contest, name = open_contest(given, folder, assignments), ""
+    for work in contest.work():
+        if work.name != name:
+            name = work.name
+            console.rule(name, align="left")
+        with following(work.run.events, work.stage, console):
+            work.do()
+    print(write(contest.run))
 
 
 def write_report(folder: Path) -> None:

@@ -128,6 +128,11 @@ class Batch:
         """M, the count of supervised tokens."""
         return len(self.target_M)
 
+    @property
+    def distinct(self) -> int:
+        """N, the count of tokens that are computed: a shared prefix counts once."""
+        return self.forest.tokens_N.numel()
+
     def per_sequence(self, values_M: Tensor) -> Tensor:
         """Sums [S] over the supervised tokens of each sequence, in float32; differentiable."""
         sums_S = values_M.new_zeros(len(self.row_S), dtype=torch.float32)

@@ -157,12 +157,13 @@ class Workload:
         starts, repeats = np.arange(0, self.data.size, self.data.batch), self.data.repeats
         tokens = np.concatenate([np.add.reduceat(epoch, starts) for epoch in self.epochs])
         heaviest = np.argsort(tokens[: self.data.steps // repeats])[-HEAVIEST:].tolist()
-        return max((batch for step in heaviest for batch in self.data.step(step * repeats)), key=distinct)
+        batches = (batch for step in heaviest for batch in self.data.step(step * repeats))
+        return max(batches, key=lambda batch: batch.distinct)
 
     @property
     def shared(self) -> float:
         """Distinct tokens for each token given."""
-        return sum(map(distinct, self.sampled)) / sum(batch.tokens for batch in self.sampled)
+        return sum(batch.distinct for batch in self.sampled) / sum(batch.tokens for batch in self.sampled)
 
     @property
     def tokens(self) -> int:
@@ -174,11 +175,6 @@ class Workload:
     def micro_batches(self) -> int:
         """Of all steps."""
         return self.data.steps * -(-min(self.data.batch, self.data.size) // self.data.micro_batch)
-
-
-def distinct(batch: Batch) -> int:
-    """Tokens of a micro-batch that are computed."""
-    return batch.forest.tokens_N.numel()
 
 
 def estimate(
@@ -228,7 +224,7 @@ def estimate(
         steps=data.steps,
         tokens=work.tokens,
         distinct_tokens=round(work.tokens * work.shared),
-        seconds=_seconds(work, pass_, passes, speed, own) * (1 + _measuring(objective, data) / 3)
+        seconds=_seconds(work, pass_, passes, speed, own) * (1 + measuring(objective, data) / 3)
         + (_sampling(data, parameters, speed, precision) if isinstance(data, Sampled) else 0.0),
         available=available,
         resident=resident,
@@ -236,7 +232,7 @@ def estimate(
     )
 
 
-def _measuring(objective: Objective, data: Dataset) -> float:
+def measuring(objective: Objective, data: Dataset) -> float:
     """Forward passes, for each step's own, that measure log-probabilities: once for all epochs, or for the answers of each rollout."""
     if not isinstance(data, Sampled):
         return objective.references / data.epochs
@@ -272,7 +268,7 @@ def _seconds(work: Workload, found: Footprint, passes: Passes, speed: Speed, own
     """Operations of the rehearsed micro-batch, scaled to all tokens, and the optimizer reading and writing what learns."""
     moving = sum(times * (speed.seconds(*each) - speed.operation) for each, times in found.work.items())
     computed = (
-        moving * work.tokens * work.shared / distinct(work.largest)
+        moving * work.tokens * work.shared / work.largest.distinct
         + speed.operation * found.work.total() * work.micro_batches
     )
     if passes.with_gradient:

@@ -209,8 +209,8 @@ class Training:
     def _note(self, step: Step, seconds: float) -> None:
         self.out.events.write(
             "step", step=step.number + 1, steps=self.data.steps, loss=step.loss, gradient_norm=step.gradient_norm,
-            learning_rate=step.learning_rate, tokens=step.tokens, seconds=round(seconds, 4), **step.stats,
-            **self.data.facts,
+            learning_rate=step.learning_rate, tokens=step.tokens, distinct=step.distinct, seconds=round(seconds, 4),
+            **step.stats, **self.data.facts,
         )  # fmt: skip
 
     def keep_best(self) -> None:
@@ -300,6 +300,7 @@ def _figures(training: Training, done: int, out: Output) -> dict[str, Any]:
         "best_step": training.watch.best_step or done,
         "best_value": training.watch.best,
         "tokens": sum(event["tokens"] for event in steps),
+        "distinct_tokens": sum(event["distinct"] for event in steps),
         "tokens_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
         "step_seconds": round(sum(event["seconds"] for event in steps), 1),
         "peak_memory_mb": training.peak.megabytes,

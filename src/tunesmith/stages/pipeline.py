@@ -11,7 +11,7 @@ from tunesmith.data.prepared import load_split
 from tunesmith.grading import Grader
 from tunesmith.serving.log import settle
 
-from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, search
+from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, sample, search
 from .plan import check_memory, plans
 from .prepare import input_files
 from .recipe import Recipe, read_recipe
@@ -42,6 +42,12 @@ class Pipeline:
         self.split_seed = recipe.seed if split_seed is None else split_seed
         self.adapter = recipe.initialise.adapter.model_dump(mode="json")
         self.about: dict[str, Any] = {"model": recipe.model, "precision": recipe.precision}
+
+    def before(self, name: str) -> tuple[str, ...]:
+        """What a stage needs, in order."""
+        if name == "sample":
+            return ORDER[: ORDER.index("finetune") + 1] if self.recipe.sample.system == "tuned" else ORDER[:1]
+        return ORDER[: ORDER.index(name)] if name in ORDER else ORDER[:-1]
 
     def stage(self, name: str) -> Artifact:
         """The artifact of a stage, by name."""
@@ -117,6 +123,15 @@ class Pipeline:
         """What can be served."""
         parents = (self.prepare(), self.finetune(), self.evaluate())
         return self.run.once(deploy.STAGE, self.recipe.deploy, *parents, **self.about, adapter=self.adapter)
+
+    def sample(self) -> Artifact:
+        """Rows made of the model's own answers."""
+        spec = self.recipe.sample
+        parents = [self.stage(name) for name in ("prepare", "finetune") if name in self.before("sample")]
+        return self.run.once(
+            sample.STAGE, spec, *parents, inputs=_read_by([each.grader for each in spec.rewards]), **self.about,
+            adapter=self.adapter, seed=self.recipe.seed,
+        )  # fmt: skip
 
     def monitor(self) -> Artifact:
         """How the served model is doing.

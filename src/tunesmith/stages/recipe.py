@@ -17,6 +17,7 @@ from .finetune import Finetune
 from .initialise import Initialise
 from .monitor import Monitor
 from .prepare import Prepare
+from .sample import Sample
 from .search import Search
 
 
@@ -47,6 +48,8 @@ class Recipe(Spec):
     """How the result is written out."""
     monitor: Monitor = Monitor()
     """How the served model is watched."""
+    sample: Sample = Sample()
+    """How a model's own answers become rows for another run."""
     serve: Serve = Serve()
     """How the result is served."""
 
@@ -119,14 +122,14 @@ def read_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
     tree = _whole(path)
     for assignment in assignments:
         override(tree, assignment)
-    _anchor(tree, Path.cwd())
+    anchor(tree, Path.cwd())
     return validate(Recipe, tree, str(path))
 
 
 def _whole(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """What a recipe says, laid over the recipe that it `extends`, a path as seen from its own folder."""
     tree = read_yaml(path)
-    _anchor(tree, path.parent)
+    anchor(tree, path.parent)
     below = tree.pop("extends", None)
     if below is None:
         return tree
@@ -148,7 +151,7 @@ def _laid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _anchor(tree: dict[str, Any], folder: Path) -> None:
+def anchor(tree: dict[str, Any], folder: Path) -> None:
     """Make relative paths absolute, as seen from `folder`; the run folder's copy of the recipe then works from anywhere."""
     for stage, name in PATHS:
         section = tree.get(stage)

@@ -27,6 +27,8 @@ class Step:
     learning_rate: float
     tokens: int
     """Tokens of the rows as given."""
+    distinct: int
+    """Tokens that were computed: a prefix common to rows of a micro-batch counts once."""
 
 
 def train(
@@ -79,7 +81,10 @@ def train(
         optimizer.step(closure)  # type: ignore[arg-type]  # torch types it float, every optimizer passes the tensor on
         stats = {name: value / count for name, value in sums.items()}
         rate = max(group["lr"] for group in optimizer.param_groups)
-        yield Step(number, stats.pop("loss"), stats, float(norm), rate, sum(batch.tokens for batch in batches))
+        tokens, distinct = (
+            sum(counts) for counts in zip(*((each.tokens, each.distinct) for each in batches), strict=True)
+        )
+        yield Step(number, stats.pop("loss"), stats, float(norm), rate, tokens, distinct)
 
 
 def _refuse_non_finite(loss: float, norm: Tensor, batches: list[Batch], loaded: Loaded) -> None:

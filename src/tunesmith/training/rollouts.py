@@ -38,8 +38,8 @@ class Reward(Spec):
         return grader
 
 
-class Rollouts(Spec):
-    """How the model's own answers are sampled, from its own distribution (temperature 1), and what they earn."""
+class Tries(Spec):
+    """How often a model answers a prompt, and what its answers earn."""
 
     rewards: tuple[Reward, ...] = Field(min_length=1)
     """What an answer earns is the sum of these."""
@@ -47,10 +47,6 @@ class Rollouts(Spec):
     """Answers to each prompt (G in the GRPO paper, which takes 64); objectives that compare them need two."""
     max_tokens: int = Field(256, ge=1)
     """Longest answer; a longer one is cut off and judged as it is."""
-    unfinished: float = Field(0.0, ge=0)
-    """What is taken off an answer that was cut off; right or not, it never learnt to stop."""
-    updates: int = Field(1, ge=1)
-    """Optimizer steps on the same answers (mu in the GRPO paper); 1 always learns from the model as it is."""
 
     def earned(self, answers: Sequence[str], examples: Sequence[Example]) -> list[list[float]]:
         """What each answer earns by each reward; each answers the example beside it."""
@@ -60,6 +56,15 @@ class Rollouts(Spec):
             if isinstance(each.grader, Paying)
         ]
         return [list(paid) for paid in zip(*by_reward, strict=True)]
+
+
+class Rollouts(Tries):
+    """How the model's own answers are sampled, from its own distribution (temperature 1), and what they earn."""
+
+    unfinished: float = Field(0.0, ge=0)
+    """What is taken off an answer that was cut off; right or not, it never learnt to stop."""
+    updates: int = Field(1, ge=1)
+    """Optimizer steps on the same answers (mu in the GRPO paper); 1 always learns from the model as it is."""
 
 
 def imagined(rows: Sequence[Row], spec: Rollouts) -> list[Row]:
@@ -131,7 +136,7 @@ class OnPolicy(Sampled):
         rows = []
         for place, prompt, mine in zip(places, prompts, answers, strict=True):
             columns = {reward(sample): next(totals) for sample in range(len(mine))}
-            sequences = tuple(_sequence(prompt, answer) for answer in mine)
+            sequences = tuple(continued(prompt, answer) for answer in mine)
             rows.append(Row(self.rows[place].origin, sequences, columns))
         self._note(rows, earned, every, time.monotonic() - began)
         rows = self._measured(rows)
@@ -141,7 +146,7 @@ class OnPolicy(Sampled):
         """Answers to each prompt, which is read once."""
         count = self.spec.samples
         samplings = [
-            Sampling(max_tokens=self.spec.max_tokens, temperature=1.0, seed=_seed(self.seed, number, place, sample))
+            Sampling(max_tokens=self.spec.max_tokens, temperature=1.0, seed=seed_of(self.seed, number, place, sample))
             for place in range(len(prompts))
             for sample in range(count)
         ]
@@ -175,18 +180,19 @@ class OnPolicy(Sampled):
             reward=float(groups.mean()),
             reward_spread=float(groups.std(1).mean()),
             answer_tokens=float(np.mean([len(answer.tokens) for answer in answers])),
+            sampled_tokens=sum(len(answer.tokens) for answer in answers),
             finished=float(np.mean([answer.finish == "stop" for answer in answers])),
             sampling_seconds=round(seconds, 4),
             **(parts if len(parts) > 1 else {}),
         )
 
 
-def _sequence(prompt: Ids, answer: Completion) -> Tokens:
+def continued(prompt: Ids, answer: Completion) -> Tokens:
     """A prompt with a sampled answer, every token of which is learnt from."""
     tokens = np.array([*prompt, *answer.tokens], dtype=np.int32)
     return Tokens(tokens, np.arange(len(tokens)) >= len(prompt))
 
 
-def _seed(*parts: int) -> int:
+def seed_of(*parts: int) -> int:
     """One number that stands for all of them."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -21,7 +21,7 @@ FILTERS = ("number", "signed", "span", "signed_span", "p_value", "duration", "si
 def write(run: Run) -> Path:
     """Write `report.html` into the run folder; a run that is not finished, failed or was not promoted gets one too."""
     path = run.path / "report.html"
-    page = _environment().get_template("page.html.j2").render(facts(Source(run)))
+    page = environment().get_template("page.html.j2").render(facts(Source(run)))
     write_atomic(
         path, page.encode("utf-8", "replace").decode("utf-8")
     )  # half a surrogate pair, which JSON may hold, cannot be written
@@ -92,7 +92,7 @@ def _status(source: Source, trained: dict[str, Any] | None) -> dict[str, str] | 
     return None
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     folder = files(__name__)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),

@@ -30,10 +30,10 @@ Rows = list[dict[str, Any]]
 def shown(source: Source, before: str | None) -> dict[str, Any] | None:
     """About a dozen test rows with the answers of `before`, `few-shot` and `tuned`; None where they cannot be graded one by one."""
     evaluated, prepared = source.artifacts.get("evaluate"), source.artifacts.get("prepare")
-    grader = _grader(evaluated) if evaluated else None
+    grader = the_grader(evaluated) if evaluated else None
     if evaluated is None or prepared is None or grader is None or before is None:
         return None
-    rows = _rows(prepared, evaluated)
+    rows = rows_of(prepared, evaluated)
     for row in rows:
         row["scores"] = {
             name: grader.score(answer, row["example"])
@@ -48,11 +48,11 @@ def shown(source: Source, before: str | None) -> dict[str, Any] | None:
         "before": before,
         "rows": len(rows),
         "counts": counts,
-        "cards": [_card(row, grader) for row in chosen],
+        "cards": [card(row, grader) for row in chosen],
     }
 
 
-def _grader(evaluated: Artifact) -> AnswerGrader | None:
+def the_grader(evaluated: Artifact) -> AnswerGrader | None:
     """The first grader that can judge one answer by itself."""
     for settings in evaluated.manifest["spec"]["graders"]:
         member = Grader.member(settings["kind"])
@@ -61,7 +61,7 @@ def _grader(evaluated: Artifact) -> AnswerGrader | None:
     return None
 
 
-def _rows(prepared: Artifact, evaluated: Artifact) -> Rows:
+def rows_of(prepared: Artifact, evaluated: Artifact) -> Rows:
     with (
         (prepared / "test.jsonl").open(encoding="utf-8") as tests,
         (evaluated / "answers.jsonl").open(encoding="utf-8") as answers,
@@ -88,7 +88,7 @@ def choose(rows: Rows) -> Rows:
     return [row for kind in KINDS for row in taken if row["kind"] == kind]
 
 
-def _card(row: Mapping[str, Any], grader: AnswerGrader) -> dict[str, Any]:
+def card(row: Mapping[str, Any], grader: AnswerGrader) -> dict[str, Any]:
     """One row for the template."""
     return {
         "origin": row["origin"].rsplit("/", 1)[-1],

@@ -1,0 +1,115 @@
+"""What a run costs in token passes, the same count on every machine, and in seconds and memory of this one."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tunesmith.base import Artifact, ConfigError, Run
+from tunesmith.data.example import Row
+from tunesmith.data.prepared import load_split
+from tunesmith.grading import AnswerGrader
+from tunesmith.training.batches import Dataset
+
+from ..estimate import Passes, Workload, measuring
+from ..recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was spent."""
+
+    passes: int = 0
+    """Tokens through the model, times forward passes' worth of work on each."""
+    learnt: int = 0
+    """Tokens through the model forwards and backwards; a prefix that rows of a pass share counts once."""
+    sampled: int = 0
+    """Tokens that the model wrote."""
+    seconds: float = 0.0
+    """Of sampling and of training steps; loading, checking and measuring are left out."""
+    peak_memory_mb: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """Both, one after the other."""
+        sums = {name: value + getattr(other, name) for name, value in asdict(self).items()}
+        return replace(Cost(**sums), peak_memory_mb=max(self.peak_memory_mb, other.peak_memory_mb))
+
+
+def per_token(recipe: Recipe) -> float:
+    """Forward passes' worth of work on a token of a step, from sampling to learning.
+
+    A backward pass is one for what goes through the layers and one more for the weights' own gradients (Kaplan et al., 2020,
+    arXiv:2001.08361, 2.1), which frozen ones do not have.
+    """
+    tune, passes = recipe.finetune, Passes.of(recipe.finetune.optimizer)
+    backward = 1 if recipe.initialise.adapter.adds_weights else 2
+    learning = passes.with_gradient * (1 + backward) + passes.without
+    if tune.rollouts is None:
+        return learning
+    made = 1 + sum(not isinstance(each.grader, AnswerGrader) for each in tune.rollouts.rewards)  # a model reads them
+    data = tune.dataset([], recipe.seed)
+    return learning + made / data.repeats + measuring(tune.objective, data)
+
+
+def affordable(recipe: Recipe, prepared: Artifact, left: float, name: str) -> Recipe:
+    """The recipe with as many epochs as so many token passes are enough for.
+
+    Answers yet to be sampled are taken to be as long as the rows' own.
+
+    Raises:
+        ConfigError: not even one step can be afforded.
+    """
+    tune, rows = recipe.finetune, load_split(prepared.path, "train")
+    tune.objective.check(rows)
+    rows = list(tune.objective.arranged(rows))
+    once = in_an_epoch(tune.model_copy(update=_expected(recipe, rows)).dataset(rows, recipe.seed))
+    before = once * tune.objective.references if tune.rollouts is None else 0
+    epochs = (left - before) / (once * per_token(recipe))
+    if epochs * tune.dataset(rows, recipe.seed).steps_per_epoch < 1:
+        raise ConfigError(
+            f"{name}: of its budget {max(left, 0):,.0f} token passes are left for training, not enough for one step; raise budget, or sample less"
+        )
+    return recipe.model_copy(update={"finetune": tune.model_copy(update={"epochs": round(epochs, 4)})})
+
+
+def _expected(recipe: Recipe, rows: list[Row]) -> dict[str, Any]:
+    rollouts = recipe.finetune.rollouts
+    if rollouts is None:
+        return {}
+    length = round(float(np.mean([row.sequences[0].learn.sum() for row in rows])))
+    return {"rollouts": rollouts.model_copy(update={"max_tokens": min(max(length, 1), rollouts.max_tokens)})}
+
+
+def in_an_epoch(data: Dataset) -> float:
+    """Tokens that are computed in an epoch."""
+    once = sum(len(sequence) for row in data.rows for sequence in row.sequences)
+    return once * data.repeats * Workload(data).shared
+
+
+def of_sampling(made: Artifact) -> Cost:
+    """What sampling rows took."""
+    found = made.metrics
+    passes = found["prompt_tokens"] + found["answer_tokens"]
+    return Cost(passes, 0, found["answer_tokens"], found["seconds"], found["peak_memory_mb"])
+
+
+def of_training(recipe: Recipe, run: Run, prepared: Artifact, made: Artifact) -> Cost:
+    """What a training took, by what its steps said."""
+    tune, found = recipe.finetune, made.metrics
+    events = run.events.tagged(artifact=made.path.name).read("step")
+    steps = list({event["step"]: event for event in events}.values())  # a resumed run repeats some
+    distinct = sum(event["distinct"] for event in steps)
+    before, sampled = 0.0, 0
+    if tune.rollouts is None:
+        rows = list(tune.objective.arranged(load_split(prepared.path, "train")))
+        before = in_an_epoch(tune.dataset(rows, recipe.seed)) * tune.objective.references
+    else:
+        sampled = sum(event["sampled_tokens"] for event in steps[:: tune.rollouts.updates])
+    passes = round(before + distinct * per_token(recipe))
+    return Cost(passes, distinct, sampled, found["step_seconds"], found["peak_memory_mb"])
+
+
+def together(costs: Iterable[Cost]) -> Cost:
+    """The sum of costs."""
+    return sum(costs, Cost())

@@ -1,0 +1,241 @@
+"""A showdown gives every road the same compute, counts what it spent, and its page says what its files say."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from markupsafe import escape
+from test_report import Reader
+
+from tunesmith.base import ConfigError
+from tunesmith.base.files import read_json
+from tunesmith.data.batch import Batch
+from tunesmith.data.example import Row
+from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.render import Renderer
+from tunesmith.models import find
+from tunesmith.models.forward import padded_logps
+from tunesmith.models.generate import Sampling, generate
+from tunesmith.models.load import load
+from tunesmith.stages import sample
+from tunesmith.stages.judge import merge
+from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.report import showdown as page
+from tunesmith.stages.showdown import open_contest
+from tunesmith.stages.showdown.cost import Cost, affordable, per_token
+from tunesmith.stages.showdown.settings import references
+from tunesmith.training.rollouts import continued, seed_of
+
+ROOT = Path(__file__).parents[2]
+EVIL = '<script>alert("x")</script>'
+BUDGET = 12_000
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, tiny_folder) -> Path:
+    """A showdown of four roads of a random model, which earns something by chance."""
+    folder = tmp_path_factory.mktemp("showdown")
+    colours = ["red", "green", "blue", "black"]
+    for name, count in (("train", 24), ("test", 12)):
+        lines = [
+            {"messages": [{"role": "user", "content": f"{name} shade {n}? {EVIL}"}, {"role": "assistant", "content": " ".join([colours[n % 4]] * 6)}]}
+            for n in range(count)
+        ]  # fmt: skip
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    paid = [{"grader": {"kind": "chrf"}}]
+    asked = {"system": "base", "rewards": paid, "samples": 3, "max_tokens": 6, "at_least": 0.0, "rows": 16}
+    tree = {
+        "base": {
+            "model": str(tiny_folder), "precision": "fp32",
+            "prepare": {"source": "train.jsonl", "test": "test.jsonl", "validation_fraction": 0, "cleaners": []},
+            "initialise": {"adapter": {"rank": 2}}, "finetune": {"optimizer": {"learning_rate": 0.02}, "batch": 4},
+            "evaluate": {"graders": [{"kind": "chrf"}, {"kind": "exact"}], "max_tokens": 6, "shots": 0, "baselines": False, "general": None},
+            "deploy": {"ungated": True, "prompts": 2},
+        },
+        "start": {"finetune": {"epochs": 0.4}},
+        "steps": {"pairs": {"sample": {**asked, "keep": "pairs"}}},
+        "roads": {
+            "sft": {},
+            "dpo": {"prepare": {"source": "$pairs.rows"}, "finetune": {"objective": {"kind": "dpo"}}},
+            "grpo": {"finetune": {"objective": {"kind": "grpo"}, "rollouts": {"rewards": paid, "samples": 2, "max_tokens": 6}}},
+        },
+        "against": "sft", "budget": BUDGET, "divergence": {"max_tokens": 6}, "shown": 5,
+    }  # fmt: skip
+    (folder / "small.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    return folder / "small.yaml"
+
+
+@pytest.fixture(scope="module")
+def done(given):
+    """The whole showdown, once."""
+    with pytest.MonkeyPatch.context() as patch:
+        tokenizer = cache(find.load_tokenizer)  # a third of the time is reading it again
+        patch.setattr("tunesmith.models.load.load_tokenizer", tokenizer)
+        patch.setattr("tunesmith.stages.prepare.load_tokenizer", tokenizer)
+        make = sample._try
+        patch.setattr(sample, "_try", lambda *pair: type(made := make(*pair))(**{**vars(made), "whole": True}))
+        contest = open_contest(given, given.parent / "run")
+        worked = [(work.name, work.stage, work.do()) for work in contest.work()]
+    return contest, worked
+
+
+def results(contest) -> dict:
+    return read_json(contest.run.artifact("compare") / "results.json")
+
+
+def test_every_road_starts_from_the_same_model_and_spends_the_same(done):
+    contest, worked = done
+    start = contest.pipelines["start"].deploy() / "model"
+    found = results(contest)
+    for name in contest.spec.roads:
+        assert contest.pipelines[name].recipe.model == str(start)
+        assert found["cost"][name]["passes"] == pytest.approx(BUDGET, rel=0.1), name
+    assert contest.pipelines["dpo"].finetune().metrics["steps"] < contest.pipelines["sft"].finetune().metrics["steps"]
+    assert [name for name, stage, _ in worked if stage == "sample"] == ["pairs"]
+    assert found["cost"]["sft"]["sampled"] == 0 < found["cost"]["dpo"]["sampled"]
+    assert found["cost"]["grpo"]["sampled"] > 0
+
+
+def test_passes_are_those_of_the_tokens_that_went_through(done):
+    contest, _ = done
+    sft, costs = contest.pipelines["sft"], results(contest)["cost"]
+    steps = [event["distinct"] for event in sft.run.events.read("step")]
+    assert costs["sft"]["passes"] == 2 * sum(steps)  # frozen weights: forwards and backwards
+    sampled, tuned = contest.pipelines["pairs"].sample().metrics, contest.pipelines["dpo"]
+    prompts = [json.loads(line) for line in (contest.pipelines["pairs"].sample() / "answers.jsonl").open()]
+    tokens = sum(each["tokens"] for line in prompts for each in line["answers"])
+    assert sampled["answer_tokens"] == tokens
+    steps = [event["distinct"] for event in tuned.run.events.read("step")]
+    rows = load_split(tuned.prepare().path, "train")
+    reference = sum(batch.distinct for n in range(-(-len(rows) // 4)) for batch in tuned.recipe.finetune.dataset(rows, 0).step(n))  # fmt: skip
+    assert costs["dpo"]["passes"] == pytest.approx(
+        2 * sum(steps) + reference + sampled["prompt_tokens"] + tokens, abs=1
+    )
+    steps = list(contest.pipelines["grpo"].run.events.read("step"))
+    assert costs["grpo"]["passes"] == 3 * sum(event["distinct"] for event in steps)  # sampled, then learnt from
+    assert costs["grpo"]["sampled"] == sum(event["sampled_tokens"] for event in steps)
+
+
+def test_what_a_token_costs_depends_on_what_is_done_with_it(given):
+    def cost(*settings):
+        return per_token(open_run(given.parent / "run" / "sft", None, settings).recipe)
+
+    rollouts = "finetune.rollouts={rewards: [{grader: {kind: chrf}}], updates: 2}"
+    assert cost() == 2
+    assert cost("initialise.adapter={kind: full}") == 3
+    assert cost("finetune.optimizer={kind: mezo}") == 2  # two passes forwards, none backwards
+    assert (
+        cost("finetune.objective={kind: grpo, beta: 0.1}", rollouts) == 2 + (1 + 1 + 1) / 2
+    )  # sampled, measured twice
+    assert Cost(1, 2, 3, 4.0, 5) + Cost(1, 1, 1, 1.0, 9) == Cost(2, 3, 4, 5.0, 9)
+
+
+def test_divergence_is_the_mean_of_what_both_models_say_of_sampled_tokens(done):
+    contest, _ = done
+    road, made, found = contest.pipelines["sft"], contest.measured["sft"], results(contest)["divergence"]
+    start, tuned = load(road.recipe.model, "fp32"), load(road.recipe.model, "fp32")
+    merge(tuned, road.adapter, road.finetune(), "fp32")
+    renderer = Renderer(tuned.tokenizer)
+    prompts = [renderer.prompt(example.prompt) for example in load_examples(road.prepare().path, "test")]
+    samplings = [Sampling(6, 1.0, seed=seed_of(0, number)) for number in range(len(prompts))]
+    said = generate(tuned, prompts, samplings)
+    assert [one.text for one in said] == [json.loads(line)["answer"] for line in (made / "answers.jsonl").open()]
+    apart = [
+        float((padded_logps(tuned, batch) - padded_logps(start, batch)).detach().sum())
+        for batch in (Batch.of([Row("x", (continued(*talk),))]) for talk in zip(prompts, said, strict=True))
+    ]
+    assert found["sft"]["tokens"] == sum(len(one.tokens) for one in said)
+    assert found["sft"]["value"] == pytest.approx(sum(apart) / found["sft"]["tokens"], abs=1e-4)
+    assert found["sft"]["per_answer"] == pytest.approx(np.mean(apart), abs=1e-3)
+    assert 0 < found["sft"]["low"] <= found["sft"]["value"] <= found["sft"]["high"]  # it was trained hard
+
+
+def test_the_page_says_what_the_files_say_and_loads_nothing(done):
+    contest, _ = done
+    path = page.write(contest.run)
+    found = results(contest)
+    assert read_json(contest.run.path / "results.json") == found
+    read = Reader(path.read_text(encoding="utf-8"))
+    block = found["task"]["graders"]["chrf"]
+    assert set(block["differences"]) == {"start - sft", "dpo - sft", "grpo - sft"}
+    for name in contest.spec.roads:
+        assert f"{block['systems'][name]['value']:.1f}" in read.text
+        assert f"{found['cost'][name]['passes']:,}" in read.text
+        assert f"{found['divergence'][name]['value']:.3f}".replace("-", "−") in read.text
+    assert EVIL in read.text
+    assert not {tag for tag, _ in read.tags} & {"script", "link", "img", "iframe", "object", "base", "form"}
+    answers = [json.loads(line) for line in (contest.run.artifact("compare") / "answers.jsonl").open()]
+    articles = [part.partition("</article>")[0] for part in path.read_text(encoding="utf-8").split("<article")[1:]]
+    assert len(articles) == 5
+    for article in articles:
+        (line,) = (each for each in answers if f"/{each['origin']}<".split("/")[-1] in article)
+        assert all(escape(text) in article for text in line["answers"].values())
+
+
+def test_differences_are_paired_and_from_the_road_that_was_named(done):
+    contest, _ = done
+    block = results(contest)["task"]["graders"]["exact"]
+    answers = [json.loads(line) for line in (contest.run.artifact("compare") / "answers.jsonl").open()]
+    right = {
+        name: np.mean([line["answers"][name] == line["gold"] for line in answers]) for name in answers[0]["answers"]
+    }
+    assert list(right) == ["base", "start", "sft", "dpo", "grpo"]
+    for name, found in block["systems"].items():
+        assert found["value"] == pytest.approx(100 * right[name])
+    for name, found in block["differences"].items():
+        assert found["value"] == pytest.approx(100 * (right[name.split(" - ")[0]] - right["sft"]))
+
+
+def test_what_is_there_is_not_computed_again_and_a_new_budget_begins_with_the_roads(done, given):
+    contest, worked = done
+    before = {path: path.stat().st_mtime_ns for path in contest.run.path.rglob("manifest.json")}
+    again = [work.do() for work in open_contest(given, contest.run.path).work()]
+    assert [made.path for made in again] == [made.path for *_, made in worked]
+    more = open_contest(given, contest.run.path, ("budget=18000",))
+    for work in more.work():
+        if (work.name, work.stage) == ("sft", "finetune"):
+            break
+        work.do()
+    epochs = [each.pipelines["sft"].recipe.finetune.epochs for each in (contest, more)]
+    assert epochs[1] == pytest.approx(1.5 * epochs[0], abs=1e-3)
+    assert before == {path: path.stat().st_mtime_ns for path in contest.run.path.rglob("manifest.json")}
+
+
+def test_a_budget_that_is_not_enough_for_a_step_is_refused(done):
+    road = done[0].pipelines["dpo"]
+    with pytest.raises(
+        ConfigError, match=r"dpo: of its budget 0 token passes are left .* raise budget, or sample less"
+    ):
+        affordable(road.recipe, road.prepare(), -70, "dpo")
+    assert affordable(road.recipe, road.prepare(), 7000, "dpo").finetune.epochs > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("against=ppo", r"against: 'ppo' is no road; there are sft, dpo, grpo"),
+        ("roads.dpo.prepare.source=$later.rows", r"dpo: \$later.rows stands for nothing; before it there are start, pairs, sft"),
+        ("roads.dpo.prepare.source=$pairs.row", r"\$pairs.row stands for nothing"),
+        ("roads.dpo.prepare.source=rows.jsonl", r"no road uses the step pairs"),
+        ("roads.sft.finetune.epochs=2", r"sft: finetune.epochs follows from the budget"),
+        ("roads.sft.evaluate.max_tokens=2", r"sft: all roads are measured alike"),
+        ("roads.sft.finetune.rollouts={rewards: [{grader: {kind: exact}}]}", r"sft: finetune: objective sft learns from given answers"),
+        ("base.prepare.test=null", r"base.prepare.test is missing"),
+        ("roads.pairs={}", r"'pairs' cannot name a run"),
+        ("roads.Dpo={}", r"'Dpo' cannot name a run"),
+        ("roads.sft.finetune.objective.kind=sfd", r"sft: finetune.objective.kind: 'sfd' does not exist"),
+        ("rodes={}", r"rodes: no such field; did you mean 'roads'"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_before_anything_is_computed(given, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        open_contest(given, tmp_path / "r", (settings,))
+
+
+def test_the_recipe_that_is_shipped_refers_to_what_it_has():
+    tree = yaml.safe_load((ROOT / "recipes" / "showdown.yaml").read_text())
+    assert set(references(tree["roads"])) == {("best", "rows"), ("pairs", "rows"), ("judge", "run")}
+    assert set(tree["roads"]) == {"sft", "rejection", "dpo", "grpo", "rlhf"}
