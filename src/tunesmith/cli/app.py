@@ -49,6 +49,26 @@ _stage_command(
 
 
 @app.command()
+def merge(
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN ... [path.to.field=value ...]", help="Folders of finished runs; settings to change."
+        ),
+    ],
+    folder: Annotated[Path, typer.Option("--run", "--out", help="Where the merged run lives.")],
+    method: Annotated[str | None, typer.Option(help="How; the same as merge.method.kind=...")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="How much of each run, as 0.6,0.4; the same as merge.weights=[...]")
+    ] = None,
+) -> int:
+    """Put what several runs learnt of one base together, and measure it on the task of each; exits 1 if not promoted."""
+    from .running import merge_runs
+
+    return merge_runs(given, folder, method, weights)
+
+
+@app.command()
 def show(given: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Every stage's state, artifact, hash and figures."""
     from .showing import show_run

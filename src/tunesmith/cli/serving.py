@@ -9,7 +9,7 @@ from tunesmith.base import Interrupted, MachineError, Run
 from tunesmith.base.spec import validate
 from tunesmith.models.load import load, served
 from tunesmith.serving.settings import Serve
-from tunesmith.stages.pipeline import LOG, open_run
+from tunesmith.stages.pipeline import LOG, open_any
 
 console = Console(stderr=True, highlight=False)
 
@@ -28,16 +28,17 @@ def serve_run(folder: Path, host: str | None, port: int | None) -> None:
         from tunesmith.serving.server import find_token, open_port, run_server
     except ImportError as error:
         raise MachineError(f"serving needs {error.name}: pip install 'tunesmith[serve]'") from None
-    recipe = open_run(folder).recipe
+    recipe = open_any(folder).recipe
     changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = validate(Serve, {**recipe.serve.model_dump(), **changes}, "serve")
     deployed = Run(folder).artifact("deploy")
     token, made = find_token(settings)
     with contextlib.closing(open_port(settings)) as socket:
         console.print("loading the models")
+        about = deployed.manifest["context"]
         models = {
-            "tuned": load(str(deployed / "model"), served(recipe.precision)),
-            "base": load(recipe.model, served(recipe.precision)),
+            "tuned": load(str(deployed / "model"), served(about["precision"])),
+            "base": load(about["model"], served(about["precision"])),
         }
         address = f"http://{settings.host}:{socket.getsockname()[1]}/v1"
         console.print(f"serving {' and '.join(models)} at [bold]{address}[/]; requests are logged to {folder / LOG}")

@@ -1,16 +1,17 @@
 """The pipeline: the seven stages in order, in one run folder."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tunesmith.base import Artifact, ConfigError, Run
-from tunesmith.base.files import digest, read_json, write_atomic, write_json
-from tunesmith.base.spec import validate
+from tunesmith.base.files import digest, read_json, write_json
+from tunesmith.base.spec import read_yaml, validate
 from tunesmith.data.prepared import load_split
 from tunesmith.serving.log import settle
 
 from . import deploy, evaluate, finetune, initialise, monitor, prepare, search
+from .merged import Merger, is_merged, read_merged
+from .order import Stages
 from .plan import check_memory, plans
 from .prepare import input_files
 from .recipe import Recipe, read_recipe
@@ -25,24 +26,15 @@ LOG = "requests.sqlite"
 """The server's request log, inside the run folder."""
 
 
-class Pipeline:
-    """A recipe in a run folder. Each stage's method computes it, and what it needs, unless that is there already."""
+class Pipeline(Stages[Recipe]):
+    """A recipe's stages in a run folder."""
+
+    ORDER, AFTER = ORDER, ("monitor",)
 
     def __init__(self, recipe: Recipe, run: Run) -> None:
-        self.recipe, self.run = recipe, run
+        super().__init__(recipe, run)
         self.adapter = recipe.initialise.adapter.model_dump(mode="json")
         self.about: dict[str, Any] = {"model": recipe.model, "precision": recipe.precision}
-
-    def stage(self, name: str) -> Artifact:
-        """The artifact of a stage, by name."""
-        made: Callable[[], Artifact] = getattr(self, name)
-        return made()
-
-    def locked(self, name: str) -> Artifact:
-        """As `stage`, with the run folder held against other processes and the resolved recipe recorded in it."""
-        with self.run.lock():
-            record(self)
-            return self.stage(name)
 
     def prepare(self) -> Artifact:
         """Examples and rows."""
@@ -74,7 +66,7 @@ class Pipeline:
         if wanted == "auto":
             settled = {"activation_checkpointing": kept["activation_checkpointing"]}
             self.recipe = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update=settled)})
-            record(self)
+            self.record()
 
     def search(self) -> Artifact:
         """The settings to train with."""
@@ -136,13 +128,18 @@ def open_run(given: Path, folder: Path | None = None, assignments: tuple[str, ..
         assignments: `path.to.field=value` overrides.
 
     Raises:
-        ConfigError: the recipe is missing or wrong.
+        ConfigError: the recipe is missing or wrong, or that of a merged run.
     """
-    if given.is_dir():
-        return Pipeline(read_recipe(given / "resolved.yaml", assignments), Run(given))
-    return Pipeline(read_recipe(given, assignments), Run(folder or Path("runs") / given.stem))
+    found = open_any(given, folder, assignments)
+    if not isinstance(found, Pipeline):
+        raise ConfigError(f"{given}: was merged from other runs, which have what you ask for: {found.names}")
+    return found
 
 
-def record(pipeline: Pipeline) -> None:
-    """Write the recipe with every default resolved into the run folder."""
-    write_atomic(pipeline.run.path / "resolved.yaml", pipeline.recipe.to_yaml())
+def open_any(given: Path, folder: Path | None = None, assignments: tuple[str, ...] = ()) -> Pipeline | Merger:
+    """As `open_run`, of a merged run too."""
+    recipe = given / "resolved.yaml" if given.is_dir() else given
+    run = Run(given if given.is_dir() else folder or Path("runs") / given.stem)
+    if is_merged(read_yaml(recipe)):
+        return Merger(read_merged(recipe, assignments), run)
+    return Pipeline(read_recipe(recipe, assignments), run)
