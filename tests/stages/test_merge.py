@@ -1,19 +1,25 @@
 """Merged runs: what is written is what was merged, every source's task is measured, and what cannot be one run is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import tunesmith
-from tunesmith.base import Artifact, ConfigError, Run
+from tunesmith.base import Artifact, ConfigError, Output, Run, Stage
 from tunesmith.base.files import read_json
+from tunesmith.methods.adapters import trainable
+from tunesmith.methods.adapters.dora import DoRA
+from tunesmith.methods.adapters.full import Full
+from tunesmith.methods.merging.cat import Cat
 from tunesmith.methods.merging.peft_file import read_corrections
+from tunesmith.methods.merging.svd import SVD
 from tunesmith.models.load import load
-from tunesmith.stages import sources
+from tunesmith.stages.merge import Merge, merge
 from tunesmith.stages.merged import Merger, merged_from
 from tunesmith.stages.pipeline import open_any, open_run
+from tunesmith.stages.sources import Source, check
 
 COLOURS = ["red", "green", "blue", "black"]
 OPEN = ("deploy.ungated=true",)
@@ -21,21 +27,19 @@ OPEN = ("deploy.ungated=true",)
 
 @pytest.fixture(scope="module")
 def trained(tiny_folder, tmp_path_factory):
-    """Makes finished runs, each on a small task of its own; the same run for the same words."""
-    made = {}
+    """Makes finished runs, each on a small task of its own."""
+    base = tmp_path_factory.mktemp("trained")
 
-    def make(name, *overrides, model=tiny_folder, shift=0):
-        folder = tmp_path_factory.getbasetemp() / "merge" / name
-        if name in made:
-            return made[name]
-        folder.mkdir(parents=True)
+    def make(name, *overrides, shift=0):
+        folder = base / name
+        folder.mkdir()
         rows = [
             {"messages": [{"role": "user", "content": f"{name} {n}?"}, {"role": "assistant", "content": COLOURS[(n + shift) % 4]}]}
             for n in range(32)
         ]  # fmt: skip
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         recipe = {
-            "model": str(model),
+            "model": str(tiny_folder),
             "precision": "fp32",
             "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 4, "cleaners": []},
             "initialise": {"adapter": {"rank": 4}},
@@ -46,16 +50,15 @@ def trained(tiny_folder, tmp_path_factory):
             },
         }  # fmt: skip
         (folder / "recipe.yaml").write_text(json.dumps(recipe))
-        made[name] = folder.parent / "runs" / name
-        tunesmith.evaluate(folder / "recipe.yaml", *overrides, folder=made[name])
-        return made[name]
+        tunesmith.evaluate(folder / "recipe.yaml", *overrides, folder=base / "runs" / name)
+        return base / "runs" / name
 
     return make
 
 
 @pytest.fixture(scope="module")
 def pair(trained):
-    return trained("a"), trained("b", "initialise.adapter.rank=2", shift=1)
+    return trained("a"), trained("b", "initialise.adapter.rank=2", "evaluate.gate.beat=[base]", shift=1)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +135,8 @@ class TestEvaluation:
         (results,) = read_json(made / "results.json").values()
         for block in results["task"]["graders"].values():
             assert block["systems"]["merged"]["value"] == pytest.approx(block["systems"]["own"]["value"], rel=1e-4)
-            assert block["differences"]["merged - own"]["value"] == pytest.approx(0, abs=1e-3)
+            apart = block["differences"]["merged - own"]["value"]
+            assert abs(apart) <= 1e-4 * block["systems"]["own"]["value"]
         own = read_json(Run(pair[0]).artifact("evaluate") / "results.json")["task"]["graders"]["perplexity"]["systems"]
         found = results["task"]["graders"]["perplexity"]["systems"]
         assert found["own"]["value"] == pytest.approx(own["tuned"]["value"], rel=1e-6)
@@ -144,27 +148,35 @@ class TestEvaluation:
         assert lines[0] == "| run | system | score | interval | merged - system | interval |"
         assert [line.split("|")[2].strip() for line in lines[2:8]] == ["base", "own", "merged"] * 2
 
-    def test_a_gate_that_says_no_names_the_run(self, trained, pair, tmp_path):
-        strict = trained("strict", "evaluate.gate.beat=[base]")
-        with pytest.raises(ConfigError, match=r"did not promote this model: strict: exact rests on 8 rows"):
-            tunesmith.merge(pair[0], strict, folder=tmp_path / "r")
-        assert Run(tmp_path / "r").states["evaluate"]["state"] == "done"
+    def test_a_gate_that_says_no_names_the_run(self, pair, merged):
+        recipe = merged_from(list(pair), ("merge.weights=[0.6,0.4]",))
+        with pytest.raises(ConfigError, match=r"did not promote this model: b: exact rests on 8 rows"):
+            Merger(recipe, Run(merged)).deploy()
 
 
-class TestWholeWeights:
-    def test_differences_of_weights_are_merged(self, trained, tiny_folder, tmp_path):
-        full = trained("full", "initialise.adapter={kind: full}")
-        dora = trained("dora", "initialise.adapter={kind: dora, rank: 2}", shift=1)
-        folder = tunesmith.merge(full, dora, folder=tmp_path / "r", settings=("merge.weights=[0.7,-0.5]", *OPEN))
-        base, found = weights_of(tiny_folder), weights_of(Run(folder).artifact("deploy") / "model")
-        runs = []
-        for run in (full, dora):
-            runs.append(weights_of(Artifact.open(tunesmith.deploy(run, *OPEN).path) / "model"))
-        for name, weight in base.items():
-            expected = weight + 0.7 * (runs[0][name] - weight) - 0.5 * (runs[1][name] - weight)
-            torch.testing.assert_close(found[name], expected, atol=1e-6, rtol=1e-6)
-        assert Run(folder).artifact("merge").metrics["adapter"] == {"kind": "full"}
-        assert load_file(Run(folder).artifact("merge") / "adapter" / "model.safetensors")
+def test_differences_of_weights_are_merged(build, tiny_folder, tmp_path):
+    """A run that changed the base itself and one that turned its weights: each weight moves by the weighted sum."""
+    adapters, runs, learnt = [Full(), DoRA(rank=2)], [], []
+    for number, adapter in enumerate(adapters):
+        loaded = load(str(tiny_folder), "fp32")
+        adapter.attach(loaded, number)
+        with torch.no_grad():
+            for parameter in trainable(loaded.model).values():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+        adapter.save(loaded, tmp_path / f"{number}" / "adapter")
+        learnt.append(Artifact(tmp_path / f"{number}", {}))
+        adapter.merge(loaded)
+        runs.append(dict(loaded.model.named_parameters()))
+    out = Output(tmp_path, Run(tmp_path).events)
+    trees = [adapter.model_dump(mode="json") for adapter in adapters]
+    merge(
+        Merge(weights=(0.7, -0.5)), *learnt, out=out, model=str(tiny_folder), precision="fp32", adapters=trees, seed=0
+    )
+    assert out.metrics["adapter"] == {"kind": "full"}
+    found = weights_of(tmp_path / "adapter")
+    for name, weight in weights_of(tiny_folder).items():
+        expected = weight + 0.7 * (runs[0][name] - weight) - 0.5 * (runs[1][name] - weight)
+        torch.testing.assert_close(found[name], expected, atol=1e-6, rtol=1e-6)
 
 
 class TestRefusals:
@@ -193,28 +205,49 @@ class TestRefusals:
         self.refused("given twice", pair[0], pair[0], folder=tmp_path)
         self.refused("is not the folder of a run", tmp_path / "nothing", folder=tmp_path)
 
-    def test_runs_of_another_base(self, pair, build, tmp_path, trained):
-        loaded = build("llama", seed=8)
-        for part in (loaded.model, loaded.tokenizer):
-            part.save_pretrained(tmp_path / "other")
-        other = trained("other", model=tmp_path / "other")
-        self.refused(r"was tuned from .*other.*only runs of one base", pair[0], other, folder=tmp_path / "r")
-
-    def test_runs_of_another_precision(self, pair, trained, tmp_path):
-        rounded = trained("rounded", "precision=bf16")
-        self.refused("was tuned in bf16, .* in fp32; tune one again", pair[0], rounded, folder=tmp_path)
-
-    def test_prompts(self, pair, trained, tmp_path):
-        prompt = trained("prompt", "initialise.adapter={kind: prompt, tokens: 3}")
-        self.refused("the adapter prompt, which adds nothing to weights", pair[0], prompt, folder=tmp_path)
-
-    def test_runs_that_are_merged_or_not_as_they_were_measured(self, merged, pair, trained, tmp_path):
+    def test_runs_that_are_merged_or_not_as_they_were_measured(self, merged, pair, tmp_path):
         self.refused("was merged from other runs itself", merged, folder=tmp_path)
         with pytest.raises(ConfigError, match="was merged from other runs, which have what you ask for"):
             open_run(merged)
         with pytest.raises(ConfigError, match="has no stage prepare; its stages are merge, evaluate, deploy"):
             tunesmith.prepare(merged)
-        stale = trained("stale")
-        tunesmith.finetune(stale, "finetune.epochs=2.0")
-        self.refused("was changed since it was evaluated", pair[0], stale, folder=tmp_path / "r")
-        assert sources.read_sources(pair)
+        stale = shutil.copytree(pair[0], tmp_path / "stale")
+        Run(stale).once(Stage("finetune", 2, lambda spec, out: (out / "new").write_text("")), Merge())
+        self.refused("was changed since it was evaluated", pair[1], stale, folder=tmp_path / "r")
+
+
+class TestRunsThatCannotBeOne:
+    @pytest.fixture
+    def source(self, tmp_path):
+        """Makes what a run tells of itself."""
+
+        def make(name, adapter=None, fingerprint="abc", precision="fp32", rank=4):
+            folder = tmp_path / name
+            (folder / "adapter").mkdir(parents=True)
+            about = {"name": "model", "fingerprint": fingerprint, "precision": precision}
+            (folder / "model.json").write_text(json.dumps(about))
+            if adapter is None:
+                (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
+            one = Artifact(folder, {"context": {"adapter": adapter or {"kind": "lora", "rank": rank}}})
+            return Source(name, one, one, one, one)
+
+        return make
+
+    def test_of_another_base_or_precision(self, source):
+        with pytest.raises(
+            ConfigError, match=r"b was tuned from model \(xyz\), a from model \(abc\); only runs of one base"
+        ):
+            check([source("a"), source("b", fingerprint="xyz")], Cat())
+        with pytest.raises(ConfigError, match=r"d was tuned in bf16, c in fp32; tune one again with precision=fp32"):
+            check([source("c"), source("d", precision="bf16")], Cat())
+
+    def test_of_adapters_that_add_nothing_to_weights(self, source):
+        with pytest.raises(ConfigError, match="b learnt with the adapter prompt, which adds nothing to weights"):
+            check([source("a"), source("b", {"kind": "prompt"})], Cat())
+
+    def test_of_whole_weights_where_ranks_are_wanted_or_the_base_is_rounded(self, source):
+        with pytest.raises(ConfigError, match="no low-rank correction that svd could cut"):
+            check([source("a"), source("b", {"kind": "full"})], SVD())
+        with pytest.raises(ConfigError, match="d learnt with the adapter dora on a base in int8"):
+            check([source("c", precision="int8"), source("d", {"kind": "dora"}, precision="int8")], Cat())
+        check([source("e"), source("f", {"kind": "full"}), source("g", rank=8)], Cat())
