@@ -131,7 +131,7 @@ class TestEvaluation:
                 assert apart["n"] == 8
 
     def test_the_figures_of_a_run_merged_with_nothing_else_are_its_own(self, pair, tmp_path):
-        made = tunesmith.evaluate(tunesmith.merge(pair[0], folder=tmp_path / "a", settings=OPEN))
+        made = Merger(merged_from(list(pair[:1]), ()), Run(tmp_path / "a")).locked("evaluate")
         (results,) = read_json(made / "results.json").values()
         for block in results["task"]["graders"].values():
             assert block["systems"]["merged"]["value"] == pytest.approx(block["systems"]["own"]["value"], rel=1e-4)

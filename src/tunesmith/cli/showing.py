@@ -75,22 +75,26 @@ def explain_topic(topic: str) -> None:
     Raises:
         ConfigError: there is no such topic.
     """
+    from tunesmith.stages.merged import Merged
     from tunesmith.stages.recipe import Recipe
 
     families = {family.__name__.lower(): family for family in _families()}
     if not topic:
-        console.print(f"families: {', '.join(sorted(families))}\nsettings: {', '.join(Recipe.model_fields)}")
+        console.print(
+            f"families: {', '.join(sorted(families))}\nsettings: {', '.join([*Recipe.model_fields, 'merge'])}"
+        )
         return
     head, _, rest = topic.partition(".")
     if head in families:
         family = families[head]
         _print_spec(topic, family.member(rest)) if rest else _print_family(family)
         return
-    _explain_setting(Recipe, topic)
+    _explain_setting(Merged if head == "merge" else Recipe, topic)
 
 
 def _families() -> list[type[Family]]:
-    import tunesmith.stages.recipe  # noqa: F401  (its imports define every family)
+    import tunesmith.stages.merged
+    import tunesmith.stages.recipe  # noqa: F401  (these imports define every family)
 
     return [family for family in Family.__subclasses__() if family.members()]
 

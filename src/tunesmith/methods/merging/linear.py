@@ -13,8 +13,10 @@ from .base import Correction, Merging, weighted_sum
 
 
 class Linear(Merging):
-    """Adds up A's and B's, as PEFT's `linear` does: the rank stays, but each A also meets the other runs' B's, so the result is not the sum of what
-    the runs added. Take it for parity with adapters that were merged so; `cat` is exact. Where runs changed whole weights, it is exact too."""
+    """Adds up A's and B's, as PEFT's `linear` does: the rank stays, but the result is not the sum of what the runs added.
+
+    Each A also meets the other runs' B's. Take it for parity with adapters that were merged so; `cat` is exact. Where runs changed whole weights it adds these
+    up, which is exact."""
 
     kind: Literal["linear"] = "linear"
 

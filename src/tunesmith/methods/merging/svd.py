@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic import Field
+
 from tunesmith.base import ConfigError
 
 from .base import Cut
@@ -12,6 +14,8 @@ class SVD(Cut):
     """The sum that `cat` writes, in an adapter of smaller rank: by default the largest of the runs' ranks. It loses what does not fit."""
 
     kind: Literal["svd"] = "svd"
+    rank: int | None = Field(None, gt=0)
+    """Rank of the adapter that is written; null takes the largest of the runs' ranks. `kept` in the figures says how much of the sum that holds."""
 
     def check(self, ranks: Sequence[int] | None) -> None:
         """Only low-rank corrections are cut."""
