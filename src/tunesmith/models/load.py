@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,10 +45,13 @@ class Loaded:
     checkpointing: bool = False
     """Whether the backward computes layers again instead of the forward keeping what they compute (activation checkpointing)."""
     notes: list[str] = field(default_factory=list)
+    turn: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Makes the model this one, where several share their weights' memory; called before it computes."""
     _decoder: fused.Decoder | None = field(default=None, repr=False)
 
     def decoder(self) -> fused.Decoder | None:
         """The fused form of the model, up to date with its parameters; None where only the generic path serves."""
+        self.turn()
         if not (self.forest and self.fuse) or fused.misfit(self) is not None:
             return None
         dtype = DTYPES[self.precision]
