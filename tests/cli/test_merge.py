@@ -52,5 +52,16 @@ def test_two_runs_become_one_that_can_be_served(tunesmith, runs, tmp_path, monke
     monkeypatch.setattr(server, "run_server", lambda application, port: served.append(application))
     code, _, error = tunesmith("serve", "runs/ab", "--port", "0")
     assert code == 0, error
-    assert "serving tuned and base" in error
-    assert len(served) == 1
+    assert "serving tuned, base at" in error
+
+    code, _, error = tunesmith("serve", *runs, "--port", "0")
+    assert code == 2
+    assert "stage 'deploy' is not started" in error
+    for run in runs:
+        assert tunesmith("deploy", run, "deploy.ungated=true")[0] == 0
+    code, _, error = tunesmith("serve", *runs, "runs/ab", "--port", "0")
+    assert code == 0, error
+    assert "serving base, a, b, ab at" in error
+    assert len(served) == 2
+    code, _, error = tunesmith("serve", "runs/a", "runs/a", "--port", "0")
+    assert "there is a model called a already" in error

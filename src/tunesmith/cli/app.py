@@ -120,14 +120,16 @@ def report(given: RunFolder) -> None:
 
 @app.command()
 def serve(
-    given: RunFolder,
+    given: Annotated[
+        list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Folders of runs; several share one base.")
+    ],
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
 ) -> None:
-    """An OpenAI-compatible server of the base and the tuned model."""
-    from .serving import serve_run
+    """An OpenAI-compatible server of the base and the tuned model, or of one base with the adapters of several runs."""
+    from .serving import serve_runs
 
-    serve_run(given, host, port)
+    serve_runs(given, host, port)
 
 
 @app.command()
