@@ -44,10 +44,17 @@ def test_requests_at_once_get_what_each_adapter_says_alone(tiny, folders, tmp_pa
     settings = Serve(port=0)
     several = Several(tiny("base", 0), folders)
     for running in serve(Engine(several.models, settings), settings, tmp_path / "log.sqlite"):
-        client = running.openai
-        assert [one.id for one in client.models.list()] == list(NAMES)
-        ask = lambda name, text: client.completions.create(model=name, prompt=text, max_tokens=12).choices[0].text  # noqa: E731
-        with ThreadPoolExecutor(9) as pool:
-            futures = {name: [pool.submit(ask, name, text) for text in TEXTS] for name in NAMES}
-            found = {name: [future.result() for future in each] for name, each in futures.items()}
+        found = asked_at_once(running.openai)
     assert found == expected
+
+
+def asked_at_once(client):
+    """What each model says to each text, all asked together."""
+
+    def ask(name, text):
+        return client.completions.create(model=name, prompt=text, max_tokens=12).choices[0].text
+
+    assert [one.id for one in client.models.list()] == list(NAMES)
+    with ThreadPoolExecutor(9) as pool:
+        futures = {name: [pool.submit(ask, name, text) for text in TEXTS] for name in NAMES}
+        return {name: [future.result() for future in each] for name, each in futures.items()}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tunesmith
-from tunesmith.base import Artifact, ConfigError, Output, Run, Stage
+from tunesmith.base import Artifact, ConfigError, Output, ProofError, Run, Stage
 from tunesmith.base.files import read_json
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.dora import DoRA
@@ -15,6 +15,7 @@ from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.merging.cat import Cat
 from tunesmith.methods.merging.peft_file import read_corrections
 from tunesmith.methods.merging.svd import SVD
+from tunesmith.methods.merging.ties import Ties
 from tunesmith.models.load import load
 from tunesmith.stages.merge import Merge, merge
 from tunesmith.stages.merged import Merger, merged_from
@@ -113,6 +114,28 @@ class TestWhatIsWritten:
         assert made.metrics["rank"] == 3
         assert 0.2 < made.metrics["kept"] < 1
         assert made.metrics["weights"] == ([0.5, 0.5] if method == "svd" else [1.0, 1.0])
+
+    def test_a_recipe_names_runs_as_seen_from_its_folder(self, pair, tmp_path):
+        (tmp_path / "ab.yaml").write_text("runs: [a, ../b]\nmerge: {method: {kind: ties}, weights: [1, 2]}\n")
+        found = open_any(tmp_path / "ab.yaml", tmp_path / "r", ("merge.method.density=0.3",))
+        assert isinstance(found, Merger)
+        assert found.recipe.runs == (tmp_path / "a", tmp_path.parent / "b")
+        assert found.recipe.merge == Merge(method=Ties(density=0.3), weights=(1.0, 2.0))
+
+    def test_runs_that_cancel_each_other_are_no_artifact(self, pair, tiny_folder, tmp_path):
+        learnt = Run(pair[0]).artifact("finetune")
+        out = Output(tmp_path, Run(tmp_path).events)
+        with pytest.raises(ProofError, match="the runs do not cancel each other"):
+            merge(
+                Merge(weights=(0.7, -0.7)),
+                learnt,
+                learnt,
+                out=out,
+                model=str(tiny_folder),
+                precision="fp32",
+                adapters=[],
+                seed=0,
+            )
 
 
 class TestEvaluation:
