@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from tunesmith.base import Family, Spec
 from tunesmith.cli.app import app
+from tunesmith.stages.merge import Merge
 from tunesmith.stages.recipe import Recipe
 
 FOLDER = Path(__file__).parent / "reference"
@@ -34,7 +35,9 @@ def pages() -> dict[str, str]:
         spec = field.annotation
         if isinstance(spec, type) and issubclass(spec, Spec):
             found[f"{name}.md"] = _stage_page(name, spec)
-    families = list(_families(Recipe, []))
+    found["merge.md"] = _stage_page("merge", Merge)
+    seen: list[type[Spec]] = []
+    families = [*_families(Recipe, seen), *_families(Merge, seen)]
     for family in families:
         found[f"{_page_of(family)}.md"] = _family_page(family)
     found["index.md"] = _index(families)
@@ -85,6 +88,7 @@ def _index(families: list[type[Family]]) -> str:
         "",
     ]
     lines += ["* [The recipe](recipe.md): the fields at its top.", "* Its sections: " + _links(stages) + "."]
+    lines += ["* Of merged runs: [merge](merge.md)."]
     lines += ["* Families, where a field takes one of several `kind`s: " + _links(map(_page_of, families)) + "."]
     return "\n".join([*lines, "* [The commands](cli.md)."])
 

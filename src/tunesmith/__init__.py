@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tunesmith.base import Artifact
 
 STAGES = ("prepare", "initialise", "search", "finetune", "evaluate", "deploy", "monitor", "sample")
-__all__ = ["run", *STAGES]
+__all__ = ["merge", "run", *STAGES]
 
 
 def run(given: str | Path, *assignments: str, folder: str | Path | None = None) -> Path:
@@ -33,22 +33,45 @@ def run(given: str | Path, *assignments: str, folder: str | Path | None = None) 
         TunesmithError: what, where and how to mend; ConfigError if the gate does not promote the model.
     """
     from tunesmith.stages import report
-    from tunesmith.stages.pipeline import ORDER
 
     pipeline = _open(given, assignments, folder)
     try:
-        for stage in ORDER:
+        for stage in pipeline.ORDER:
             pipeline.locked(stage)
     finally:
-        report.write(pipeline.run)
+        if "prepare" in pipeline.ORDER:  # a merged run has no report
+            report.write(pipeline.run)
     path: Path = pipeline.run.path
     return path
 
 
-def _open(given: str | Path, assignments: tuple[str, ...], folder: str | Path | None) -> Any:
-    from tunesmith.stages.pipeline import open_run
+def merge(*runs: str | Path, folder: str | Path, settings: tuple[str, ...] = ()) -> Path:
+    """Put what several runs learnt of one base together, and evaluate it on the task of each.
 
-    return open_run(Path(given), Path(folder) if folder else None, assignments)
+    Args:
+        runs: folders of finished runs.
+        folder: where the merged run lives.
+        settings: `path.to.field=value` overrides, such as `merge.method.kind=ties`.
+
+    Returns:
+        The merged run's folder.
+
+    Raises:
+        TunesmithError: what, where and how to mend; ConfigError if the runs cannot be merged, or a gate does not promote what they became.
+    """
+    from tunesmith.base import Run
+    from tunesmith.stages.merged import Merger, merged_from
+
+    pipeline = Merger(merged_from([Path(one) for one in runs], settings), Run(Path(folder)))
+    for stage in pipeline.ORDER:
+        pipeline.locked(stage)
+    return pipeline.run.path
+
+
+def _open(given: str | Path, assignments: tuple[str, ...], folder: str | Path | None) -> Any:
+    from tunesmith.stages.pipeline import open_any
+
+    return open_any(Path(given), Path(folder) if folder else None, assignments)
 
 
 def _stage(name: str) -> Callable[..., "Artifact"]:

@@ -13,6 +13,7 @@ from tunesmith.base.spec import validate
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row, Sequence
 from tunesmith.methods.adapters import Adapter, trainable
+from tunesmith.methods.merging import Merging
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.base import ADVANTAGE, OLD, RETURN, START, VALUE, reference, reward
 from tunesmith.methods.objectives.kto import LABEL
@@ -26,7 +27,7 @@ from tunesmith.stages.machine import Speed
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train
 
-FAMILIES = (Adapter, Objective, Optimizer)
+FAMILIES = (Adapter, Objective, Optimizer, Merging)
 VOCABULARY = 97
 
 

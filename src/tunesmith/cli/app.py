@@ -85,6 +85,26 @@ def compare(
 
 
 @app.command()
+def merge(
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN ... [path.to.field=value ...]", help="Folders of finished runs; settings to change."
+        ),
+    ],
+    folder: Annotated[Path, typer.Option("--run", "--out", help="Where the merged run lives.")],
+    method: Annotated[str | None, typer.Option(help="How; the same as merge.method.kind=...")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="How much of each run, as 0.6,0.4; the same as merge.weights=[...]")
+    ] = None,
+) -> int:
+    """Put what several runs learnt of one base together, and measure it on the task of each; exits 1 if not promoted."""
+    from .running import merge_runs
+
+    return merge_runs(given, folder, method, weights)
+
+
+@app.command()
 def show(given: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Every stage's state, artifact, hash and figures."""
     from .showing import show_run
@@ -136,14 +156,16 @@ def report(given: RunFolder) -> None:
 
 @app.command()
 def serve(
-    given: RunFolder,
+    given: Annotated[
+        list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Folders of runs; several share one base.")
+    ],
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
 ) -> None:
-    """An OpenAI-compatible server of the base and the tuned model."""
-    from .serving import serve_run
+    """An OpenAI-compatible server of the base and the tuned model, or of one base with the adapters of several runs."""
+    from .serving import serve_runs
 
-    serve_run(given, host, port)
+    serve_runs(given, host, port)
 
 
 @app.command()

@@ -7,8 +7,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tunesmith.base import Artifact, Run
-from tunesmith.stages.pipeline import ORDER, Pipeline, open_run, record
+from tunesmith.base import Artifact, ConfigError, Run
+from tunesmith.stages.headline import cells
+from tunesmith.stages.merged import Merger, merged_from
+from tunesmith.stages.pipeline import Pipeline, open_any, open_run
 
 from .progress import following
 
@@ -17,13 +19,26 @@ console = Console(stderr=True, highlight=False)
 
 def run_all(given: Path, folder: Path | None, assignments: tuple[str, ...]) -> int:
     """Every stage in order, then the report; the run's folder is the last line of standard output."""
-    pipeline = open_run(given, folder, assignments)
+    return _run(open_any(given, folder, assignments))
+
+
+def merge_runs(given: list[str], folder: Path, method: str | None, weights: str | None) -> int:
+    """Every stage of a merged run; what holds a = is a setting, all else the folder of a run."""
+    settings = [word for word in given if "=" in word]
+    settings += [f"merge.method.kind={method}"] * (method is not None) + [f"merge.weights=[{weights}]"] * (
+        weights is not None
+    )
+    runs = [Path(word) for word in given if "=" not in word]
+    return _run(Merger(merged_from(runs, tuple(settings)), Run(folder)))
+
+
+def _run(pipeline: Pipeline | Merger) -> int:
     with pipeline.run.lock():
-        record(pipeline)
-        evaluated = _stages(pipeline, ORDER[:-1])
+        pipeline.record()
+        evaluated = _stages(pipeline, pipeline.ORDER[:-1])
         promoted = bool(evaluated.metrics["promote"]) or pipeline.recipe.deploy.ungated
         if promoted:
-            _stages(pipeline, ORDER[-1:])
+            _stages(pipeline, pipeline.ORDER[-1:])
         _conclude(pipeline, evaluated)
     print(pipeline.run.path)
     return 0 if promoted else 1
@@ -31,9 +46,9 @@ def run_all(given: Path, folder: Path | None, assignments: tuple[str, ...]) -> i
 
 def run_stage(name: str, given: Path, folder: Path | None, assignments: tuple[str, ...]) -> int:
     """One stage and what it needs."""
-    pipeline = open_run(given, folder, assignments)
+    pipeline = open_any(given, folder, assignments)
     with pipeline.run.lock():
-        record(pipeline)
+        pipeline.record()
         made = _stages(pipeline, (*pipeline.before(name), name))
     print(made / "rows.jsonl" if name == "sample" else made.path)
     if name == "monitor":
@@ -43,7 +58,7 @@ def run_stage(name: str, given: Path, folder: Path | None, assignments: tuple[st
     return 1 if name == "evaluate" and not made.metrics["promote"] else 0
 
 
-def _stages(pipeline: Pipeline, names: tuple[str, ...]) -> Artifact:
+def _stages(pipeline: Pipeline | Merger, names: tuple[str, ...]) -> Artifact:
     """Compute stages in order, with a line each; the last one's artifact."""
     for name in names:
         with following(pipeline.run.events, name, console):
@@ -59,7 +74,7 @@ def compare_variants(
 
     def work(pipeline: Pipeline, variant: str) -> Artifact:
         console.rule(f"{variant}, seed {pipeline.recipe.seed}", align="left")
-        return _stages(pipeline, (*ORDER[: ORDER.index("finetune") + 1], "ask"))
+        return _stages(pipeline, (*pipeline.before("ask"), "ask"))
 
     found = compare(given, vary, seeds=seeds, assignments=assignments, folder=folder, work=work)
     trainings = f"{seeds} training{'s' if seeds > 1 else ''} each"
@@ -73,33 +88,32 @@ def compare_variants(
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else path)
 
 
-def _conclude(pipeline: Pipeline, evaluated: Artifact) -> None:
-    """Print the result, where the report is, and what to do next."""
+def _conclude(pipeline: Pipeline | Merger, evaluated: Artifact) -> None:
+    """Print the result, where to read more, and what to do next."""
+    metrics, merged = evaluated.metrics, isinstance(pipeline, Merger)
+    subject = "merged" if merged else "tuned"
+    for name, task in metrics.get("tasks", {"": metrics}).items():
+        title = f"{name}: {task['grader']}" if merged else task["grader"]
+        table = Table(title=f"{title} in {task['unit']}, 95 % intervals", title_justify="left")
+        for heading in ("system", "score", "interval", f"{subject} is better by", "interval"):
+            table.add_column(heading, justify="left" if heading == "system" else "right")
+        for row in cells(task, subject):
+            table.add_row(*row)
+        console.print(table)
+    for reason in metrics["reasons"]:
+        console.print(f"  {reason}")
+    details = evaluated / "comparison.md" if merged else _report(pipeline.run)
+    if metrics["promote"]:
+        console.print(f"Promoted. Next: look at {details}, then `tunesmith serve {pipeline.run.path}`.")
+    else:
+        hint = "other weights" if merged else "more rows, more epochs"
+        console.print(f"[bold]Not promoted.[/] Look at {details} for why; {hint} or another method may help.")
+
+
+def _report(run: Run) -> Path:
     from tunesmith.stages.report import write
 
-    table = Table(
-        title=f"{evaluated.metrics['grader']} in {evaluated.metrics['unit']}, 95 % intervals", title_justify="left"
-    )
-    for heading in ("system", "score", "interval", "tuned is better by", "interval"):
-        table.add_column(heading, justify="left" if heading == "system" else "right")
-    for system, figure in evaluated.metrics["systems"].items():
-        difference = evaluated.metrics["differences"].get(f"tuned - {system}")
-        better = (
-            [f"{difference['value']:+.1f}", f"{difference['low']:+.1f} to {difference['high']:+.1f}"]
-            if difference
-            else ["", ""]
-        )
-        table.add_row(system, f"{figure['value']:.1f}", f"{figure['low']:.1f} to {figure['high']:.1f}", *better)
-    console.print(table)
-    for reason in evaluated.metrics["reasons"]:
-        console.print(f"  {reason}")
-    report = write(pipeline.run)
-    if evaluated.metrics["promote"]:
-        console.print(f"Promoted. Next: look at {report}, then `tunesmith serve {pipeline.run.path}`.")
-    else:
-        console.print(
-            f"[bold]Not promoted.[/] Look at {report} for why; more rows, more epochs or another method may help."
-        )
+    return write(run)
 
 
 def run_showdown(given: Path, folder: Path | None, assignments: tuple[str, ...]) -> None:
@@ -119,6 +133,7 @@ def run_showdown(given: Path, folder: Path | None, assignments: tuple[str, ...])
 
 def write_report(folder: Path) -> None:
     """Write the report of an existing run."""
-    from tunesmith.stages.report import write
-
-    print(write(Run(folder)))
+    run = Run(folder)
+    if "merge" in run.states:
+        raise ConfigError(f"{folder}: was merged from other runs; comparison.md in its evaluate-* folder is its report")
+    print(_report(run))

@@ -1,4 +1,4 @@
-"""Serves a finished run: base and tuned model side by side, by name."""
+"""Serves finished runs by name: base and tuned model of one side by side, or the adapters of several on one base."""
 
 import contextlib
 from pathlib import Path
@@ -7,18 +7,22 @@ from rich.console import Console
 
 from tunesmith.base import Interrupted, MachineError, Run
 from tunesmith.base.spec import validate
-from tunesmith.models.load import load, served
 from tunesmith.serving.settings import Serve
-from tunesmith.stages.pipeline import LOG, open_run
+from tunesmith.stages.pipeline import LOG, open_any
+from tunesmith.stages.served import adapters_of, models_of
 
 console = Console(stderr=True, highlight=False)
 
+SEVERAL = "requests-of-several.sqlite"
+"""The request log where several runs are served: monitor, which looks at one run's requests, does not read it."""
 
-def serve_run(folder: Path, host: str | None, port: int | None) -> None:
-    """Serve the run's models until told to stop.
+
+def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
+    """Serve the runs' models until told to stop; settings and the log are the first run's.
 
     Raises:
-        ArtifactError: the run has not been deployed.
+        ArtifactError: a run has not been deployed.
+        ConfigError: several runs are not adapters of one base.
         MachineError: the port is taken, or the server's packages are not installed.
     """
     try:
@@ -28,22 +32,20 @@ def serve_run(folder: Path, host: str | None, port: int | None) -> None:
         from tunesmith.serving.server import find_token, open_port, run_server
     except ImportError as error:
         raise MachineError(f"serving needs {error.name}: pip install 'tunesmith[serve]'") from None
-    recipe = open_run(folder).recipe
+    recipe, log = open_any(folders[0]).recipe, folders[0] / (LOG if len(folders) == 1 else SEVERAL)
     changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = validate(Serve, {**recipe.serve.model_dump(), **changes}, "serve")
-    deployed = Run(folder).artifact("deploy")
+    deployed = [Run(one).artifact("deploy") for one in folders]
+    adapters = adapters_of(folders, deployed)
     token, made = find_token(settings)
     with contextlib.closing(open_port(settings)) as socket:
         console.print("loading the models")
-        models = {
-            "tuned": load(str(deployed / "model"), served(recipe.precision)),
-            "base": load(recipe.model, served(recipe.precision)),
-        }
+        models = models_of(deployed[0], adapters)
         address = f"http://{settings.host}:{socket.getsockname()[1]}/v1"
-        console.print(f"serving {' and '.join(models)} at [bold]{address}[/]; requests are logged to {folder / LOG}")
+        console.print(f"serving {', '.join(models)} at [bold]{address}[/]; requests are logged to {log}")
         if made:
             console.print(f"token: {token}  (set TUNESMITH_TOKEN or serve.token_file to choose your own)")
-        application = create_app(Engine(models, settings), settings, RequestLog(folder / LOG, settings.log), token)
+        application = create_app(Engine(models, settings), settings, RequestLog(log, settings.log), token)
         try:
             run_server(application, socket)
         except Interrupted:  # how a server is stopped

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from tunesmith.base import ConfigError, Family, Run, Spec
 from tunesmith.base.files import read_json
+from tunesmith.stages.headline import cells
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -31,14 +32,17 @@ def show_run(folder: Path, as_json: bool) -> None:
             if isinstance(value, int | float | str):
                 console.print(f"    {key.replace('_', ' ')}: {value}", markup=False)
     evaluated = facts["stages"].get("evaluate", {}).get("metrics", {})
-    for system, figure in evaluated.get("systems", {}).items():
-        difference = evaluated["differences"].get(f"tuned - {system}")
-        apart = (
-            f"   tuned {difference['value']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
-            if difference
-            else ""
-        )
-        console.print(f"    {system:10} {figure['value']:6.1f} ({figure['low']:.1f} to {figure['high']:.1f}){apart}")
+    if "systems" in evaluated:
+        _print_systems(evaluated, "tuned")
+    for name, task in evaluated.get("tasks", {}).items():
+        console.print(f"    {name}: {task['grader']} in {task['unit']}", markup=False)
+        _print_systems(task, "merged")
+
+
+def _print_systems(block: dict[str, Any], subject: str) -> None:
+    for system, score, span, more, more_span in cells(block, subject):
+        apart = f"   {subject} {more} ({more_span})" if more else ""
+        console.print(f"    {system:10} {score:>6} ({span}){apart}")
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
@@ -71,22 +75,26 @@ def explain_topic(topic: str) -> None:
     Raises:
         ConfigError: there is no such topic.
     """
+    from tunesmith.stages.merged import Merged
     from tunesmith.stages.recipe import Recipe
 
     families = {family.__name__.lower(): family for family in _families()}
     if not topic:
-        console.print(f"families: {', '.join(sorted(families))}\nsettings: {', '.join(Recipe.model_fields)}")
+        console.print(
+            f"families: {', '.join(sorted(families))}\nsettings: {', '.join([*Recipe.model_fields, 'merge'])}"
+        )
         return
     head, _, rest = topic.partition(".")
     if head in families:
         family = families[head]
         _print_spec(topic, family.member(rest)) if rest else _print_family(family)
         return
-    _explain_setting(Recipe, topic)
+    _explain_setting(Merged if head == "merge" else Recipe, topic)
 
 
 def _families() -> list[type[Family]]:
-    import tunesmith.stages.recipe  # noqa: F401  (its imports define every family)
+    import tunesmith.stages.merged
+    import tunesmith.stages.recipe  # noqa: F401  (these imports define every family)
 
     return [family for family in Family.__subclasses__() if family.members()]
 

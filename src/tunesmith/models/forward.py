@@ -104,9 +104,10 @@ def noisy_embeddings(loaded: Loaded, size: float, length: float) -> Iterator[Non
 
 
 def arrange(loaded: Loaded) -> None:
-    """Have transformers' own layers computed again by the backward, or not."""
+    """Make the model the one whose turn it is, and have transformers' own layers computed again by the backward, or not."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    loaded.turn()
     for layer in loaded.model.modules():
         if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing != loaded.checkpointing:
             layer.gradient_checkpointing, layer._gradient_checkpointing_func = loaded.checkpointing, recomputed

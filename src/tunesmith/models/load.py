@@ -47,10 +47,13 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     penalty: Callable[[], Tensor] | None = None
     """What the model itself adds to the loss while it learns, for each thing that the objective counts: a scalar of the last pass."""
+    turn: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Makes the model this one, where several share their weights' memory; called before it computes."""
     _decoder: fused.Decoder | None = field(default=None, repr=False)
 
     def decoder(self) -> fused.Decoder | None:
         """The fused form of the model, up to date with its parameters; None where only the generic path serves."""
+        self.turn()
         if not (self.forest and self.fuse) or fused.misfit(self) is not None:
             return None
         dtype = DTYPES[self.precision]

@@ -41,7 +41,7 @@ class Scheduler:
     Each step gives every answer its next token, and reads some tokens of prompts in the same pass.
 
     Args:
-        loaded: the model; it must not change while this lives.
+        loaded: the model; it must not change while this lives, but by its `turn`.
         batch: answers under way at most.
         chunk: tokens of prompts read in one step at most; a longer prompt takes several, so that it holds nobody up for long.
         room: tokens whose keys and values can be there at a time.
@@ -50,7 +50,7 @@ class Scheduler:
 
     def __init__(self, loaded: Loaded, batch: int, chunk: int, room: int, keep: bool) -> None:
         loaded.model.eval()
-        self.batch, self.chunk = batch, chunk
+        self.batch, self.chunk, self.turn = batch, chunk, loaded.turn
         self.renderer, self.prefix = Renderer(loaded.tokenizer), loaded.prefix
         count = Pages.needed(room)
         self.decoding = _kind(loaded).of(loaded, count)
@@ -90,6 +90,7 @@ class Scheduler:
         feeds = self._feeds()
         if not feeds:
             return []
+        self.turn()
         courses = {one.number: one for one in self.running}
         logits_BV = self.decoding.step(feeds)
         for feed in feeds:

@@ -17,7 +17,7 @@ from tunesmith.grading.scoreboard import groups
 from tunesmith.grading.statistics import CONFIDENCE, RESAMPLES, over_seeds
 
 from .evaluate import Evaluate
-from .pipeline import Pipeline, open_run, record
+from .pipeline import Pipeline, open_run
 from .recipe import Recipe
 
 GIVEN = "as given"
@@ -160,7 +160,7 @@ def compare(
             finetuned, asked = [], []
             for pipeline in pipelines(variant, run.path, seeds):
                 pipeline.notes.mkdir(parents=True, exist_ok=True)
-                record(pipeline)
+                pipeline.record()
                 asked.append(work(pipeline, variant.name))
                 finetuned.append(pipeline.finetune())
             made.append(Trained(variant, tuple(finetuned), tuple(asked)))

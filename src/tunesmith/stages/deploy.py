@@ -1,7 +1,9 @@
 """Deploy: one merged model that any program can load, a card written from the run's facts, and the proof that it is what was trained."""
 
+from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any, Literal
+from itertools import zip_longest
+from typing import Any, Literal, TypeVar
 
 import jinja2
 from pydantic import Field
@@ -10,7 +12,7 @@ from torch import Tensor
 from tunesmith.base import Artifact, ConfigError, Output, Spec, Stage
 from tunesmith.base.files import read_json, write_atomic
 from tunesmith.base.proof import Proof
-from tunesmith.data.example import Row
+from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.methods.adapters import Adapter
 from tunesmith.models.generate import Sampling
@@ -20,6 +22,8 @@ from tunesmith.models.prompt import save_model
 from .initialise import ROUNDED, gap, last_logits
 from .judge import answer, learnt_by, load_exact
 from .scoring import deploy_scorer
+
+T = TypeVar("T")
 
 
 class Deploy(Spec):
@@ -43,23 +47,63 @@ def deploy(
         ConfigError: the gate did not promote the model.
         ProofError: the merged model is not the trained one.
     """
+    _ask_the_gate(spec, evaluated)
+    said = card(prepared, finetuned, evaluated, model, adapter)
+    if learnt_by(finetuned).scores:
+        about: dict[str, Any] = {"model": model, "precision": precision, "adapter": adapter}
+        proof = deploy_scorer(spec, prepared, finetuned, out=out, **about)
+        write_atomic(out / "model" / "README.md", said)
+        proof.write(out / "proof.json")
+        return
+    rows, examples = load_split(prepared.path, "test"), load_examples(prepared.path, "test")[: spec.prompts]
+    tokens = evaluated.manifest["spec"]["max_tokens"]
+    _write(spec, out, model, precision, adapter, finetuned, rows, examples, tokens, said)
+
+
+def deploy_merged(
+    spec: Deploy, merged: Artifact, evaluated: Artifact, *prepared: Artifact, out: Output, model: str, precision: Precision,
+    names: list[str],
+) -> None:  # fmt: skip
+    """As `deploy`, of what several runs learnt; the proof looks at test rows of all of them in turn.
+
+    Raises:
+        ConfigError: the gate of a run did not promote the model.
+        ProofError: the model that was written is not the merged one.
+    """
+    _ask_the_gate(spec, evaluated)
+    rows = _in_turn([load_split(one.path, "test")[: spec.prompts] for one in prepared])
+    examples = _in_turn([load_examples(one.path, "test")[: spec.prompts] for one in prepared])[: spec.prompts]
+    said = _render(
+        "merged_card.md.j2", base=model, names=names, settings=merged.manifest["spec"], merged=merged.metrics,
+        environment=merged.manifest["environment"], table=(evaluated / "comparison.md").read_text(encoding="utf-8"),
+    )  # fmt: skip
+    adapter, tokens = merged.metrics["adapter"], evaluated.metrics["max_tokens"]
+    _write(spec, out, model, precision, adapter, merged, rows, examples, tokens, said)
+
+
+def _ask_the_gate(spec: Deploy, evaluated: Artifact) -> None:
     if not (evaluated.metrics["promote"] or spec.ungated):
         raise ConfigError(
             f"deploy: the gate did not promote this model: {' '.join(evaluated.metrics['reasons'])} See the report, or set deploy.ungated=true"
         )
-    if learnt_by(finetuned).scores:
-        about: dict[str, Any] = {"model": model, "precision": precision, "adapter": adapter}
-        proof = deploy_scorer(spec, prepared, finetuned, out=out, **about)
-        write_atomic(out / "model" / "README.md", card(prepared, finetuned, evaluated, model, adapter))
-        proof.write(out / "proof.json")
-        return
-    rows, examples = load_split(prepared.path, "test"), load_examples(prepared.path, "test")[: spec.prompts]
+
+
+def _in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
+    """The first of each, then the second of each."""
+    return [one for each in zip_longest(*lists) for one in each if one is not None]
+
+
+def _write(
+    spec: Deploy, out: Output, model: str, precision: Precision, adapter: dict[str, Any], finetuned: Artifact, rows: list[Row],
+    examples: list[Example], max_tokens: int, said: str,
+) -> None:  # fmt: skip
+    """Write `model/` with the card and the proof."""
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
     loaded = load_exact(model, precision)
     chosen.restore(loaded, finetuned / "adapter")
     beside = last_logits(loaded, rows)
-    sampling = Sampling(max_tokens=evaluated.manifest["spec"]["max_tokens"])
-    said = answer(loaded, examples, sampling)
+    sampling = Sampling(max_tokens=max_tokens)
+    answers = answer(loaded, examples, sampling)
     chosen.merge(loaded)
     proof = Proof()
     merged = gap(beside, last_logits(loaded, rows))
@@ -76,8 +120,8 @@ def deploy(
         stored < (1e-3 if spec.weights == "fp32" else 0.5),
         largest_logp_gap=stored,
     )
-    _prove_answers(proof, spec.weights, said, answer(reopened, examples, sampling))
-    write_atomic(out / "model" / "README.md", card(prepared, finetuned, evaluated, model, adapter))
+    _prove_answers(proof, spec.weights, answers, answer(reopened, examples, sampling))
+    write_atomic(out / "model" / "README.md", said)
     proof.write(out / "proof.json")
     out.metrics.update({"logp_gap": stored, "bytes": sum(path.stat().st_size for path in (out / "model").iterdir())})
 
@@ -105,9 +149,8 @@ def _prove_answers(proof: Proof, weights: str, said: list[str], stored: list[str
 
 def card(prepared: Artifact, finetuned: Artifact, evaluated: Artifact, model: str, adapter: dict[str, Any]) -> str:
     """The model card, from the facts of the run."""
-    template = files("tunesmith.stages").joinpath("card.md.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(
+    return _render(
+        "card.md.j2",
         base=model,
         adapter=adapter,
         data=read_json(prepared / "summary.json"),
@@ -118,4 +161,11 @@ def card(prepared: Artifact, finetuned: Artifact, evaluated: Artifact, model: st
     )
 
 
+def _render(name: str, **facts: Any) -> str:
+    template = files("tunesmith.stages").joinpath(name).read_text(encoding="utf-8")
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(template).render(facts)
+
+
 STAGE = Stage("deploy", 1, deploy)
+MERGED = Stage("deploy", 1, deploy_merged)

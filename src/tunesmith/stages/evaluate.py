@@ -68,7 +68,7 @@ def evaluate(
     objective = learnt_by(finetuned)
     if isinstance(objective, Reward):
         about: dict[str, Any] = {"model": model, "precision": precision, "adapter": adapter, "seed": seed}
-        out.metrics.update(_headline(evaluate_scores(spec, objective, prepared, finetuned, out=out, **about)))
+        out.metrics.update(headline(evaluate_scores(spec, objective, prepared, finetuned, out=out, **about)))
         return
     loaded = load(model, served(precision))
     general = _general(spec, loaded)
@@ -78,7 +78,7 @@ def evaluate(
     base, base_general = likelihoods(loaded, read), likelihoods(loaded, general)
     merge(loaded, adapter, finetuned, precision)
     tuned, tuned_general = likelihoods(loaded, read), likelihoods(loaded, general)
-    answers["tuned"] = _kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
+    answers["tuned"] = kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
     found = {"base": base, "tuned": tuned} if reads else {}
     board = scoreboard(test, answers, spec.graders, likelihoods=found, slices=spec.slices, seed=seed)
     results = {"task": board, "notes": notes, **_generally(spec, loaded, base_general, tuned_general)}
@@ -86,7 +86,7 @@ def evaluate(
     write_json(out / "results.json", results)
     _write_answers(out, test, answers)
     _prove(base, tuned, len(test), answers).write(out / "proof.json")
-    out.metrics.update(_headline(results))
+    out.metrics.update(headline(results))
 
 
 def _systems(
@@ -94,11 +94,11 @@ def _systems(
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Answers of everything that the tuned model is compared with, and how each was made or why it is missing."""
     sampling = Sampling(max_tokens=spec.max_tokens)
-    answers = {"base": _kept(out, "base", lambda: answer(loaded, test, sampling))}
+    answers = {"base": kept(out, "base", lambda: answer(loaded, test, sampling))}
     notes = {"base": "zero-shot: the prompt as it is", "tuned": "the prompt as it is"}
     if spec.shots and train[0].text is None:
         shots = train[: spec.shots]
-        answers["few-shot"] = _kept(out, "few-shot", lambda: answer(loaded, test, sampling, as_shots(shots)))
+        answers["few-shot"] = kept(out, "few-shot", lambda: answer(loaded, test, sampling, as_shots(shots)))
         notes["few-shot"] = f"base with {len(shots)} training rows as worked examples in the prompt"
     if spec.baselines:
         for name, made in (("majority", majority(train, test)), ("svm", svm(train, test))):
@@ -108,7 +108,7 @@ def _systems(
     return answers, notes
 
 
-def _kept(out: Output, system: str, make: Callable[[], list[str]]) -> list[str]:
+def kept(out: Output, system: str, make: Callable[[], list[str]]) -> list[str]:
     """Answers made once: a killed evaluation finds those of the systems it had finished."""
     path = out / f"{system}.json"
     if path.exists():
@@ -163,7 +163,7 @@ def _prove(base: list[Likelihood], tuned: list[Likelihood], rows: int, answers: 
     return proof
 
 
-def _headline(results: dict[str, Any]) -> dict[str, Any]:
+def headline(results: dict[str, Any]) -> dict[str, Any]:
     """The figures that the run's summary shows."""
     board = results["task"]
     kind, block = next((kind, block) for kind, block in board["graders"].items() if block["headline"])

@@ -1,17 +1,19 @@
 """The pipeline: the seven stages in order, in one run folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import digest, read_json, write_atomic, write_json
-from tunesmith.base.spec import validate
+from tunesmith.base.spec import read_yaml, validate
 from tunesmith.data.prepared import load_split
 from tunesmith.grading import Grader
 from tunesmith.serving.log import settle
 
 from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, sample, search
+from .merged import Merger, is_merged, read_merged
+from .order import Stages
 from .plan import check_memory, plans
 from .prepare import input_files
 from .recipe import Recipe, read_recipe
@@ -26,8 +28,10 @@ LOG = "requests.sqlite"
 """The server's request log, inside the run folder."""
 
 
-class Pipeline:
-    """A recipe in a run folder. Each stage's method computes it, and what it needs, unless that is there already."""
+class Pipeline(Stages[Recipe]):
+    """A recipe's stages in a run folder."""
+
+    ORDER, AFTER = ORDER, ("ask", "sample", "monitor")
 
     def __init__(self, recipe: Recipe, run: Run, notes: Path | None = None, split_seed: int | None = None) -> None:
         """A pipeline.
@@ -38,27 +42,21 @@ class Pipeline:
             notes: folder of resolved.yaml and plan.json, where they are not the run's own: of a variant of its recipe.
             split_seed: what rows are held out by, where it is not the recipe's own seed.
         """
-        self.recipe, self.run, self.notes = recipe, run, notes or run.path
+        super().__init__(recipe, run)
+        self.notes = notes or run.path
         self.split_seed = recipe.seed if split_seed is None else split_seed
         self.adapter = recipe.initialise.adapter.model_dump(mode="json")
         self.about: dict[str, Any] = {"model": recipe.model, "precision": recipe.precision}
 
     def before(self, name: str) -> tuple[str, ...]:
         """What a stage needs, in order."""
-        if name == "sample":
-            return ORDER[: ORDER.index("finetune") + 1] if self.recipe.sample.system == "tuned" else ORDER[:1]
-        return ORDER[: ORDER.index(name)] if name in ORDER else ORDER[:-1]
+        if name == "sample" and self.recipe.sample.system != "tuned":
+            return super().before("initialise")
+        return super().before("evaluate" if name in ("ask", "sample") else name)
 
-    def stage(self, name: str) -> Artifact:
-        """The artifact of a stage, by name."""
-        made: Callable[[], Artifact] = getattr(self, name)
-        return made()
-
-    def locked(self, name: str) -> Artifact:
-        """As `stage`, with the run folder held against other processes and the resolved recipe recorded in it."""
-        with self.run.lock():
-            record(self)
-            return self.stage(name)
+    def record(self) -> None:
+        """Write the recipe with every default resolved where the run, or the variant of it, keeps its notes."""
+        write_atomic(self.notes / "resolved.yaml", self.recipe.to_yaml())
 
     def prepare(self) -> Artifact:
         """Examples and rows."""
@@ -90,7 +88,7 @@ class Pipeline:
         if wanted == "auto":
             settled = {"activation_checkpointing": kept["activation_checkpointing"]}
             self.recipe = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update=settled)})
-            record(self)
+            self.record()
 
     def search(self) -> Artifact:
         """The settings to train with."""
@@ -175,13 +173,18 @@ def open_run(given: Path, folder: Path | None = None, assignments: tuple[str, ..
         assignments: `path.to.field=value` overrides.
 
     Raises:
-        ConfigError: the recipe is missing or wrong.
+        ConfigError: the recipe is missing or wrong, or that of a merged run.
     """
-    if given.is_dir():
-        return Pipeline(read_recipe(given / "resolved.yaml", assignments), Run(given))
-    return Pipeline(read_recipe(given, assignments), Run(folder or Path("runs") / given.stem))
+    found = open_any(given, folder, assignments)
+    if not isinstance(found, Pipeline):
+        raise ConfigError(f"{given}: was merged from other runs, which have what you ask for: {found.names}")
+    return found
 
 
-def record(pipeline: Pipeline) -> None:
-    """Write the recipe with every default resolved into the run folder."""
-    write_atomic(pipeline.notes / "resolved.yaml", pipeline.recipe.to_yaml())
+def open_any(given: Path, folder: Path | None = None, assignments: tuple[str, ...] = ()) -> Pipeline | Merger:
+    """As `open_run`, of a merged run too."""
+    recipe = given / "resolved.yaml" if given.is_dir() else given
+    run = Run(given if given.is_dir() else folder or Path("runs") / given.stem)
+    if is_merged(read_yaml(recipe)):
+        return Merger(read_merged(recipe, assignments), run)
+    return Pipeline(read_recipe(recipe, assignments), run)

@@ -44,17 +44,22 @@ class Injected(Adapter):
 
     def save(self, loaded: Loaded, folder: Path) -> None:
         """Write `adapter_model.safetensors` and `adapter_config.json` as peft does."""
-        folder.mkdir(parents=True, exist_ok=True)
         layers = self.layers(loaded.model)
         tensors = {
-            f"{PREFIX}{path}.{name}": tensor.detach().cpu().clone()
+            f"{path}.{name}": tensor.detach().cpu().clone()
             for path, layer in layers.items()
             for name, tensor in self.tensors(layer).items()
         }
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         names = {path.rsplit(".", 1)[-1]: layer for path, layer in sorted(layers.items())}
-        common = {"task_type": "CAUSAL_LM", "base_model_name_or_path": str(loaded.folder), "inference_mode": True}
-        write_json(folder / "adapter_config.json", {**common, **self.served().peft_config(names)})
+        self.served().write(folder, tensors, names, loaded.folder)
+
+    def write(self, folder: Path, tensors: Mapping[str, Tensor], names: Mapping[str, Any], base: Path) -> None:
+        """Write tensors, by their paths in the model, and the configuration; `names` as in `peft_config`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        named = {f"{PREFIX}{path}": tensor for path, tensor in tensors.items()}
+        save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        common = {"task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "inference_mode": True}
+        write_json(folder / "adapter_config.json", {**common, **self.peft_config(names)})
 
     def restore(self, loaded: Loaded, folder: Path) -> None:
         """Attach and read a file that this or peft wrote."""

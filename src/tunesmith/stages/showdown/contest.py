@@ -9,7 +9,7 @@ from tunesmith.base import Artifact, Run
 from tunesmith.base.files import write_atomic
 
 from .. import divergence
-from ..pipeline import Pipeline, record
+from ..pipeline import Pipeline
 from . import compare
 from .cost import Cost, affordable, of_sampling, of_training, together
 from .settings import PRODUCTS, START, Showdown, read_showdown
@@ -73,7 +73,7 @@ class Contest:
         pipeline = self.pipelines[name]
 
         def make() -> Artifact:
-            record(pipeline)
+            pipeline.record()
             return pipeline.stage(stage)
 
         return Work(name, pipeline.run, stage, make)

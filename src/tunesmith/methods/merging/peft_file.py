@@ -1,0 +1,60 @@
+"""Low-rank corrections from and to an adapter's folder in peft's format, without a model."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tunesmith.base.files import read_json
+
+from ..adapters.injected import PREFIX
+from ..adapters.lora import LoRA
+from ..optimizers.hybrid import FILE as MOVES
+from .base import Correction
+
+KINDS = ("lora_A.weight", "lora_B.weight")
+OTHERWISE = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out")
+"""Fields of a configuration with which an adapter is more than one correction of one scale to each weight."""
+
+
+def rank_of(folder: Path) -> int | None:
+    """Rank of an adapter that adds low-rank corrections and does nothing else; None for all others. Reads no weights."""
+    path = folder / "adapter_config.json"
+    if not path.exists() or (folder / MOVES).exists():
+        return None
+    config = read_json(path)
+    plain = config["peft_type"] == "LORA" and not any(config.get(name) for name in OTHERWISE)
+    return int(config["r"]) if plain and config.get("bias", "none") == "none" else None
+
+
+def read_corrections(folder: Path) -> dict[str, Correction]:
+    """Every correction, by the path of its layer in the model; float32."""
+    config, tensors = read_json(folder / "adapter_config.json"), load_file(folder / "adapter_model.safetensors")
+    rank = config["r"]
+    root = math.sqrt(config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    found = {name.removeprefix(PREFIX): tensor.float() * root for name, tensor in tensors.items()}
+    down, up = KINDS
+    paths = sorted(name.removesuffix(f".{down}") for name in found if name.endswith(down))
+    return {path: Correction(found[f"{path}.{down}"], found[f"{path}.{up}"]) for path in paths}
+
+
+def write_corrections(folder: Path, corrections: Mapping[str, Correction], base: Path) -> LoRA:
+    """Write corrections of one rank; the adapter that reads them."""
+    rank = next(iter(corrections.values())).rank
+    names = {path.rsplit(".", 1)[-1]: None for path in sorted(corrections)}
+    adapter = LoRA(rank=rank, alpha=rank, targets=tuple(names))
+    tensors = {
+        f"{path}.{kind}": tensor.contiguous()
+        for path, one in corrections.items()
+        for kind, tensor in zip(KINDS, (one.down_RI, one.up_OR), strict=True)
+    }
+    adapter.write(folder, tensors, names, base)
+    return adapter
+
+
+def silent(like: Correction, rank: int) -> Correction:
+    """What a run that left a layer as it was adds to it."""
+    down_RI, up_OR = like.down_RI, like.up_OR
+    return Correction(torch.zeros(rank, down_RI.shape[1]), torch.zeros(len(up_OR), rank))

@@ -1,0 +1,123 @@
+"""A merged run: which runs it is made of, and its stages, merge, evaluate and deploy, in a folder of its own."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from tunesmith.base import Artifact, Spec
+from tunesmith.base.spec import override, read_yaml, validate
+from tunesmith.serving.settings import Serve
+
+from . import comparison, deploy, merge
+from .deploy import Deploy
+from .merge import Merge
+from .order import Stages
+from .sources import Source, check, read_sources
+
+
+class Merged(Spec):
+    """A run that is made of others: what they learnt of one base, put together."""
+
+    runs: tuple[Path, ...] = Field(min_length=1)
+    """Folders of finished runs that were tuned from one base in one precision."""
+    merge: Merge = Merge()
+    """How what they learnt becomes one."""
+    seed: int = 0
+    """Where the draws of methods that drop at random come from."""
+    deploy: Deploy = Deploy()
+    """How the result is written out."""
+    serve: Serve = Serve()
+    """How the result is served."""
+
+    @model_validator(mode="after")
+    def _a_weight_for_each(self) -> Self:
+        weights = self.merge.weights
+        if weights is not None and len(weights) != len(self.runs):
+            raise ValueError(f"merge.weights: there are {len(weights)}, for {len(self.runs)} runs; give one for each")
+        return self
+
+    def to_yaml(self) -> str:
+        """Every setting, defaults included, as a recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def is_merged(tree: dict[str, Any]) -> bool:
+    """Whether a recipe is one of a merged run."""
+    return "runs" in tree
+
+
+def read_merged(path: Path, assignments: tuple[str, ...] = ()) -> Merged:
+    """Read a merged run's recipe and apply `path.to.field=value` overrides; runs are relative to the recipe's folder.
+
+    Raises:
+        ConfigError: the file or an override is wrong.
+    """
+    tree = read_yaml(path)
+    if isinstance(tree.get("runs"), list):
+        tree["runs"] = [str((path.parent / str(run)).resolve()) for run in tree["runs"]]
+    return _read(tree, assignments, str(path))
+
+
+def merged_from(runs: list[Path], assignments: tuple[str, ...]) -> Merged:
+    """The recipe of runs that are given by their folders."""
+    return _read({"runs": [str(run.resolve()) for run in runs]}, assignments, "merge")
+
+
+def _read(tree: dict[str, Any], assignments: tuple[str, ...], origin: str) -> Merged:
+    for assignment in assignments:
+        override(tree, assignment)
+    return validate(Merged, tree, origin)
+
+
+class Merger(Stages[Merged]):
+    """A merged run's stages in a run folder."""
+
+    ORDER = ("merge", "evaluate", "deploy")
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """The runs it is made of, verified and fit for each other; no model is loaded.
+
+        Raises:
+            ConfigError: they cannot be merged; says why.
+            ArtifactError: one of them is not finished, or damaged.
+        """
+        found = read_sources(self.recipe.runs)
+        check(found, self.recipe.merge.method)
+        return found
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the runs have in common."""
+        return {name: self.sources[0].context[name] for name in ("model", "precision")}
+
+    @property
+    def names(self) -> list[str]:
+        """What the runs are called."""
+        return [one.name for one in self.sources]
+
+    def merge(self) -> Artifact:
+        """What the runs learnt together."""
+        adapters = [one.context["adapter"] for one in self.sources]
+        learnt = [one.finetuned for one in self.sources]
+        return self.run.once(
+            merge.STAGE, self.recipe.merge, *learnt, **self.about, adapters=adapters, seed=self.recipe.seed
+        )
+
+    def evaluate(self) -> Artifact:
+        """What it is worth on the task of each run."""
+        parents = [artifact for one in self.sources for artifact in one.artifacts]
+        return self.run.once(
+            comparison.STAGE, comparison.Compare(), self.merge(), *parents, **self.about, names=self.names
+        )
+
+    def deploy(self) -> Artifact:
+        """What can be served."""
+        merged, evaluated = self.merge(), self.evaluate()
+        prepared = [one.prepared for one in self.sources]
+        return self.run.once(
+            deploy.MERGED, self.recipe.deploy, merged, evaluated, *prepared, **self.about, names=self.names
+        )

@@ -1,0 +1,60 @@
+"""What runs of every kind share: stages in an order, computed by name in one run folder."""
+
+from collections.abc import Callable
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+from tunesmith.base import Artifact, ConfigError, Run
+from tunesmith.base.files import write_atomic
+
+from .deploy import Deploy
+
+
+class Settings(Protocol):
+    """What a run's recipe has, whatever it is a recipe of."""
+
+    @property
+    def deploy(self) -> Deploy:
+        """How the result is written out."""
+
+    def to_yaml(self) -> str:
+        """Every setting, defaults included, as a recipe."""
+
+
+R = TypeVar("R", bound=Settings)
+
+
+class Stages(Generic[R]):
+    """A recipe in a run folder. Each stage's method computes it, and what it needs, unless that is there already."""
+
+    ORDER: ClassVar[tuple[str, ...]]
+    """The stages that `run` goes through; the last needs the gate's consent."""
+    AFTER: ClassVar[tuple[str, ...]] = ()
+    """Stages that follow, by a command of their own."""
+
+    def __init__(self, recipe: R, run: Run) -> None:
+        self.recipe, self.run = recipe, run
+
+    def before(self, name: str) -> tuple[str, ...]:
+        """What a stage needs, in order."""
+        return self.ORDER[: self.ORDER.index(name)] if name in self.ORDER else self.ORDER[:-1]
+
+    def stage(self, name: str) -> Artifact:
+        """The artifact of a stage, by name.
+
+        Raises:
+            ConfigError: runs of this kind have no such stage.
+        """
+        if name not in (*self.ORDER, *self.AFTER):
+            raise ConfigError(f"{self.run.path}: this run has no stage {name}; its stages are {', '.join(self.ORDER)}")
+        made: Callable[[], Artifact] = getattr(self, name)
+        return made()
+
+    def locked(self, name: str) -> Artifact:
+        """As `stage`, with the run folder held against other processes and the resolved recipe recorded in it."""
+        with self.run.lock():
+            self.record()
+            return self.stage(name)
+
+    def record(self) -> None:
+        """Write the recipe with every default resolved into the run folder."""
+        write_atomic(self.run.path / "resolved.yaml", self.recipe.to_yaml())

@@ -1,0 +1,44 @@
+"""The models that a server of finished runs holds: one run's merged model beside its base, or one base with the adapters of several runs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tunesmith.base import Artifact, ConfigError, Run
+from tunesmith.methods.merging.peft_file import rank_of
+from tunesmith.methods.several import BASE, Several
+from tunesmith.models.load import Loaded, load, served
+
+
+def adapters_of(folders: Sequence[Path], deployed: Sequence[Artifact]) -> dict[str, Path]:
+    """Where the adapters of several runs are, by the runs' names; none for one run, which is served merged. Reads no weights.
+
+    Raises:
+        ConfigError: they cannot be served from one base; says why.
+    """
+    first, found = deployed[0].manifest["context"], dict[str, Path]()
+    if len(folders) == 1:
+        return found
+    for folder, one in zip(folders, deployed, strict=True):
+        name, context, run = folder.resolve().name, one.manifest["context"], Run(folder)
+        adapter = run.artifact("merge" if "merge" in run.states else "finetune") / "adapter"
+        if any(context[part] != first[part] for part in ("model", "precision")):
+            theirs, ours = (f"{each['model']} in {each['precision']}" for each in (context, first))
+            raise ConfigError(f"{folder}: was tuned from {theirs}, {folders[0]} from {ours}; serve them apart")
+        if context["precision"] == "int8" or rank_of(adapter) is None:
+            reason = (
+                "learnt more than low-rank corrections" if rank_of(adapter) is None else "was trained on a base in int8"
+            )
+            raise ConfigError(f"{folder}: {reason}, so it cannot share a base in memory; serve it alone")
+        if name in (BASE, *found):
+            raise ConfigError(f"{folder}: there is a model called {name} already; rename the folder")
+        found[name] = adapter
+    return found
+
+
+def models_of(deployed: Artifact, adapters: Mapping[str, Path]) -> dict[str, Loaded]:
+    """By the name that clients ask for: `tuned` and `base` of one run; of several, `base` and the adapters' names."""
+    context = deployed.manifest["context"]
+    model, precision = context["model"], served(context["precision"])
+    if not adapters:
+        return {"tuned": load(str(deployed / "model"), precision), BASE: load(model, precision)}
+    return Several(load(model, precision), adapters).models
