@@ -17,6 +17,7 @@ from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.base import OLD, START, reference, reward
 from tunesmith.methods.objectives.kto import LABEL
 from tunesmith.methods.optimizers import Optimizer
+from tunesmith.methods.pruning import Pruning
 from tunesmith.models import attention
 from tunesmith.models.forward import padded_logps
 from tunesmith.models.prompt import load_prompt, save_model
@@ -25,7 +26,7 @@ from tunesmith.stages.machine import Speed
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train
 
-FAMILIES = (Adapter, Objective, Optimizer)
+FAMILIES = (Adapter, Objective, Optimizer, Pruning)
 VOCABULARY = 97
 
 
