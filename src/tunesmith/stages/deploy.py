@@ -33,10 +33,10 @@ class Deploy(Spec):
 
 
 def deploy(
-    spec: Deploy, prepared: Artifact, finetuned: Artifact, evaluated: Artifact, *, out: Output, model: str, precision: Precision,
-    adapter: dict[str, Any],
+    spec: Deploy, prepared: Artifact, finetuned: Artifact, evaluated: Artifact, pruned: Artifact | None = None, *, out: Output,
+    model: str, precision: Precision, adapter: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Write `model/` (safetensors, tokenizer, card) and the proof.
+    """Write `model/` (safetensors, tokenizer, card) and the proof; of a pruned model, which is merged already, what it claims of storing.
 
     Raises:
         ConfigError: the gate did not promote the model.
@@ -48,19 +48,23 @@ def deploy(
         )
     rows, examples = load_split(prepared.path, "test"), load_examples(prepared.path, "test")[: spec.prompts]
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
-    loaded = load_exact(model, precision)
-    chosen.restore(loaded, finetuned / "adapter")
+    if pruned is None:
+        loaded = load_exact(model, precision)
+        chosen.restore(loaded, finetuned / "adapter")
+    else:
+        loaded = load(str(pruned / "model"), "fp32")
     beside = last_logits(loaded, rows)
     sampling = Sampling(max_tokens=evaluated.manifest["spec"]["max_tokens"])
     said = answer(loaded, examples, sampling)
-    chosen.merge(loaded)
     proof = Proof()
-    merged = gap(beside, last_logits(loaded, rows))
-    proof.claim("merged = adapter, in fp32", merged < 1e-3, largest_logp_gap=merged)
+    if pruned is None:
+        chosen.merge(loaded)
+        merged = gap(beside, last_logits(loaded, rows))
+        proof.claim("merged = adapter, in fp32", merged < 1e-3, largest_logp_gap=merged)
     loaded.model.to(DTYPES[spec.weights])
     save_model(loaded.model, out / "model")
     loaded.tokenizer.save_pretrained(out / "model")
-    if precision == "int8":
+    if precision == "int8" and pruned is None:
         _prove_arithmetic(proof, load(model, precision), chosen, finetuned, rows, beside)
     reopened = load(str(out / "model"), "fp32")
     stored = gap(beside, last_logits(reopened, rows))
@@ -70,7 +74,7 @@ def deploy(
         largest_logp_gap=stored,
     )
     _prove_answers(proof, spec.weights, said, answer(reopened, examples, sampling))
-    write_atomic(out / "model" / "README.md", card(prepared, finetuned, evaluated, model, adapter))
+    write_atomic(out / "model" / "README.md", card(prepared, finetuned, evaluated, pruned, model, adapter))
     proof.write(out / "proof.json")
     out.metrics.update({"logp_gap": stored, "bytes": sum(path.stat().st_size for path in (out / "model").iterdir())})
 
@@ -96,7 +100,9 @@ def _prove_answers(proof: Proof, weights: str, said: list[str], stored: list[str
     )
 
 
-def card(prepared: Artifact, finetuned: Artifact, evaluated: Artifact, model: str, adapter: dict[str, Any]) -> str:
+def card(
+    prepared: Artifact, finetuned: Artifact, evaluated: Artifact, pruned: Artifact | None, model: str, adapter: dict[str, Any]
+) -> str:  # fmt: skip
     """The model card, from the facts of the run."""
     template = files("tunesmith.stages").joinpath("card.md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -108,6 +114,7 @@ def card(prepared: Artifact, finetuned: Artifact, evaluated: Artifact, model: st
         settings=finetuned.manifest["spec"],
         environment=finetuned.manifest["environment"],
         result=evaluated.metrics,
+        pruned=pruned.metrics if pruned else None,
     )
 
 

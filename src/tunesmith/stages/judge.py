@@ -55,13 +55,18 @@ def load_exact(name: str, precision: Precision) -> Loaded:
     return exact
 
 
-def merge(loaded: Loaded, adapter: dict[str, Any], finetuned: Artifact, precision: Precision) -> None:
-    """Make a freshly loaded base the tuned model, bit for bit as it is served: merged in float32, then rounded once."""
-    chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
+def merge(
+    loaded: Loaded, adapter: dict[str, Any], finetuned: Artifact, precision: Precision, pruned: Artifact | None = None
+) -> None:
+    """Make a freshly loaded base the tuned model, bit for bit as it is served: merged in float32, or pruned after that, then rounded once."""
     dtype = DTYPES[loaded.precision]
-    exact = load_exact(loaded.name, precision)
-    chosen.restore(exact, finetuned / "adapter")
-    chosen.merge(exact)
+    if pruned is not None:
+        exact = load(str(pruned / "model"), "fp32")
+    else:
+        chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
+        exact = load_exact(loaded.name, precision)
+        chosen.restore(exact, finetuned / "adapter")
+        chosen.merge(exact)
     loaded.model, loaded.forest = exact.model.to(dtype), exact.forest
 
 

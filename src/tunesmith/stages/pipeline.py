@@ -1,6 +1,6 @@
-"""The pipeline: the seven stages in order, in one run folder."""
+"""The pipeline: the eight stages in order, in one run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +8,15 @@ from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import digest, read_json, write_atomic, write_json
 from tunesmith.base.spec import validate
 from tunesmith.data.prepared import load_split
+from tunesmith.models.load import locate
 from tunesmith.serving.log import settle
 
-from . import deploy, evaluate, finetune, initialise, monitor, prepare, search
-from .plan import check_memory, plans
+from . import deploy, evaluate, finetune, initialise, monitor, prepare, prune, search
+from .plan import Plan, check_memory, plans, recovery_plans
 from .prepare import input_files
 from .recipe import Recipe, read_recipe
 
-ORDER = ("prepare", "initialise", "search", "finetune", "evaluate", "deploy")
+ORDER = ("prepare", "initialise", "search", "finetune", "prune", "evaluate", "deploy")
 """The stages that `run` goes through; monitor follows once the model is served."""
 
 PLAN = "plan.json"
@@ -56,24 +57,25 @@ class Pipeline:
             MachineError: training would not fit into memory; says what would.
         """
         prepared = self.prepare()
+        self.recipe.prune.check(locate(self.recipe.model))
         self._plan(prepared)
         return self.run.once(initialise.STAGE, self.recipe.initialise, prepared, **self.about, seed=self.recipe.seed)
 
     def _plan(self, prepared: Artifact) -> None:
-        """Estimate the training once, keep it in `plan.json` for the report to compare with, refuse what cannot fit, and settle what memory decides."""
-        recipe, path = self.recipe, self.run.path / PLAN
-        wanted = recipe.finetune.activation_checkpointing
-        settings = recipe.finetune.model_dump(mode="json", exclude={"activation_checkpointing"})
-        asked = digest([prepared.id, self.about, self.adapter, settings])
-        kept = read_json(path) if path.exists() else {}
-        if kept.get("asked") != asked or wanted not in ("auto", kept["activation_checkpointing"]):
-            found = check_memory(plans(recipe, load_split(prepared.path, "train"))).estimate
-            figures = {name: getattr(found, name) for name in ("peak_bytes", "seconds", "steps", "tokens")}
-            kept = {"asked": asked, "activation_checkpointing": found.checkpointing, "estimate": figures}
+        """Estimate each training once, keep that in `plan.json` for the report to compare with, refuse what cannot fit, and settle what memory decides."""
+        recipe, path, rows = self.recipe, self.run.path / PLAN, load_split(prepared.path, "train")
+        before = read_json(path) if path.exists() else {}
+        asked = [prepared.id, self.about, self.adapter]
+        kept = _estimated(before, recipe.finetune, asked, plans(recipe, rows))
+        settled: dict[str, Any] = {"finetune": _settled(recipe.finetune, kept)}
+        if again := recipe.prune.recovery:
+            asked = [prepared.id, self.about, recipe.prune.adapter.model_dump(mode="json")]
+            kept["recovery"] = _estimated(before.get("recovery", {}), again, asked, recovery_plans(recipe, rows))
+            settled["prune"] = recipe.prune.model_copy(update={"recovery": _settled(again, kept["recovery"])})
+        if kept != before:
             write_json(path, kept)
-        if wanted == "auto":
-            settled = {"activation_checkpointing": kept["activation_checkpointing"]}
-            self.recipe = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update=settled)})
+        self.recipe = recipe.model_copy(update=settled)
+        if self.recipe != recipe:
             record(self)
 
     def search(self) -> Artifact:
@@ -87,16 +89,27 @@ class Pipeline:
         spec = _overridden(self.recipe.finetune, read_json(searched / "settings.json")["overrides"])
         return self.run.once(finetune.STAGE, spec, *parents, **self.about, adapter=self.adapter, seed=self.recipe.seed)
 
+    def prune(self) -> Artifact:
+        """What is left of it."""
+        parents = (self.prepare(), self.finetune())
+        spec, seed = self.recipe.prune, self.recipe.seed
+        return self.run.once(prune.STAGE, spec, *parents, **self.about, adapter=self.adapter, seed=seed)
+
+    def _pruned(self) -> tuple[Artifact, ...]:
+        """The pruned model, if there is to be one: what is measured and deployed in the place of what was learnt."""
+        pruned = self.prune()
+        return (pruned,) if self.recipe.prune.method else ()
+
     def evaluate(self) -> Artifact:
         """What it is worth."""
-        parents = (self.prepare(), self.initialise(), self.finetune())
+        parents = (self.prepare(), self.initialise(), self.finetune(), *self._pruned())
         return self.run.once(
             evaluate.STAGE, self.recipe.evaluate, *parents, **self.about, adapter=self.adapter, seed=self.recipe.seed
         )
 
     def deploy(self) -> Artifact:
         """What can be served."""
-        parents = (self.prepare(), self.finetune(), self.evaluate())
+        parents = (self.prepare(), self.finetune(), self.evaluate(), *self._pruned())
         return self.run.once(deploy.STAGE, self.recipe.deploy, *parents, **self.about, adapter=self.adapter)
 
     def monitor(self) -> Artifact:
@@ -114,6 +127,30 @@ class Pipeline:
         return self.run.once(
             monitor.STAGE, self.recipe.monitor, self.prepare(), self.evaluate(), inputs=(log,), log=str(log)
         )
+
+
+def _estimated(
+    kept: dict[str, Any], tune: finetune.Finetune, about: list[Any], planned: Iterable[Plan]
+) -> dict[str, Any]:  # fmt: skip
+    """What a training is expected to take: as it was kept, if that was asked in the same words, else estimated anew.
+
+    Raises:
+        MachineError: it would not fit into memory; says what would.
+    """
+    wanted = tune.activation_checkpointing
+    asked = digest([*about, tune.model_dump(mode="json", exclude={"activation_checkpointing"})])
+    if kept.get("asked") == asked and wanted in ("auto", kept["activation_checkpointing"]):
+        return {name: value for name, value in kept.items() if name != "recovery"}
+    found = check_memory(planned).estimate
+    figures = {name: getattr(found, name) for name in ("peak_bytes", "seconds", "steps", "tokens")}
+    return {"asked": asked, "activation_checkpointing": found.checkpointing, "estimate": figures}
+
+
+def _settled(tune: finetune.Finetune, kept: dict[str, Any]) -> finetune.Finetune:
+    """A training's settings, with what was left to memory as that decided it."""
+    if tune.activation_checkpointing != "auto":
+        return tune
+    return tune.model_copy(update={"activation_checkpointing": kept["activation_checkpointing"]})
 
 
 def _overridden(spec: finetune.Finetune, overrides: dict[str, Any]) -> finetune.Finetune:

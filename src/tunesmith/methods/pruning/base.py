@@ -16,8 +16,8 @@ from tunesmith.models.load import Loaded
 class Pruning(Family):
     """Which weights go. Only linear layers of decoder layers lose any: embeddings, norms and the output head never do."""
 
-    reads: ClassVar[bool] = True
-    """Whether it looks at what the model computes on training rows."""
+    smaller: ClassVar[bool] = False
+    """Whether a smaller model is left; else zeros stay in their places."""
     rows: int = Field(128, ge=1)
     """Training rows, drawn at random, that activations are read from; 128 sequences in the papers, where they are longer."""
 

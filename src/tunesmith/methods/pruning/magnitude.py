@@ -1,7 +1,7 @@
 """Magnitude pruning (Han et al., 2015, arXiv:1506.02626): the smallest weights go."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -17,7 +17,6 @@ class Magnitude(Sparse):
     clearly more than `wanda` where half of the weights go."""
 
     kind: Literal["magnitude"] = "magnitude"
-    reads: ClassVar[bool] = False
     within: Literal["matrix", "row"] = "matrix"
     """Among which weights the smallest are looked for: those of a layer, or those of one output. With a pattern, its own few."""
 

@@ -21,6 +21,8 @@ KNOWN = ", ".join(kind for kind, traits in TRAITS.items() if not traits.fused)
 class Structured(Pruning):
     """Parts of layers go. What is left is smaller and quicker, with no zeros, and loads wherever its architecture does."""
 
+    smaller = True
+
     def check(self, config: Any) -> None:
         """Refuse architectures whose parts are not known, and those that would have nothing left."""
         text = config.get_text_config()
