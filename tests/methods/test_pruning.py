@@ -95,7 +95,7 @@ def slow_wanda(loaded, rows, sparsity):
         inputs = {}
         hooks = [
             linear.register_forward_hook(
-                lambda module, given, _, name=name: inputs.setdefault(name, []).append(given[0][0])
+                lambda module, given, _, name=name, inputs=inputs: inputs.setdefault(name, []).append(given[0][0])
             )
             for name, linear in linears(layer)
         ]
