@@ -136,9 +136,9 @@ def _cut(
     clear(folder)
     loaded, proof = merged
     rows = load_split(prepared.path, "train")
-    perplexity = {"before": perplexities(loaded, prepared)}
     before = {"parameters": parameters(loaded.model), "deflated": deflated(loaded.model)}
     twin = as_served(loaded, precision)
+    perplexity = {"before": perplexities(twin, prepared)}
     kept = method.silence(loaded, _drawn(rows, method.rows, seed))
     silenced = last_logits(loaded, rows)
     model = method.shrunk(loaded.model, kept)
@@ -148,10 +148,10 @@ def _cut(
     del loaded, merged, model
     pruned = _reopened(proof, silenced, folder, rows, "what was left in place, and the rest silenced")
     method.prove(proof, pruned.model)
-    perplexity["pruned"] = perplexities(pruned, prepared)
     after = {"parameters": parameters(pruned.model), "deflated": deflated(pruned.model)}
-    size = DTYPES[twin.precision].itemsize
-    old, new = paces([twin, as_served(pruned, precision)], seed)
+    left, size = as_served(pruned, precision), DTYPES[twin.precision].itemsize
+    perplexity["pruned"] = perplexities(left, prepared)
+    old, new = paces([twin, left], seed)
     metrics = {
         **{name: {"before": before[name], "after": after[name]} for name in before},
         "bytes": {"before": size * before["parameters"], "after": size * after["parameters"]},
@@ -206,7 +206,7 @@ def _recover(
     if held:
         count = sum(int(zero.sum()) for zero in held.values())
         proof.claim("pruned weights stayed zero while the others learnt", moved == 0, zeros=count, moved=moved)
-    return figures(training, done, out), perplexities(recovered, prepared)
+    return figures(training, done, out), perplexities(as_served(recovered, precision), prepared)
 
 
 def hold_at_zero(
