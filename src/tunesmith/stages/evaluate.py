@@ -172,4 +172,4 @@ def _headline(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-STAGE = Stage("evaluate", 1, evaluate)
+STAGE = Stage("evaluate", 2, evaluate)

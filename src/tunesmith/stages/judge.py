@@ -15,7 +15,7 @@ from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.objectives import Objective
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling, generate
-from tunesmith.models.load import DTYPES, Loaded, Precision, load
+from tunesmith.models.load import DTYPES, Loaded, Precision, cast, load
 from tunesmith.models.quantize import round_to_int8
 from tunesmith.training.rollouts import Rollouts
 
@@ -67,7 +67,7 @@ def merge(
         exact = load_exact(loaded.name, precision)
         chosen.restore(exact, finetuned / "adapter")
         chosen.merge(exact)
-    loaded.model, loaded.forest = exact.model.to(dtype), exact.forest
+    loaded.model, loaded.forest = cast(exact.model, dtype), exact.forest
 
 
 @torch.no_grad()

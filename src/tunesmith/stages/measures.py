@@ -18,7 +18,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.kernels.decode import PAGE
 from tunesmith.methods.pruning.base import decoder_layers, kind_of, linears
 from tunesmith.models.decoding import Decoding, Feed
-from tunesmith.models.load import DTYPES, Loaded, Precision, resolve_precision, served
+from tunesmith.models.load import DTYPES, Loaded, Precision, cast, resolve_precision, served
 from tunesmith.models.scheduler import decoding_of
 
 from .general import general_examples
@@ -72,7 +72,7 @@ def _feed(decoding: Decoding, tokens: list[int], start: int) -> None:
 def as_served(loaded: Loaded, precision: Precision) -> Loaded:
     """A copy of a model in float32, in the precision it would be served in."""
     chosen = resolve_precision(served(precision))
-    model = copy.deepcopy(loaded.model).to(DTYPES[chosen])
+    model = cast(copy.deepcopy(loaded.model), DTYPES[chosen])
     return Loaded(loaded.name, loaded.folder, model, loaded.tokenizer, chosen, forest=loaded.forest)
 
 
