@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunesmith.base import Artifact
 
-STAGES = ("prepare", "initialise", "search", "finetune", "evaluate", "deploy", "monitor", "sample")
+STAGES = ("prepare", "initialise", "search", "finetune", "prune", "evaluate", "deploy", "monitor", "sample")
 __all__ = ["merge", "run", *STAGES]
 
 
@@ -86,4 +86,4 @@ def _stage(name: str) -> Callable[..., "Artifact"]:
     return compute
 
 
-prepare, initialise, search, finetune, evaluate, deploy, monitor, sample = (_stage(name) for name in STAGES)
+prepare, initialise, search, finetune, prune, evaluate, deploy, monitor, sample = (_stage(name) for name in STAGES)

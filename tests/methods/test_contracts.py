@@ -18,6 +18,7 @@ from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.base import ADVANTAGE, OLD, RETURN, START, VALUE, reference, reward
 from tunesmith.methods.objectives.kto import LABEL
 from tunesmith.methods.optimizers import Optimizer
+from tunesmith.methods.pruning import Pruning
 from tunesmith.models import attention
 from tunesmith.models.forward import padded_logps
 from tunesmith.models.heads import attach_head
@@ -27,7 +28,7 @@ from tunesmith.stages.machine import Speed
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train
 
-FAMILIES = (Adapter, Objective, Optimizer, Merging)
+FAMILIES = (Adapter, Objective, Optimizer, Merging, Pruning)
 VOCABULARY = 97
 
 

@@ -41,10 +41,11 @@ _stage_command("prepare", "Stage 1: read, check, split and tokenise the data; ev
 _stage_command("initialise", "Stage 2: load the model, attach the adapter, check what will be trained.")
 _stage_command("search", "Stage 3: choose settings.")
 _stage_command("finetune", "Stage 4: train.")
-_stage_command("evaluate", "Stage 5: measure against base, prompts and classical baselines; exits 1 if not promoted.")
-_stage_command("deploy", "Stage 6: merge, write the model and its card, prove that it is what was trained.")
+_stage_command("prune", "Stage 5: take weights or whole parts out, and tune again; nothing unless the recipe says so.")
+_stage_command("evaluate", "Stage 6: measure against base, prompts and classical baselines; exits 1 if not promoted.")
+_stage_command("deploy", "Stage 7: merge, write the model and its card, prove that it is what was trained.")
 _stage_command(
-    "monitor", "Stage 7: compare what was asked of the served model with its training data; exits 1 on an alert."
+    "monitor", "Stage 8: compare what was asked of the served model with its training data; exits 1 on an alert."
 )
 _stage_command(
     "sample", "Rows of a model's own answers: the best ones, or pairs of a right and a wrong one; prints their file."

@@ -66,7 +66,7 @@ def show_plan(given: Path, assignments: tuple[str, ...]) -> int:
 
     plans = plan(open_run(given, None, assignments).recipe)
     Console(highlight=False, width=None if console.is_terminal else 140).print(table(plans))
-    return 0 if plans[0].estimate.fits else 1
+    return 0 if all(each.estimate.fits for each in plans if not each.settings) else 1
 
 
 def explain_topic(topic: str) -> None:

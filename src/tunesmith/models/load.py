@@ -212,6 +212,13 @@ def fingerprint(folder: Path) -> str:
     return digest({path.name: sha256(path) for path in wanted if path.name != "conversion.json"})
 
 
+def cast(model: Any, dtype: torch.dtype) -> Any:
+    """Bring a model's weights to a dtype, in place; what is no weight, such as rotary frequencies, stays in float32, as where it is loaded so."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def parameters(model: nn.Module) -> int:
     """Count of distinct parameters (tied weights once)."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -53,7 +53,7 @@ class Scheduler:
         self.batch, self.chunk, self.turn = batch, chunk, loaded.turn
         self.renderer, self.prefix = Renderer(loaded.tokenizer), loaded.prefix
         count = Pages.needed(room)
-        self.decoding = _kind(loaded).of(loaded, count)
+        self.decoding = decoding_of(loaded).of(loaded, count)
         paged = self.decoding.paged
         self.pages = Pages(count, self.decoding.copy, keep and paged, paged)
         self.waiting: list[Course] = []
@@ -155,7 +155,8 @@ def _ahead(other: Course, prompt: list[int]) -> int:
     return common if common > other.held.length else 0
 
 
-def _kind(loaded: Loaded) -> type[Decoding]:
+def decoding_of(loaded: Loaded) -> type[Decoding]:
+    """How a model decodes."""
     if not loaded.forest:
         return PaddedDecoding
     decoder = loaded.decoder()

@@ -30,7 +30,8 @@ class Ask(Spec):
 
 
 def ask(
-    spec: Ask, prepared: Artifact, finetuned: Artifact, *, out: Output, model: str, precision: Precision, adapter: dict[str, Any]
+    spec: Ask, prepared: Artifact, finetuned: Artifact, pruned: Artifact | None = None, *, out: Output, model: str,
+    precision: Precision, adapter: dict[str, Any],
 ) -> None:  # fmt: skip
     """Write `answers.json`, one for each test row, and `likelihoods.json`.
 
@@ -41,7 +42,7 @@ def ask(
     if not test:
         raise DataError("compare: there are no test rows; set prepare.test or prepare.test_fraction")
     loaded = load(model, served(precision))
-    merge(loaded, adapter, finetuned, precision)
+    merge(loaded, adapter, finetuned, precision, pruned)
     write_json(out / "answers.json", answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
     rows = load_split(prepared.path, "test")[: spec.rows] if spec.likelihoods else []
     write_json(out / "likelihoods.json", [[each.loss, each.tokens] for each in likelihoods(loaded, rows)])

@@ -38,17 +38,17 @@ class Deploy(Spec):
 
 
 def deploy(
-    spec: Deploy, prepared: Artifact, finetuned: Artifact, evaluated: Artifact, *, out: Output, model: str, precision: Precision,
-    adapter: dict[str, Any],
+    spec: Deploy, prepared: Artifact, finetuned: Artifact, evaluated: Artifact, pruned: Artifact | None = None, *, out: Output,
+    model: str, precision: Precision, adapter: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Write `model/` (safetensors, tokenizer, card) and the proof.
+    """Write `model/` (safetensors, tokenizer, card) and the proof; of a pruned model, which is merged already, what it claims of storing.
 
     Raises:
         ConfigError: the gate did not promote the model.
         ProofError: the merged model is not the trained one.
     """
     _ask_the_gate(spec, evaluated)
-    said = card(prepared, finetuned, evaluated, model, adapter)
+    said = card(prepared, finetuned, evaluated, pruned, model, adapter)
     if learnt_by(finetuned).scores:
         about: dict[str, Any] = {"model": model, "precision": precision, "adapter": adapter}
         proof = deploy_scorer(spec, prepared, finetuned, out=out, **about)
@@ -57,7 +57,7 @@ def deploy(
         return
     rows, examples = load_split(prepared.path, "test"), load_examples(prepared.path, "test")[: spec.prompts]
     tokens = evaluated.manifest["spec"]["max_tokens"]
-    _write(spec, out, model, precision, adapter, finetuned, rows, examples, tokens, said)
+    _write(spec, out, model, precision, adapter, finetuned, rows, examples, tokens, said, pruned)
 
 
 def deploy_merged(
@@ -95,23 +95,27 @@ def _in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
 
 def _write(
     spec: Deploy, out: Output, model: str, precision: Precision, adapter: dict[str, Any], finetuned: Artifact, rows: list[Row],
-    examples: list[Example], max_tokens: int, said: str,
+    examples: list[Example], max_tokens: int, said: str, pruned: Artifact | None = None,
 ) -> None:  # fmt: skip
     """Write `model/` with the card and the proof."""
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
-    loaded = load_exact(model, precision)
-    chosen.restore(loaded, finetuned / "adapter")
+    if pruned is None:
+        loaded = load_exact(model, precision)
+        chosen.restore(loaded, finetuned / "adapter")
+    else:
+        loaded = load(str(pruned / "model"), "fp32")
     beside = last_logits(loaded, rows)
     sampling = Sampling(max_tokens=max_tokens)
     answers = answer(loaded, examples, sampling)
-    chosen.merge(loaded)
     proof = Proof()
-    merged = gap(beside, last_logits(loaded, rows))
-    proof.claim("merged = adapter, in fp32", merged < 1e-3, largest_logp_gap=merged)
+    if pruned is None:
+        chosen.merge(loaded)
+        merged = gap(beside, last_logits(loaded, rows))
+        proof.claim("merged = adapter, in fp32", merged < 1e-3, largest_logp_gap=merged)
     loaded.model.to(DTYPES[spec.weights])
     save_model(loaded.model, out / "model")
     loaded.tokenizer.save_pretrained(out / "model")
-    if precision == "int8":
+    if precision == "int8" and pruned is None:
         _prove_arithmetic(proof, load(model, precision), chosen, finetuned, rows, beside)
     reopened = load(str(out / "model"), "fp32")
     stored = gap(beside, last_logits(reopened, rows))
@@ -147,7 +151,9 @@ def _prove_answers(proof: Proof, weights: str, said: list[str], stored: list[str
     )
 
 
-def card(prepared: Artifact, finetuned: Artifact, evaluated: Artifact, model: str, adapter: dict[str, Any]) -> str:
+def card(
+    prepared: Artifact, finetuned: Artifact, evaluated: Artifact, pruned: Artifact | None, model: str, adapter: dict[str, Any]
+) -> str:  # fmt: skip
     """The model card, from the facts of the run."""
     return _render(
         "card.md.j2",
@@ -158,6 +164,7 @@ def card(prepared: Artifact, finetuned: Artifact, evaluated: Artifact, model: st
         settings=finetuned.manifest["spec"],
         environment=finetuned.manifest["environment"],
         result=evaluated.metrics,
+        pruned=pruned.metrics if pruned else None,
     )
 
 

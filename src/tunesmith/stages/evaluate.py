@@ -53,10 +53,12 @@ class Evaluate(Spec):
 
 
 def evaluate(
-    spec: Evaluate, prepared: Artifact, initialised: Artifact, finetuned: Artifact, *, out: Output, model: str, precision: Precision,
-    adapter: dict[str, Any], seed: int,
+    spec: Evaluate, prepared: Artifact, initialised: Artifact, finetuned: Artifact, pruned: Artifact | None = None, *, out: Output,
+    model: str, precision: Precision, adapter: dict[str, Any], seed: int,
 ) -> None:  # fmt: skip
     """Write every system's answers, `results.json` with the scoreboards and the gate's decision, and the proof.
+
+    The tuned model is the pruned one where there is one.
 
     Raises:
         DataError: there are no test rows.
@@ -76,7 +78,7 @@ def evaluate(
     reads = any(grader.reads == "likelihoods" for grader in spec.graders)
     read = rows if reads else rows[:PROBE]  # without such a grader a few serve the proof
     base, base_general = likelihoods(loaded, read), likelihoods(loaded, general)
-    merge(loaded, adapter, finetuned, precision)
+    merge(loaded, adapter, finetuned, precision, pruned)
     tuned, tuned_general = likelihoods(loaded, read), likelihoods(loaded, general)
     answers["tuned"] = kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
     found = {"base": base, "tuned": tuned} if reads else {}
@@ -177,4 +179,4 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-STAGE = Stage("evaluate", 1, evaluate)
+STAGE = Stage("evaluate", 2, evaluate)

@@ -250,9 +250,7 @@ def finetune(
         ModelError: the loss is not finite.
     """
     del searched  # its overrides are part of `spec` already
-    rows, held_out_rows = load_split(prepared.path, "train"), load_split(prepared.path, "validation")
-    spec.objective.check([*rows, *held_out_rows])
-    rows, held_out_rows = (list(spec.objective.arranged(each)) for each in (spec.balance.weighted(rows), held_out_rows))
+    rows, held_out_rows = arranged(spec, prepared)
     loaded = load(model, precision)
     loaded.checkpointing = spec.activation_checkpointing is True
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
@@ -263,17 +261,7 @@ def finetune(
     if spec.objective.head:
         attach_head(loaded)
     before = last_logits(loaded, rows)
-    size, watched = spec.micro_batch or spec.batch, spec.validation.rows
-    held_out_rows = held_out_rows[:watched]
-    if spec.objective.references and spec.rollouts is None:
-        rows, held_out_rows = (with_references(loaded, each, size) for each in (rows, held_out_rows))
-    data = spec.source(loaded, rows, load_examples(prepared.path, "train"), seed)
-    held_out = load_examples(prepared.path, "validation")[:watched]
-    judge = Judge(spec.validation, spec.objective, spec.rollouts, held_out, held_out_rows, size)
-    training = Training(spec, loaded, data, judge, out)
-    if any(row.classes for row in rows):
-        out.metrics["classes"] = spec.balance.table(rows)
-        out.events.write("classes", classes=out.metrics["classes"])
+    training = set_up(spec, loaded, rows, held_out_rows, prepared, out, seed)
     done = training.run()
     training.keep_best()
     proof = Proof()
@@ -285,10 +273,36 @@ def finetune(
     proof.write(out / "proof.json")
     for folder in ("checkpoints", "best"):
         shutil.rmtree(out / folder, ignore_errors=True)
-    out.metrics.update(_figures(training, done, out))
+    out.metrics.update(figures(training, done, out))
 
 
-def _figures(training: Training, done: int, out: Output) -> dict[str, Any]:
+def arranged(spec: Finetune, prepared: Artifact) -> tuple[list[Row], list[Row]]:
+    """Training and validation rows as the objective learns from them; DataError if it cannot."""
+    splits = [load_split(prepared.path, split) for split in ("train", "validation")]
+    spec.objective.check([row for rows in splits for row in rows])
+    splits[0] = spec.balance.weighted(splits[0])
+    rows, held_out_rows = (list(spec.objective.arranged(each)) for each in splits)
+    return rows, held_out_rows
+
+
+def set_up(
+    spec: Finetune, loaded: Loaded, rows: list[Row], held_out_rows: list[Row], prepared: Artifact, out: Output, seed: int
+) -> Training:  # fmt: skip
+    """A training of what learns in a model, from its first step on or from where an earlier attempt was stopped."""
+    size, watched = spec.micro_batch or spec.batch, spec.validation.rows
+    held_out_rows = held_out_rows[:watched]
+    if spec.objective.references and spec.rollouts is None:
+        rows, held_out_rows = (with_references(loaded, each, size) for each in (rows, held_out_rows))
+    data = spec.source(loaded, rows, load_examples(prepared.path, "train"), seed)
+    held_out = load_examples(prepared.path, "validation")[:watched]
+    judge = Judge(spec.validation, spec.objective, spec.rollouts, held_out, held_out_rows, size)
+    if any(row.classes for row in rows):
+        out.metrics["classes"] = spec.balance.table(rows)
+        out.events.write("classes", classes=out.metrics["classes"])
+    return Training(spec, loaded, data, judge, out)
+
+
+def figures(training: Training, done: int, out: Output) -> dict[str, Any]:
     """What the run cost and came to; speeds are medians over steps."""
     steps = list({event["step"]: event for event in out.events.read("step")}.values())  # a resumed run repeats some
     speeds = sorted(event["tokens"] / event["seconds"] for event in steps)

@@ -15,7 +15,7 @@ from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.objectives import Objective
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling, generate
-from tunesmith.models.load import DTYPES, Loaded, Precision, load
+from tunesmith.models.load import DTYPES, Loaded, Precision, cast, load
 from tunesmith.models.quantize import round_to_int8
 from tunesmith.training.rollouts import Rollouts
 
@@ -62,14 +62,19 @@ def learnt_by(finetuned: Artifact) -> Objective:
     return found
 
 
-def merge(loaded: Loaded, adapter: dict[str, Any], finetuned: Artifact, precision: Precision) -> None:
-    """Make a freshly loaded base the tuned model, bit for bit as it is served: merged in float32, then rounded once."""
-    chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
+def merge(
+    loaded: Loaded, adapter: dict[str, Any], finetuned: Artifact, precision: Precision, pruned: Artifact | None = None
+) -> None:
+    """Make a freshly loaded base the tuned model, bit for bit as it is served: merged in float32, or pruned after that, then rounded once."""
     dtype = DTYPES[loaded.precision]
-    exact = load_exact(loaded.name, precision)
-    chosen.restore(exact, finetuned / "adapter")
-    chosen.merge(exact)
-    loaded.model, loaded.forest = exact.model.to(dtype), exact.forest
+    if pruned is not None:
+        exact = load(str(pruned / "model"), "fp32")
+    else:
+        chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
+        exact = load_exact(loaded.name, precision)
+        chosen.restore(exact, finetuned / "adapter")
+        chosen.merge(exact)
+    loaded.model, loaded.forest = cast(exact.model, dtype), exact.forest
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
-"""The pipeline: the seven stages in order, in one run folder."""
+"""The pipeline: the eight stages in order, in one run folder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,17 @@ from tunesmith.base.files import digest, read_json, write_atomic, write_json
 from tunesmith.base.spec import read_yaml, validate
 from tunesmith.data.prepared import load_split
 from tunesmith.grading import Grader
+from tunesmith.models.load import locate
 from tunesmith.serving.log import settle
 
-from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, sample, search
+from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, prune, sample, search
 from .merged import Merger, is_merged, read_merged
 from .order import Stages
-from .plan import check_memory, plans
+from .plan import Plan, check_memory, plans, recovery_plans
 from .prepare import input_files
 from .recipe import Recipe, read_recipe
 
-ORDER = ("prepare", "initialise", "search", "finetune", "evaluate", "deploy")
+ORDER = ("prepare", "initialise", "search", "finetune", "prune", "evaluate", "deploy")
 """The stages that `run` goes through; monitor follows once the model is served."""
 
 PLAN = "plan.json"
@@ -50,9 +51,9 @@ class Pipeline(Stages[Recipe]):
 
     def before(self, name: str) -> tuple[str, ...]:
         """What a stage needs, in order."""
-        if name == "sample" and self.recipe.sample.system != "tuned":
-            return super().before("initialise")
-        return super().before("evaluate" if name in ("ask", "sample") else name)
+        if name == "sample":
+            return super().before("prune" if self.recipe.sample.system == "tuned" else "initialise")
+        return super().before("evaluate" if name == "ask" else name)
 
     def record(self) -> None:
         """Write the recipe with every default resolved where the run, or the variant of it, keeps its notes."""
@@ -70,24 +71,25 @@ class Pipeline(Stages[Recipe]):
             MachineError: training would not fit into memory; says what would.
         """
         prepared = self.prepare()
+        self.recipe.prune.check(locate(self.recipe.model))
         self._plan(prepared)
         return self.run.once(initialise.STAGE, self.recipe.initialise, prepared, **self.about, seed=self.recipe.seed)
 
     def _plan(self, prepared: Artifact) -> None:
-        """Estimate the training once, keep it in `plan.json` for the report to compare with, refuse what cannot fit, and settle what memory decides."""
-        recipe, path = self.recipe, self.notes / PLAN
-        wanted = recipe.finetune.activation_checkpointing
-        settings = recipe.finetune.model_dump(mode="json", exclude={"activation_checkpointing"})
-        asked = digest([prepared.id, self.about, self.adapter, settings])
-        kept = read_json(path) if path.exists() else {}
-        if kept.get("asked") != asked or wanted not in ("auto", kept["activation_checkpointing"]):
-            found = check_memory(plans(recipe, load_split(prepared.path, "train"))).estimate
-            figures = {name: getattr(found, name) for name in ("peak_bytes", "seconds", "steps", "tokens")}
-            kept = {"asked": asked, "activation_checkpointing": found.checkpointing, "estimate": figures}
+        """Estimate each training once, keep that in `plan.json` for the report to compare with, refuse what cannot fit, and settle what memory decides."""
+        recipe, path, rows = self.recipe, self.notes / PLAN, load_split(prepared.path, "train")
+        before = read_json(path) if path.exists() else {}
+        asked = [prepared.id, self.about, self.adapter]
+        kept = _estimated(before, recipe.finetune, asked, plans(recipe, rows))
+        settled: dict[str, Any] = {"finetune": _settled(recipe.finetune, kept)}
+        if again := recipe.prune.recovery:
+            asked = [prepared.id, self.about, recipe.prune.adapter.model_dump(mode="json")]
+            kept["recovery"] = _estimated(before.get("recovery", {}), again, asked, recovery_plans(recipe, rows))
+            settled["prune"] = recipe.prune.model_copy(update={"recovery": _settled(again, kept["recovery"])})
+        if kept != before:
             write_json(path, kept)
-        if wanted == "auto":
-            settled = {"activation_checkpointing": kept["activation_checkpointing"]}
-            self.recipe = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update=settled)})
+        self.recipe = recipe.model_copy(update=settled)
+        if self.recipe != recipe:
             self.record()
 
     def search(self) -> Artifact:
@@ -104,9 +106,20 @@ class Pipeline(Stages[Recipe]):
             finetune.STAGE, spec, *parents, inputs=_read_by(paid_by), **self.about, adapter=self.adapter, seed=self.recipe.seed
         )  # fmt: skip
 
+    def prune(self) -> Artifact:
+        """What is left of it."""
+        parents = (self.prepare(), self.finetune())
+        spec, seed = self.recipe.prune, self.recipe.seed
+        return self.run.once(prune.STAGE, spec, *parents, **self.about, adapter=self.adapter, seed=seed)
+
+    def _pruned(self) -> tuple[Artifact, ...]:
+        """The pruned model, if there is to be one: what is measured and deployed in the place of what was learnt."""
+        pruned = self.prune()
+        return (pruned,) if self.recipe.prune.method else ()
+
     def evaluate(self) -> Artifact:
         """What it is worth."""
-        parents = (self.prepare(), self.initialise(), self.finetune())
+        parents = (self.prepare(), self.initialise(), self.finetune(), *self._pruned())
         return self.run.once(
             evaluate.STAGE, self.recipe.evaluate, *parents, inputs=_read_by(self.recipe.evaluate.graders), **self.about,
             adapter=self.adapter, seed=self.recipe.seed,
@@ -114,12 +127,12 @@ class Pipeline(Stages[Recipe]):
 
     def ask(self) -> Artifact:
         """Answers alone, to compare many trainings by."""
-        spec, parents = ask.Ask.of(self.recipe.evaluate), (self.prepare(), self.finetune())
+        spec, parents = ask.Ask.of(self.recipe.evaluate), (self.prepare(), self.finetune(), *self._pruned())
         return self.run.once(ask.STAGE, spec, *parents, **self.about, adapter=self.adapter)
 
     def deploy(self) -> Artifact:
         """What can be served."""
-        parents = (self.prepare(), self.finetune(), self.evaluate())
+        parents = (self.prepare(), self.finetune(), self.evaluate(), *self._pruned())
         return self.run.once(deploy.STAGE, self.recipe.deploy, *parents, **self.about, adapter=self.adapter)
 
     def sample(self) -> Artifact:
@@ -151,6 +164,30 @@ class Pipeline(Stages[Recipe]):
 def _read_by(graders: Sequence[Grader]) -> tuple[Path, ...]:
     """Files that graders judge by."""
     return tuple(path for grader in graders for path in grader.inputs)
+
+
+def _estimated(
+    kept: dict[str, Any], tune: finetune.Finetune, about: list[Any], planned: Iterable[Plan]
+) -> dict[str, Any]:  # fmt: skip
+    """What a training is expected to take: as it was kept, if that was asked in the same words, else estimated anew.
+
+    Raises:
+        MachineError: it would not fit into memory; says what would.
+    """
+    wanted = tune.activation_checkpointing
+    asked = digest([*about, tune.model_dump(mode="json", exclude={"activation_checkpointing"})])
+    if kept.get("asked") == asked and wanted in ("auto", kept["activation_checkpointing"]):
+        return {name: value for name, value in kept.items() if name != "recovery"}
+    found = check_memory(planned).estimate
+    figures = {name: getattr(found, name) for name in ("peak_bytes", "seconds", "steps", "tokens")}
+    return {"asked": asked, "activation_checkpointing": found.checkpointing, "estimate": figures}
+
+
+def _settled(tune: finetune.Finetune, kept: dict[str, Any]) -> finetune.Finetune:
+    """A training's settings, with what was left to memory as that decided it."""
+    if tune.activation_checkpointing != "auto":
+        return tune
+    return tune.model_copy(update={"activation_checkpointing": kept["activation_checkpointing"]})
 
 
 def _overridden(spec: finetune.Finetune, overrides: dict[str, Any]) -> finetune.Finetune:

@@ -3,7 +3,8 @@
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
 from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.optimizers.adamw import AdamW
-from tunesmith.models.load import load_config, locate, resolve_precision
+from tunesmith.models.load import load_config, locate, resolve_precision, served
 
 from .dry_run import skeleton
 from .estimate import Estimate, estimate, gigabytes
+from .initialise import Initialise
 from .machine import available_memory, measure_speed, resident_memory
 from .prepare import prepare
+from .prune import Prune
 from .recipe import Recipe
 
 ALTERNATIVES = ("lora", "full")
@@ -39,7 +42,7 @@ class Plan:
 
 
 def plan(recipe: Recipe, rows: Sequence[Row] | None = None) -> list[Plan]:
-    """The recipe's own way first, then the alternatives.
+    """The recipe's own way first, then the alternatives, and last the tuning again after pruning, if it asks for that.
 
     Args:
         recipe: what a person decided.
@@ -49,7 +52,8 @@ def plan(recipe: Recipe, rows: Sequence[Row] | None = None) -> list[Plan]:
         DataError: the rows cannot be used as they are.
         ModelError: the model cannot be found or built.
     """
-    return list(plans(recipe, prepared(recipe) if rows is None else rows))
+    rows = prepared(recipe) if rows is None else rows
+    return [*plans(recipe, rows), *islice(recovery_plans(recipe, rows), 1)]
 
 
 def plans(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Plan]:
@@ -63,6 +67,23 @@ def plans(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Plan]:
     for settings in alternatives(recipe):
         with suppress(ModelError):  # an adapter that this architecture cannot have is no alternative
             yield _plan(recipe, settings, rows, config, machine)
+
+
+def recovery_plans(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Plan]:
+    """As `plans`, of the training that follows pruning; it is counted as if nothing had been pruned. None without one."""
+    prune = recipe.prune
+    if prune.recovery is None or prune.method is None:
+        return
+    again = {"finetune": prune.recovery, "initialise": Initialise(adapter=prune.adapter), "prune": Prune()}
+    for each in plans(recipe.model_copy(update={**again, "precision": served(recipe.precision)}), rows):
+        settings = tuple(_of_recovery(setting) for setting in each.settings)
+        if prune.method.smaller or not any(setting.startswith("prune.adapter") for setting in settings):
+            yield replace(each, method=f"after pruning: {each.method}", settings=settings)
+
+
+def _of_recovery(setting: str) -> str:
+    """An override of a training as one of the training that follows pruning."""
+    return setting.replace("finetune.", "prune.recovery.").replace("initialise.adapter", "prune.adapter")
 
 
 def _plan(recipe: Recipe, settings: tuple[str, ...], rows: Sequence[Row], config: Any, machine: dict[str, Any]) -> Plan:

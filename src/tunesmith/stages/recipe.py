@@ -17,6 +17,7 @@ from .finetune import Finetune
 from .initialise import Initialise
 from .monitor import Monitor
 from .prepare import Prepare
+from .prune import Prune
 from .sample import Sample
 from .search import Search
 
@@ -42,6 +43,8 @@ class Recipe(Spec):
     """How settings are chosen."""
     finetune: Finetune = Finetune()
     """What is minimised, how, and for how long."""
+    prune: Prune = Prune()
+    """What is taken out of the tuned model, if anything."""
     evaluate: Evaluate = Evaluate()
     """How the result is measured, and what it takes to be promoted."""
     deploy: Deploy = Deploy()
@@ -59,6 +62,20 @@ class Recipe(Spec):
         if self.precision == "int8" and not adapter.adds_weights:
             raise ValueError(
                 f"precision: int8 keeps the base as it is, and the adapter {adapter.kind} changes it; set precision=bf16, or initialise.adapter.kind=lora"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pruned_weights_are_all(self) -> Self:
+        adapter, again = self.initialise.adapter, self.prune.recovery
+        if self.prune.method is not None and (
+            self.finetune.objective.scores or (again is not None and again.objective.head)
+        ):
+            raise ValueError("prune leaves a model that writes answers, without a head; set prune.method=null")
+        if self.prune.method is not None and not adapter.merges:
+            raise ValueError(
+                f"prune takes weights out of the tuned model, and what the adapter {adapter.kind} learns is no part of them; set prune.method=null, or "
+                "initialise.adapter.kind=lora"
             )
         return self
 

@@ -43,6 +43,7 @@ def facts(source: Source) -> dict[str, Any]:
         "data": account.data(source),
         "method": account.method(source),
         "model": account.model(source),
+        "pruned": account.pruned(source),
         "proofs": account.proofs(source),
         "lineage": account.lineage(source),
         "cost": account.cost(source),
@@ -64,7 +65,7 @@ def _before(result: dict[str, Any] | None) -> str | None:
 def _status(source: Source, trained: dict[str, Any] | None) -> dict[str, str] | None:
     """What keeps the run from being complete, the earliest stage first; None if nothing does."""
     for stage in STAGES:
-        waits = stage in ("deploy", "monitor")  # for the gate, and for requests
+        waits = stage in ("prune", "deploy", "monitor")  # for who asks for it, for the gate, and for requests
         state = source.states.get(stage, {"state": "done" if waits else "missing"})
         progress = (
             f"{trained['done']:,} of {trained['planned']:,} steps are done. " if stage == "finetune" and trained else ""

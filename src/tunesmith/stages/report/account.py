@@ -80,6 +80,20 @@ def model(source: Source) -> dict[str, Any] | None:
     return found
 
 
+STATES = {"before": "before pruning", "pruned": "after pruning", "recovered": "after recovery"}
+"""What the states of a pruned model are called."""
+
+
+def pruned(source: Source) -> dict[str, Any] | None:
+    """What pruning took and saved; None where nothing was pruned."""
+    found = source.artifacts.get("prune")
+    if found is None or found.metrics["kind"] == "none":
+        return None
+    perplexity = found.metrics["perplexity"]
+    states = [{"name": name, **perplexity[state]} for state, name in STATES.items() if state in perplexity]
+    return {**found.metrics, "method": words.plain(found.manifest["spec"]["method"]), "states": states}
+
+
 def proofs(source: Source) -> list[dict[str, Any]]:
     """Every claim of every stage with its figures as text."""
     return [

@@ -9,7 +9,7 @@ from tunesmith.base import Artifact, ArtifactError, Run
 from tunesmith.base.files import read_json
 from tunesmith.base.spec import read_yaml
 
-STAGES = ("prepare", "initialise", "search", "finetune", "evaluate", "deploy", "monitor")
+STAGES = ("prepare", "initialise", "search", "finetune", "prune", "evaluate", "deploy", "monitor")
 
 
 @dataclass
