@@ -195,7 +195,7 @@ def estimate(
         ModelError: the model cannot be built, or has nothing that the adapter could teach.
     """
     if objective.references:  # their values do not matter here
-        blank = [replace(row, columns={**row.columns, **_blank(row)}) for row in data.rows]
+        blank = [replace(row, columns={**row.columns, **_blank(row, objective)}) for row in data.rows]
         data = replace(data, rows=blank)
     work = Workload(data)
     passes, loaded = Passes.of(optimizer), Loaded("plan", Path(), skeleton(config, precision), None, precision)
@@ -231,7 +231,7 @@ def estimate(
 def _measuring(objective: Objective, data: Dataset) -> float:
     """Forward passes, for each step's own, that measure log-probabilities: once for all epochs, or for the answers of each rollout."""
     if not isinstance(data, Sampled):
-        return objective.references / data.epochs
+        return (objective.references + len(objective.others)) / data.epochs
     return (objective.references + (data.repeats > 1)) / data.repeats
 
 
@@ -243,8 +243,9 @@ def _sampling(data: Sampled, parameters: int, speed: Speed, precision: str) -> f
     return SLOWDOWN * token * data.spec.max_tokens * -(-answers // BATCH) * data.steps / data.repeats
 
 
-def _blank(row: Row) -> dict[str, float]:
-    return {reference(answer): 0.0 for answer in range(len(row.sequences))}
+def _blank(row: Row, objective: Objective) -> dict[str, float]:
+    models = range(1 + len(objective.others))
+    return {reference(answer, model): -1.0 for answer in range(len(row.sequences)) for model in models}
 
 
 def _memory(found: Footprint, own: int, gradients: int) -> dict[str, int]:

@@ -20,10 +20,11 @@ from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.methods.optimizers.hybrid import TorchHybrid
-from tunesmith.models.load import Loaded, Precision, load
+from tunesmith.models.load import Loaded, Precision, load, served
 from tunesmith.training import checkpoint
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import Step, train
+from tunesmith.training.others import Others, Split
 from tunesmith.training.reference import Start, with_references
 from tunesmith.training.rollouts import OnPolicy, Rollouts, Sampled, imagined
 from tunesmith.training.schedule import Schedule
@@ -234,6 +235,12 @@ def finetune(
     rows, held_out_rows = load_split(prepared.path, "train"), load_split(prepared.path, "validation")
     spec.objective.check([*rows, *held_out_rows])
     rows, held_out_rows = (list(spec.objective.arranged(each)) for each in (rows, held_out_rows))
+    size, watched = spec.micro_batch or spec.batch, spec.validation.rows
+    examples, held_out = load_examples(prepared.path, "train"), load_examples(prepared.path, "validation")[:watched]
+    others = Others(model, served(precision), size, prepared.manifest["spec"]["supervise"])
+    rows, held_out_rows = others.asked(
+        spec.objective, [Split(rows, examples), Split(held_out_rows[:watched], held_out)]
+    )
     loaded = load(model, precision)
     loaded.checkpointing = spec.activation_checkpointing is True
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
@@ -241,12 +248,9 @@ def finetune(
         loaded.model.float()
     chosen.attach(loaded, seed)
     before = last_logits(loaded, rows)
-    size, watched = spec.micro_batch or spec.batch, spec.validation.rows
-    held_out_rows = held_out_rows[:watched]
     if spec.objective.references and spec.rollouts is None:
         rows, held_out_rows = (with_references(loaded, each, size) for each in (rows, held_out_rows))
-    data = spec.source(loaded, rows, load_examples(prepared.path, "train"), seed)
-    held_out = load_examples(prepared.path, "validation")[:watched]
+    data = spec.source(loaded, rows, examples, seed)
     judge = Judge(spec.validation, spec.objective, spec.rollouts, held_out, held_out_rows, size)
     training = Training(spec, loaded, data, judge, out)
     done = training.run()

@@ -74,6 +74,8 @@ class Recipe(Spec):
 
 PATHS = (("prepare", "source"), ("prepare", "test"), ("prepare", "validation"), ("evaluate", "general"))
 """Fields that name files; in a recipe they are relative to the recipe's folder, on the command line to the current one."""
+MODELS = (("model",), ("finetune", "objective", "models"))
+"""Fields that name models: paths likewise, if there is something of that name."""
 
 
 def read_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
@@ -96,8 +98,19 @@ def _anchor(tree: dict[str, Any], folder: Path) -> None:
         section = tree.get(stage)
         if isinstance(section, dict) and name in section:
             section[name] = _beside(folder, section[name])
-    if isinstance(tree.get("model"), str) and (folder / tree["model"]).exists():
-        tree["model"] = str((folder / tree["model"]).resolve())
+    for *sections, name in MODELS:
+        below: Any = tree
+        for section in sections:
+            below = below.get(section) if isinstance(below, dict) else None
+        if isinstance(below, dict) and name in below:
+            below[name] = _model_beside(folder, below[name])
+
+
+def _model_beside(folder: Path, value: Any) -> Any:
+    """A model's path below `folder`; lists likewise; a name that is no path stays."""
+    if isinstance(value, list):
+        return [_model_beside(folder, part) for part in value]
+    return str((folder / value).resolve()) if isinstance(value, str) and (folder / value).exists() else value
 
 
 def _beside(folder: Path, value: Any) -> Any:

@@ -16,8 +16,8 @@ from tunesmith.models.load import Loaded
 
 
 @torch.no_grad()
-def with_references(loaded: Loaded, rows: Sequence[Row], size: int) -> list[Row]:
-    """The rows, `size` of them computed together, each with the log-probability of every answer under the model as it is, in nats: columns `reference_0`, `reference_1`, ..."""
+def with_references(loaded: Loaded, rows: Sequence[Row], size: int, model: int = 0) -> list[Row]:
+    """The rows, `size` of them computed together, each with the log-probability of every answer under the model as it is, in nats: columns `reference(answer, model)`."""
     loaded.model.eval()
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     found: dict[int, Row] = {}
@@ -27,7 +27,7 @@ def with_references(loaded: Loaded, rows: Sequence[Row], size: int) -> list[Row]
         sums = iter(batch.per_sequence(token_logps(loaded, batch)).tolist())
         for number in chosen:
             row = rows[number]
-            columns = {reference(answer): next(sums) for answer in range(len(row.sequences))}
+            columns = {reference(answer, model): next(sums) for answer in range(len(row.sequences))}
             found[number] = replace(row, columns={**row.columns, **columns})
     return [found[number] for number in range(len(rows))]
 

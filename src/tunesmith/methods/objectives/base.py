@@ -37,6 +37,11 @@ class Objective(Family):
         """Whether it reads log-probabilities of the model that training starts from: the columns `reference(answer)`, or of tokens, `START`."""
         return False
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Further models whose log-probabilities of whole answers it reads: the columns `reference(answer, number)`, numbered from 1."""
+        return ()
+
     @abstractmethod
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
         """The loss of a batch; log-probabilities come from `tunesmith.models.forward.token_logps`."""
@@ -63,9 +68,9 @@ class Objective(Family):
                 )
 
 
-def reference(answer: int) -> str:
-    """Name of the column with the starting model's log-probability of a row's answer, counted from 0."""
-    return f"reference_{answer}"
+def reference(answer: int, model: int = 0) -> str:
+    """Name of the column with a model's log-probability of a row's answer, counted from 0; model 0 is the one that training starts from."""
+    return f"reference_{answer}" + (f"_of_{model}" if model else "")
 
 
 def reward(answer: int) -> str:
