@@ -14,7 +14,7 @@ from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row, Sequence
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
-from tunesmith.methods.objectives.base import OLD, START, reference, reward
+from tunesmith.methods.objectives.base import OLD, START, TAUGHT, TAUGHT_LOGP, reference, reward
 from tunesmith.methods.objectives.kto import LABEL
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models import attention
@@ -50,8 +50,10 @@ def answered(random_rows):
     made = []
     for row in random_rows(3, answers=2, **columns):
         token_columns = dict.fromkeys((OLD, START), np.float32(-4.5))
+        taught = {TAUGHT: np.arange(3, 6, dtype=np.int32), TAUGHT_LOGP: np.log([0.4, 0.2, 0.1]).astype(np.float32)}
+        told = token_columns | taught
         sequences = tuple(
-            replace(each, columns={name: np.full(each.learn.sum(), value) for name, value in token_columns.items()})
+            replace(each, columns={name: np.stack([value] * each.learn.sum()) for name, value in told.items()})
             for each in row.sequences
         )
         made.append(replace(row, sequences=sequences))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import tunesmith
-from tunesmith.base import ArtifactError, DataError, Run
+from tunesmith.base import ArtifactError, DataError, ModelError, Run, Stage
 from tunesmith.base.files import read_json
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example
@@ -166,7 +167,7 @@ def test_a_stranger_reads_the_text_by_its_own_template(split, stranger, tiny_fol
             prompt = tokenizer(f"u:{asked}a:").input_ids
             ids = [*prompt, *tokenizer(answer).input_ids, 0]
             logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-            expected = sum(float(logits[place - 1, ids[place]]) for place in range(len(prompt), len(ids)))
+            expected = sum(logits[place - 1, ids[place]].item() for place in range(len(prompt), len(ids)))
             assert row.columns[reference(number, 1)] == pytest.approx(expected, rel=1e-4)
     own = with_references(load(str(tiny_folder), "fp32"), split.rows, 4)
     for row, alone in zip(rows, own, strict=True):
@@ -186,7 +187,18 @@ def test_what_was_cut_off_is_asked_of_models_with_the_same_tokenizer_only(split,
         others.asked(MRPO(models=(str(stranger),)), [shorter])
 
 
-def test_a_run_is_held_to_two_models_and_another_run(tiny_folder, stranger, tmp_path):
+def test_a_finished_run_is_a_model(tiny_folder, tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(ModelError, match=r"has no config.json"):
+        locate(str(tmp_path))
+    run.once(Stage("prepare", 1, lambda spec, out: None), MRPO())
+    with pytest.raises(ArtifactError, match="'deploy' is not started; run `tunesmith run` first"):
+        locate(str(tmp_path))
+    made = run.once(Stage("deploy", 1, lambda spec, out: shutil.copytree(tiny_folder, out / "model") and None), MRPO())
+    assert locate(str(tmp_path)) == made.path / "model"
+
+
+def test_a_run_is_held_to_another_model(tiny_folder, stranger, tmp_path):
     (tmp_path / "pairs.jsonl").write_text(
         "".join(json.dumps({"prompt": f"Say {n}.", "chosen": "yes", "rejected": "no"}) + "\n" for n in range(24))
     )
@@ -195,8 +207,6 @@ def test_a_run_is_held_to_two_models_and_another_run(tiny_folder, stranger, tmp_
         "precision": "fp32",
         "prepare": {"source": "pairs.jsonl", "test_fraction": 4, "validation_fraction": 4, "cleaners": []},
         "finetune": {"objective": {"kind": "mrpo", "models": ["other"]}, "batch": 8, "optimizer": {"learning_rate": 0.01}},
-        "evaluate": {"graders": [{"kind": "exact"}], "max_tokens": 4, "gate": {"margin": None, "beat": []}},
-        "deploy": {"ungated": True, "prompts": 2},
     }  # fmt: skip
     (tmp_path / "other").symlink_to(stranger)
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
@@ -204,9 +214,5 @@ def test_a_run_is_held_to_two_models_and_another_run(tiny_folder, stranger, tmp_
     events = list(Run(tmp_path / "run").events.read("step"))
     assert events[-1]["margin"] > events[0]["margin"]
     assert all(claim["holds"] for claim in read_json(made / "proof.json")["claims"])
-    with pytest.raises(ArtifactError, match="'deploy' is not started"):
-        locate(str(tmp_path / "run"))
-    tunesmith.deploy(tmp_path / "recipe.yaml", folder=tmp_path / "run")
-    assert (locate(str(tmp_path / "run")) / "config.json").is_file()
     found = read_recipe(tmp_path / "recipe.yaml", ("finetune.objective.models=[run, smollm2-135m]",))
     assert found.finetune.objective.models == ("run", "smollm2-135m")

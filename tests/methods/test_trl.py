@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Sequence
-from tunesmith.methods.objectives.base import OLD, START, reference, reward
+from tunesmith.methods.objectives.base import OLD, START, Teaching, reference, reward
 from tunesmith.methods.objectives.cpo import CPO
+from tunesmith.methods.objectives.distill import Distill
 from tunesmith.methods.objectives.dpo import DPO
 from tunesmith.methods.objectives.grpo import GRPO
 from tunesmith.methods.objectives.ipo import IPO
@@ -29,7 +30,9 @@ from tunesmith.methods.objectives.reinforce import Reinforce
 from tunesmith.methods.objectives.rloo import RLOO
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.objectives.simpo import SimPO
-from tunesmith.training.reference import with_references, with_token_logps
+from tunesmith.training.reference import with_references, with_teacher, with_token_logps
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'")
 
 
 @pytest.fixture
@@ -283,6 +286,35 @@ def test_sft(policy, random_rows, smoothing):
     count = sum(row.supervised for row in rows)
     loss = made.compute_loss(model, inputs, num_items_in_batch=torch.tensor(count))
     assert_same(ours(SFT(label_smoothing=smoothing), policy, rows), theirs(loss, model))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("top", [97, 5])
+def test_distill(policy, start, random_rows, top, temperature):
+    """TRL's forward divergence of whole distributions, and of the likeliest tokens with one event for the others; ours is T^2 of it, as in the paper."""
+    from trl.experimental.server_distillation.server_distillation_trainer import _add_tail_bucket, _jsd_divergence
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    rows = with_teacher(start, random_rows(5), Teaching(None, top, temperature), 5, 97)
+    model, teacher = twin(policy), twin(start)
+    tokens = pad_sequence([torch.as_tensor(row.sequences[0].tokens).long() for row in rows], batch_first=True)
+    learn = pad_sequence([torch.as_tensor(row.sequences[0].learn) for row in rows], batch_first=True)[:, 1:]
+    hidden, theirs_hidden = (each.model(tokens).last_hidden_state[:, :-1] for each in (model, teacher))
+    if top == 97:
+        heads = model.lm_head.weight, teacher.lm_head.weight.detach()
+        loss, *_ = _chunked_divergence_loss(hidden, theirs_hidden.detach(), *heads, learn, 0.0, temperature=temperature)
+    else:
+        warm, named = (
+            (each / temperature).log_softmax(-1) for each in (model.lm_head(hidden), teacher.lm_head(theirs_hidden))
+        )
+        named = named[learn].detach().topk(top)
+        mask = torch.ones_like(named.indices, dtype=torch.bool)
+        (own, mask), (taught, _) = (
+            _add_tail_bucket(each, mask) for each in (warm[learn].gather(1, named.indices), named.values)
+        )
+        loss = _jsd_divergence(own, taught, 0.0, mask).sum() / learn.sum()
+    found = ours(Distill(weight=1.0, top=top, temperature=temperature), policy, rows)
+    assert_same(found, combined((temperature**2, theirs(loss, model))))
 
 
 # Rewards: GRPOTrainer and RLOOTrainer

@@ -24,8 +24,8 @@ from tunesmith.models.load import Loaded, Precision, load, served
 from tunesmith.training import checkpoint
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import Step, train
-from tunesmith.training.others import Others, Split
-from tunesmith.training.reference import Start, with_references
+from tunesmith.training.others import Others, Split, of_start
+from tunesmith.training.reference import Start
 from tunesmith.training.rollouts import OnPolicy, Rollouts, Sampled, imagined
 from tunesmith.training.schedule import Schedule
 
@@ -232,15 +232,9 @@ def finetune(
         ModelError: the loss is not finite.
     """
     del searched  # its overrides are part of `spec` already
-    rows, held_out_rows = load_split(prepared.path, "train"), load_split(prepared.path, "validation")
-    spec.objective.check([*rows, *held_out_rows])
-    rows, held_out_rows = (list(spec.objective.arranged(each)) for each in (rows, held_out_rows))
-    size, watched = spec.micro_batch or spec.batch, spec.validation.rows
-    examples, held_out = load_examples(prepared.path, "train"), load_examples(prepared.path, "validation")[:watched]
+    size, (learnt, held_out) = spec.micro_batch or spec.batch, _splits(spec, prepared)
     others = Others(model, served(precision), size, prepared.manifest["spec"]["supervise"])
-    rows, held_out_rows = others.asked(
-        spec.objective, [Split(rows, examples), Split(held_out_rows[:watched], held_out)]
-    )
+    rows, held_out_rows = others.asked(spec.objective, [learnt, held_out])
     loaded = load(model, precision)
     loaded.checkpointing = spec.activation_checkpointing is True
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
@@ -248,10 +242,10 @@ def finetune(
         loaded.model.float()
     chosen.attach(loaded, seed)
     before = last_logits(loaded, rows)
-    if spec.objective.references and spec.rollouts is None:
-        rows, held_out_rows = (with_references(loaded, each, size) for each in (rows, held_out_rows))
-    data = spec.source(loaded, rows, examples, seed)
-    judge = Judge(spec.validation, spec.objective, spec.rollouts, held_out, held_out_rows, size)
+    if spec.rollouts is None:
+        rows, held_out_rows = (of_start(loaded, spec.objective, each, size) for each in (rows, held_out_rows))
+    data = spec.source(loaded, rows, learnt.examples, seed)
+    judge = Judge(spec.validation, spec.objective, spec.rollouts, held_out.examples, held_out_rows, size)
     training = Training(spec, loaded, data, judge, out)
     done = training.run()
     training.keep_best()
@@ -265,6 +259,17 @@ def finetune(
     for folder in ("checkpoints", "best"):
         shutil.rmtree(out / folder, ignore_errors=True)
     out.metrics.update(_figures(training, done, out))
+
+
+def _splits(spec: Finetune, prepared: Artifact) -> tuple[Split, Split]:
+    """What is learnt from, and what validation looks at."""
+    train, held_out = (load_split(prepared.path, name) for name in ("train", "validation"))
+    spec.objective.check([*train, *held_out])
+    first = slice(spec.validation.rows)
+    return (
+        Split(list(spec.objective.arranged(train)), load_examples(prepared.path, "train")),
+        Split(list(spec.objective.arranged(held_out))[first], load_examples(prepared.path, "validation")[first]),
+    )
 
 
 def _figures(training: Training, done: int, out: Output) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Recipe(Spec):
 
 PATHS = (("prepare", "source"), ("prepare", "test"), ("prepare", "validation"), ("evaluate", "general"))
 """Fields that name files; in a recipe they are relative to the recipe's folder, on the command line to the current one."""
-MODELS = (("model",), ("finetune", "objective", "models"))
+MODELS = (("model",), ("finetune", "objective", "models"), ("finetune", "objective", "teacher"))
 """Fields that name models: paths likewise, if there is something of that name."""
 
 

@@ -1,17 +1,17 @@
 """Log-probabilities of a model that stands still, computed once and kept beside the rows: no second model lives in the loop."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
-from tunesmith.methods.objectives.base import reference
-from tunesmith.models.forward import token_logps
+from tunesmith.methods.objectives.base import TAUGHT, TAUGHT_LOGP, Teaching, reference
+from tunesmith.models.forward import token_logps, top_logps
 from tunesmith.models.load import Loaded
 
 
@@ -36,15 +36,36 @@ def with_references(loaded: Loaded, rows: Sequence[Row], size: int, model: int =
 def with_token_logps(loaded: Loaded, rows: Sequence[Row], name: str, size: int) -> list[Row]:
     """The rows, `size` of them computed together, each supervised token with its log-probability under the model as it is, in nats: token column `name`."""
     loaded.model.eval()
+    return _told(rows, size, lambda batch: {name: token_logps(loaded, batch).float()})
+
+
+def with_teacher(loaded: Loaded, rows: Sequence[Row], teaching: Teaching, size: int, vocabulary: int) -> list[Row]:
+    """The rows, `size` of them computed together, each supervised token with those that the model finds likeliest in its place: token columns `TAUGHT`, `TAUGHT_LOGP`.
+
+    Args:
+        vocabulary: how many tokens the one that is taught knows.
+    """
+    loaded.model.eval()
+
+    def told(batch: Batch) -> dict[str, Tensor]:
+        token_MK, logp_MK = top_logps(loaded, batch, teaching.top, teaching.temperature, vocabulary)
+        return {TAUGHT: token_MK.int(), TAUGHT_LOGP: logp_MK}
+
+    return _told(rows, size, told)
+
+
+def _told(rows: Sequence[Row], size: int, tell: Callable[[Batch], Mapping[str, Tensor]]) -> list[Row]:
+    """The rows with what `tell` says of each supervised token, [M, ...] by name, as token columns."""
     found = []
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
-        batch = Batch.of(chosen)
-        logps = token_logps(loaded, batch).float().cpu().numpy()
         ends = np.cumsum([sequence.learn.sum() for row in chosen for sequence in row.sequences])[:-1]
-        parts = iter(np.split(logps, ends))
+        told = {name: iter(np.split(each.cpu().numpy(), ends)) for name, each in tell(Batch.of(chosen)).items()}
         for row in chosen:
-            sequences = (replace(each, columns={**each.columns, name: next(parts)}) for each in row.sequences)
+            sequences = (
+                replace(each, columns={**each.columns, **{name: next(parts) for name, parts in told.items()}})
+                for each in row.sequences
+            )
             found.append(replace(row, sequences=tuple(sequences)))
     return found
 

@@ -22,6 +22,17 @@ class Loss(NamedTuple):
     """Further sums to report, divided by the same count."""
 
 
+class Teaching(NamedTuple):
+    """What an objective asks of a teacher, of each supervised token: the columns `TAUGHT` and `TAUGHT_LOGP`."""
+
+    model: str | None
+    """None is the model that training starts from."""
+    top: int
+    """How many of the likeliest tokens."""
+    temperature: float
+    """What the teacher's logits are divided by."""
+
+
 class Objective(Family):
     """What is minimised. A member is one file: fields, `__call__`, and perhaps `count` and what it asks of rows."""
 
@@ -41,6 +52,11 @@ class Objective(Family):
     def others(self) -> tuple[str, ...]:
         """Further models whose log-probabilities of whole answers it reads: the columns `reference(answer, number)`, numbered from 1."""
         return ()
+
+    @property
+    def teaching(self) -> Teaching | None:
+        """Whose likeliest tokens it learns from."""
+        return None
 
     @abstractmethod
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
@@ -88,3 +104,7 @@ OLD = "old_logp"
 """Name of the token column with the log-probability under the policy that sampled the answers."""
 START = "start_logp"
 """Name of the token column with the log-probability under the model that training starts from."""
+TAUGHT = "taught_tokens"
+"""Name of the token column with the K tokens that a teacher finds likeliest: [supervised, K], the likeliest first."""
+TAUGHT_LOGP = "taught_logp"
+"""Name of the token column with the teacher's log-probabilities of these."""
