@@ -54,8 +54,10 @@ class Pipeline:
 
         Raises:
             MachineError: training would not fit into memory; says what would.
+            ConfigError: the rows cannot be evaluated as the recipe says.
         """
         prepared = self.prepare()
+        evaluate.check(self.recipe.evaluate, prepared)
         self._plan(prepared)
         return self.run.once(initialise.STAGE, self.recipe.initialise, prepared, **self.about, seed=self.recipe.seed)
 
