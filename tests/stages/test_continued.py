@@ -80,7 +80,7 @@ def test_an_overlap_that_leaves_little_is_refused():
 
 def test_a_folder_of_texts_becomes_a_model_of_such_texts(tiny_folder, tmp_path):
     (tmp_path / "notes").mkdir()
-    for number in range(12):
+    for number in range(8):
         lines = "\n\n".join(
             f"# Log {number}\n\nThe pump {part} of plant {number} ran dry at noon." for part in range(9)
         )
@@ -88,16 +88,25 @@ def test_a_folder_of_texts_becomes_a_model_of_such_texts(tiny_folder, tmp_path):
     recipe = {
         "model": str(tiny_folder),
         "precision": "fp32",
-        "prepare": {"source": "notes", "join": 400, "max_tokens": 48, "overlap": 8, "test_fraction": 0.2, "validation_fraction": 4, "cleaners": []},
+        "prepare": {"source": "notes", "join": 400, "max_tokens": 48, "overlap": 8, "test_fraction": 0.2, "validation_fraction": 1, "cleaners": []},
         "initialise": {"adapter": {"kind": "full"}},
         "finetune": {"epochs": 2, "optimizer": {"learning_rate": 0.02}},
-        "evaluate": {"graders": [{"kind": "perplexity"}]},
+        "evaluate": {"graders": [{"kind": "perplexity"}], "max_tokens": 4},
         "deploy": {"ungated": True},
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     folder = tunesmith.run(tmp_path / "recipe.yaml", folder=tmp_path / "run")
     results = read_json(Run(folder).artifact("evaluate") / "results.json")
     board = results["task"]["graders"]["perplexity"]
-    assert board["systems"]["tuned"]["point"] < 0.5 * board["systems"]["base"]["point"]
-    assert {"tuned"} <= board["systems"].keys() <= {"base", "tuned"}
-    print(json.dumps(board, indent=1)[:1500], json.dumps(results["general"])[:500], results["gate"])
+    apart = board["differences"]["tuned - base"]["relative"]
+    assert apart["low"] < apart["value"] < apart["high"] < -50
+    assert results["general"]["graders"]["perplexity"]["differences"].keys() == {"tuned - base"}
+    assert set(results["notes"].values()) == {"likelihoods of plain text; nothing was asked"}
+    proof = read_json(Run(folder).artifact("deploy") / "proof.json")
+    (said,) = (claim for claim in proof["claims"] if claim["claim"].startswith("greedy answers"))
+    assert said["equal"] == said["prompts"] > 0
+    with pytest.raises(
+        ConfigError, match=r"evaluate.graders: exact judges answers, and plain text asks for none"
+    ) as caught:
+        tunesmith.initialise(tmp_path / "recipe.yaml", "evaluate.graders=[{kind: exact}]", folder=tmp_path / "other")
+    assert "\n" not in str(caught.value)
