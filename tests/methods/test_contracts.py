@@ -15,7 +15,17 @@ from tunesmith.data.example import Row, Sequence
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.merging import Merging
 from tunesmith.methods.objectives import Objective
-from tunesmith.methods.objectives.base import ADVANTAGE, OLD, RETURN, START, VALUE, reference, reward
+from tunesmith.methods.objectives.base import (
+    ADVANTAGE,
+    OLD,
+    RETURN,
+    START,
+    TAUGHT,
+    TAUGHT_LOGP,
+    VALUE,
+    reference,
+    reward,
+)
 from tunesmith.methods.objectives.kto import LABEL
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.methods.pruning import Pruning
@@ -52,12 +62,13 @@ def answered(random_rows):
     columns = {reference(0): -9.0, reference(1): -11.0, reward(0): 1.0, reward(1): 0.0, LABEL: 1.0}
     made = []
     for row in random_rows(3, answers=2, **columns):
-        token_columns = {OLD: -4.5, START: -4.5, VALUE: 0.1, ADVANTAGE: 0.5, RETURN: 0.8}
+        told = {
+            name: np.float32(value)
+            for name, value in ((OLD, -4.5), (START, -4.5), (VALUE, 0.1), (ADVANTAGE, 0.5), (RETURN, 0.8))
+        }
+        told |= {TAUGHT: np.arange(3, 6, dtype=np.int32), TAUGHT_LOGP: np.log([0.4, 0.2, 0.1]).astype(np.float32)}
         sequences = tuple(
-            replace(
-                each,
-                columns={name: np.full(each.learn.sum(), value, np.float32) for name, value in token_columns.items()},
-            )
+            replace(each, columns={name: np.stack([value] * each.learn.sum()) for name, value in told.items()})
             for each in row.sequences
         )
         made.append(replace(row, sequences=sequences))

@@ -27,6 +27,9 @@ from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.objectives import Objective
+from tunesmith.methods.objectives.distill import Distill
+from tunesmith.methods.objectives.dpo import DPO
+from tunesmith.methods.objectives.mrpo import MRPO
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models import attention
@@ -205,6 +208,9 @@ import json, sys
 from test_estimate import rows_of
 from tunesmith.kernels.memory import Peak
 from tunesmith.methods.adapters import Adapter, trainable
+from tunesmith.methods.objectives.distill import Distill
+from tunesmith.methods.objectives.dpo import DPO
+from tunesmith.methods.objectives.mrpo import MRPO
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.load import load, load_config, load_tokenizer, locate
@@ -294,3 +300,24 @@ def test_answers_that_are_sampled_cost_time_and_their_length(kind):
     assert longer.seconds - found.seconds > 16 * 2 * weights
     assert longer.activations > found.activations
     assert found.seconds < twice.seconds < 2 * found.seconds
+
+
+@pytest.mark.parametrize(
+    "objective", [MRPO(models=("a", "b")), Distill(top=3), Distill(teacher="a", top=3)], ids=lambda one: one.kind
+)
+def test_what_other_models_will_say_can_be_planned(objective, random_rows):
+    """Before any of them was asked, and the passes that measure it are counted."""
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4
+    )
+    rows = random_rows(4, answers=objective.answers)
+    plain = DPO() if objective.answers == 2 else SFT()
+    found, without = (
+        estimate(
+            config, LoRA(), AdamW(), each, Dataset(rows, 2, 2, 1, 0), precision="fp32", speed=Speed(1e9, 1e9, 1e9, 0.0),
+            available=2**40, resident=0,
+        )
+        for each in (objective, plain)
+    )  # fmt: skip
+    assert found.peak_bytes >= without.peak_bytes
+    assert found.seconds > without.seconds

@@ -117,7 +117,7 @@ class Batch:
     columns: dict[str, Tensor]
     """float32 [R] each: named numbers per row."""
     token_columns: dict[str, Tensor]
-    """float32 [M] each: named numbers per supervised token."""
+    """[M, ...] each: what is known of each supervised token."""
     origins: tuple[str, ...]
     """`file:line` of each row."""
     tokens: int

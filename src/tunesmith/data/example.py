@@ -85,7 +85,7 @@ class Sequence:
     learn: np.ndarray
     """bool [T]: whether token t is supervised (predicted from those before it); never true at t = 0."""
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """float32 [supervised tokens] each: named numbers per token, made while training and not kept in files."""
+    """[supervised tokens, ...] each, float32 or integers: what is known of each token, made while training and not kept in files."""
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -11,6 +11,7 @@ from .example import Example
 from .formats import FIRST_ROWS, detect
 from .ledger import Ledger
 from .sources import find_files, member_for
+from .sources.text import Text
 
 NOTES = 20
 
@@ -59,10 +60,18 @@ def arriving(
     *,
     limit: int | None = None,
     form: str = "auto",
+    join: int = 0,
 ) -> Iterator[Item]:
-    """As `take_in`, one by one; what is known of each file goes to `sources` when it has been read."""
+    """As `take_in`, one by one; what is known of each file goes to `sources` when it has been read.
+
+    Args:
+        join: characters up to which paragraphs of text files are made one row.
+    """
     for file in find_files(path, split):
-        records = islice(member_for(file).records(file), limit)
+        reader = member_for(file)
+        if isinstance(reader, Text):
+            reader = Text(join=join)
+        records = islice(reader.records(file), limit)
         first = list(islice(records, FIRST_ROWS))
         if not first:
             continue

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tunesmith.base import ModelError
+from tunesmith.base import ModelError, Run
 from tunesmith.base.files import read_json
 
 from .gguf import EMBEDDED, convert, embedded
@@ -16,10 +16,11 @@ def locate(name: str) -> Path:
     """The folder with config, weights and tokenizer that `name` stands for; converts and caches a GGUF file.
 
     Args:
-        name: an embedded model's name, a Hugging Face folder, a GGUF file, or a hub id `owner/name`.
+        name: an embedded model's name, a Hugging Face folder, the folder of a run, a GGUF file, or a hub id `owner/name`.
 
     Raises:
         ModelError: nothing of that name can be had.
+        ArtifactError: it is a run that has not deployed a model.
     """
     path = Path(name).expanduser()
     if name in EMBEDDED:
@@ -28,6 +29,8 @@ def locate(name: str) -> Path:
         return convert(path, path.stem)
     if (path / "config.json").is_file():
         return path
+    if (path / "stages.json").is_file():
+        return Run(path).artifact("deploy").path / "model"
     if path.is_dir():
         raise ModelError(
             f"model {name}: the folder has no config.json; give a folder that transformers' save_pretrained wrote"

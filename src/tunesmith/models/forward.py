@@ -41,19 +41,70 @@ def token_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
     return logp_M
 
 
+def candidate_logps(loaded: Loaded, batch: Batch, token_MK: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability, float32 [M], of each supervised token, and, float32 [M, K], of K tokens in its place; both differentiable.
+
+    Args:
+        token_MK: int64, on the model's device.
+        temperature: what logits are divided by for the K tokens.
+    """
+    decoder = loaded.decoder() if loaded.forest else None
+    if decoder is None or decoder.softcap is not None:
+        logits_UV, back_M, target_M = _logits(loaded, batch)
+        warm_UV = logits_UV.float() / temperature
+        found_MK = warm_UV[back_M[:, None], token_MK] - torch.logsumexp(warm_UV, -1)[back_M, None]
+        return _pick(logits_UV, back_M, target_M, 0.0), found_MK
+    batch = batch.behind(loaded.prefix).to(loaded.device)
+    hidden_MD = decoder.hidden(batch.forest, batch.source_M, recompute=loaded.checkpointing)
+    warm_MD = hidden_MD / temperature
+    logp_M = head.token_logps(hidden_MD, decoder.head, batch.target_M)
+    warm_M = logp_M if temperature == 1 else head.token_logps(warm_MD, decoder.head, batch.target_M)
+    apart_MKD = decoder.head[token_MK].float() - decoder.head[batch.target_M][:, None].float()
+    return logp_M, warm_M[:, None] + torch.einsum(
+        "md,mkd->mk", warm_MD.float(), apart_MKD
+    )  # the normaliser is in `warm_M`
+
+
+@torch.no_grad()
+def top_logps(loaded: Loaded, batch: Batch, count: int, temperature: float, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """The `count` likeliest tokens in place of each supervised one, int64 [M, K], and their log-probabilities, float32 [M, K].
+
+    Args:
+        temperature: what logits are divided by.
+        vocabulary: tokens from which on there are none.
+    """
+    logits_UV, back_M, _ = _logits(loaded, batch)
+    logp_UV = (logits_UV[:, :vocabulary].float() / temperature).log_softmax(-1)
+    found = logp_UV.topk(min(count, logp_UV.shape[1]))
+    return found.indices[back_M], found.values[back_M]
+
+
 def generic_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """The same through transformers' own layers: the twin of the fused operations, and the way of architectures that have none."""
+    return _pick(*_forest_logits(loaded, batch), smoothing)
+
+
+def padded_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    """The same over sequences padded to one length: the obvious twin of the forest, and the way of models that cannot take it."""
+    return _pick(*_padded_logits(loaded, batch), smoothing)
+
+
+def _logits(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [U, V], which of them each supervised token is predicted from [M], and the tokens [M]; through transformers' own layers."""
+    return _forest_logits(loaded, batch) if loaded.forest else _padded_logits(loaded, batch)
+
+
+def _forest_logits(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     inputs = forest_inputs(loaded, batch)
     batch, device = batch.behind(loaded.prefix), loaded.device
     node_U, back_M = torch.unique(batch.source_M, return_inverse=True)
     arrange(loaded)
     with attending(ForestAttend(batch.forest)), autocast(loaded):
         out = loaded.model(**inputs, logits_to_keep=node_U.to(device))
-    return _pick(out.logits[0], back_M.to(device), batch.target_M.to(device), smoothing)
+    return out.logits[0], back_M.to(device), batch.target_M.to(device)
 
 
-def padded_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
-    """The same over sequences padded to one length: the obvious twin of the forest, and the way of models that cannot take it."""
+def _padded_logits(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     inputs = padded_inputs(loaded, batch)
     batch, device = batch.behind(loaded.prefix), loaded.device
     arrange(loaded)
@@ -61,7 +112,7 @@ def padded_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor
         logits_STV = loaded.model(**inputs).logits
     depth_M = batch.forest.depth_N[batch.source_M].to(device)
     logits_MV = logits_STV[batch.sequence_M.to(device), depth_M]
-    return _pick(logits_MV, torch.arange(len(depth_M), device=device), batch.target_M.to(device), smoothing)
+    return logits_MV, torch.arange(len(depth_M), device=device), batch.target_M.to(device)
 
 
 def forest_inputs(loaded: Loaded, batch: Batch) -> dict[str, Any]:

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
-from tunesmith.data.example import Row
 from tunesmith.kernels.memory import PRODUCTS
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
-from tunesmith.methods.objectives.base import reference
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models.generate import BATCH
 from tunesmith.models.heads import attach_head
 from tunesmith.models.load import Loaded
 from tunesmith.models.load import parameters as count
 from tunesmith.training.batches import Dataset
+from tunesmith.training.others import imagined_answers
 from tunesmith.training.rollouts import Sampled
 
 from .dry_run import Footprint, rehearse, skeleton, storages
@@ -196,9 +195,7 @@ def estimate(
     Raises:
         ModelError: the model cannot be built, or has nothing that the adapter could teach.
     """
-    if objective.references:  # their values do not matter here
-        blank = [replace(row, columns={**row.columns, **_blank(row)}) for row in data.rows]
-        data = replace(data, rows=blank)
+    data = replace(data, rows=imagined_answers(objective, data.rows))
     work = Workload(data)
     passes, loaded = Passes.of(optimizer), Loaded("plan", Path(), skeleton(config, precision), None, precision)
     loaded.checkpointing = checkpointing
@@ -235,7 +232,7 @@ def estimate(
 def measuring(objective: Objective, data: Dataset) -> float:
     """Forward passes, for each step's own, that measure log-probabilities: once for all epochs, or for the answers of each rollout."""
     if not isinstance(data, Sampled):
-        return objective.references / data.epochs
+        return (objective.references + len(objective.others) + (objective.teaching is not None)) / data.epochs
     return (objective.references + (data.repeats > 1 or objective.head)) / data.repeats
 
 
@@ -245,10 +242,6 @@ def _sampling(data: Sampled, parameters: int, speed: Speed, precision: str) -> f
     together = min(answers, BATCH)
     token = speed.seconds(2 * parameters * together, parameters * (2 if bf16 else 4), bf16)
     return SLOWDOWN * token * data.spec.max_tokens * -(-answers // BATCH) * data.steps / data.repeats
-
-
-def _blank(row: Row) -> dict[str, float]:
-    return {reference(answer): 0.0 for answer in range(len(row.sequences))}
 
 
 def _memory(found: Footprint, own: int, gradients: int) -> dict[str, int]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from tunesmith.base import Artifact, DataError, Output, Spec, Stage
-from tunesmith.base.files import write_atomic, write_json
+from tunesmith.base import Artifact, ConfigError, DataError, Output, Spec, Stage
+from tunesmith.base.files import read_json, write_atomic, write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split
@@ -80,7 +80,8 @@ def evaluate(
     base, base_general = likelihoods(loaded, read), likelihoods(loaded, general)
     merge(loaded, adapter, finetuned, precision, pruned)
     tuned, tuned_general = likelihoods(loaded, read), likelihoods(loaded, general)
-    answers["tuned"] = kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
+    if answers:
+        answers["tuned"] = kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
     found = {"base": base, "tuned": tuned} if reads else {}
     board = scoreboard(test, answers, spec.graders, likelihoods=found, slices=spec.slices, seed=seed)
     results = {"task": board, "notes": notes, **_generally(spec, loaded, base_general, tuned_general)}
@@ -91,10 +92,26 @@ def evaluate(
     out.metrics.update(headline(results))
 
 
+def check(spec: Evaluate, prepared: Artifact) -> None:
+    """Refuse graders of answers where all rows are plain text, before anything is trained.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    formats = {source["format"] for source in read_json(prepared / "summary.json")["sources"]}
+    reading = [grader.kind for grader in spec.graders if grader.reads == "answers"]
+    if formats == {"text"} and reading:
+        raise ConfigError(
+            f"evaluate.graders: {', '.join(reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
+        )
+
+
 def _systems(
     spec: Evaluate, loaded: Loaded, train: list[Example], test: list[Example], out: Output
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Answers of everything that the tuned model is compared with, and how each was made or why it is missing."""
+    if all(example.text is not None for example in test):
+        return {}, dict.fromkeys(("base", "tuned"), "likelihoods of plain text; nothing was asked")
     sampling = Sampling(max_tokens=spec.max_tokens)
     answers = {"base": kept(out, "base", lambda: answer(loaded, test, sampling))}
     notes = {"base": "zero-shot: the prompt as it is", "tuned": "the prompt as it is"}

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
@@ -21,12 +22,13 @@ from tunesmith.methods.optimizers import Optimizer
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.methods.optimizers.hybrid import TorchHybrid
 from tunesmith.models.heads import attach_head, detach_head, save_head
-from tunesmith.models.load import Loaded, Precision, load
+from tunesmith.models.load import Loaded, Precision, load, served
 from tunesmith.training import checkpoint
 from tunesmith.training.balance import Balance
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import Step, train
-from tunesmith.training.reference import Start, with_references
+from tunesmith.training.others import Others, Split, of_start
+from tunesmith.training.reference import Start
 from tunesmith.training.rollouts import OnPolicy, Rollouts, Sampled, imagined
 from tunesmith.training.schedule import Schedule
 
@@ -250,22 +252,22 @@ def finetune(
         ModelError: the loss is not finite.
     """
     del searched  # its overrides are part of `spec` already
-    rows, held_out_rows = arranged(spec, prepared)
+    learnt, held_out = splits(spec, prepared, model, precision)
     loaded = load(model, precision)
     loaded.checkpointing = spec.activation_checkpointing is True
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
     if spec.optimizer.moves_frozen:
         loaded.model.float()
     chosen.attach(loaded, seed)
-    chosen.begin(loaded, rows, seed)
+    chosen.begin(loaded, list(learnt.rows), seed)
     if spec.objective.head:
         attach_head(loaded)
-    before = last_logits(loaded, rows)
-    training = set_up(spec, loaded, rows, held_out_rows, prepared, out, seed)
+    before = last_logits(loaded, list(learnt.rows))
+    training = set_up(spec, loaded, learnt, held_out, out, seed)
     done = training.run()
     training.keep_best()
     proof = Proof()
-    moved = gap(before, last_logits(loaded, rows))
+    moved = gap(before, last_logits(loaded, list(learnt.rows)))
     proof.claim("training changed the logits", moved > 1e-3, largest_logp_change=moved)
     finite = all(bool(parameter.isfinite().all()) for parameter in training.parameters.values())
     proof.claim("every learnt weight is finite", finite, tensors=len(training.parameters))
@@ -276,26 +278,33 @@ def finetune(
     out.metrics.update(figures(training, done, out))
 
 
-def arranged(spec: Finetune, prepared: Artifact) -> tuple[list[Row], list[Row]]:
-    """Training and validation rows as the objective learns from them; DataError if it cannot."""
-    splits = [load_split(prepared.path, split) for split in ("train", "validation")]
-    spec.objective.check([row for rows in splits for row in rows])
-    splits[0] = spec.balance.weighted(splits[0])
-    rows, held_out_rows = (list(spec.objective.arranged(each)) for each in splits)
-    return rows, held_out_rows
+def splits(spec: Finetune, prepared: Artifact, model: str, precision: Precision) -> list[Split]:
+    """What is learnt from and what validation looks at, as the objective reads it, with what other models say of it.
+
+    Raises:
+        DataError: the objective cannot learn from a row.
+        ModelError: another model cannot be had.
+    """
+    train, held_out = (load_split(prepared.path, name) for name in ("train", "validation"))
+    spec.objective.check([*train, *held_out])
+    rows, first = spec.balance.weighted(train), slice(spec.validation.rows)
+    found = [
+        Split(list(spec.objective.arranged(rows)), load_examples(prepared.path, "train")),
+        Split(list(spec.objective.arranged(held_out))[first], load_examples(prepared.path, "validation")[first]),
+    ]
+    size, supervise = spec.micro_batch or spec.batch, prepared.manifest["spec"]["supervise"]
+    asked = Others(model, served(precision), size, supervise).asked(spec.objective, found)
+    return [replace(split, rows=rows) for split, rows in zip(found, asked, strict=True)]
 
 
-def set_up(
-    spec: Finetune, loaded: Loaded, rows: list[Row], held_out_rows: list[Row], prepared: Artifact, out: Output, seed: int
-) -> Training:  # fmt: skip
+def set_up(spec: Finetune, loaded: Loaded, learnt: Split, held_out: Split, out: Output, seed: int) -> Training:
     """A training of what learns in a model, from its first step on or from where an earlier attempt was stopped."""
-    size, watched = spec.micro_batch or spec.batch, spec.validation.rows
-    held_out_rows = held_out_rows[:watched]
-    if spec.objective.references and spec.rollouts is None:
-        rows, held_out_rows = (with_references(loaded, each, size) for each in (rows, held_out_rows))
-    data = spec.source(loaded, rows, load_examples(prepared.path, "train"), seed)
-    held_out = load_examples(prepared.path, "validation")[:watched]
-    judge = Judge(spec.validation, spec.objective, spec.rollouts, held_out, held_out_rows, size)
+    size = spec.micro_batch or spec.batch
+    rows, watched = list(learnt.rows), list(held_out.rows)
+    if spec.rollouts is None:
+        rows, watched = (of_start(loaded, spec.objective, each, size) for each in (rows, watched))
+    data = spec.source(loaded, rows, learnt.examples, seed)
+    judge = Judge(spec.validation, spec.objective, spec.rollouts, held_out.examples, watched, size)
     if any(row.classes for row in rows):
         out.metrics["classes"] = spec.balance.table(rows)
         out.events.write("classes", classes=out.metrics["classes"])

@@ -1,5 +1,6 @@
 """Initialise: load the model, attach the adapter, and check that what is about to be trained is what will be served."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -82,14 +83,25 @@ def check_rows(proof: Proof, loaded: Loaded, examples: list[Example], rows: list
     sequences = [sequence for row in rows for sequence in row.sequences]
     taught = sum(bool(sequence.learn.any()) for sequence in sequences)
     proof.claim("every row has supervised tokens", taught == len(sequences), rows=len(sequences), with_tokens=taught)
-    ended = sum(bool(sequence.learn[-1]) and int(sequence.tokens[-1]) in renderer.ends for sequence in sequences)
-    share = ended / len(sequences)  # a truncated row has no end; prepare refuses when there are many
-    proof.claim("the end token is supervised", share >= 0.8, rows=len(sequences), with_end=ended)
+    last = [
+        sequence
+        for row, after in pairwise([*rows, None])
+        if row and not _goes_on(row, after)
+        for sequence in row.sequences
+    ]
+    ended = sum(bool(sequence.learn[-1]) and int(sequence.tokens[-1]) in renderer.ends for sequence in last)
+    share = ended / len(last)  # a truncated row has no end; prepare refuses when there are many
+    proof.claim("the end token is supervised", share >= 0.8, rows=len(last), with_end=ended)
     talks = [(example, row) for example, row in zip(examples, rows, strict=True) if example.text is None]
     same = sum(_served(renderer, example, row) for example, row in talks)
     proof.claim("training tokens are serving tokens", same == len(talks), rows=len(talks), equal=same)
     again = sum(_reference(loaded.tokenizer, renderer, example) for example, _ in talks[:50])
     proof.claim("prompts equal the template's own tokens", again == len(talks[:50]), rows=len(talks[:50]), equal=again)
+
+
+def _goes_on(row: Row, after: Row | None) -> bool:
+    """Whether a row holds a part of a text that goes on in the next."""
+    return after is not None and row.origin == after.origin
 
 
 def _served(renderer: Renderer, example: Example, row: Row) -> bool:

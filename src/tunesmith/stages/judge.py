@@ -21,13 +21,26 @@ from tunesmith.training.rollouts import Rollouts
 
 ROWS = 8
 """Rows scored in one forward pass."""
+OPENING = 32
+"""Tokens of a plain text that are given to a model to go on from."""
 
 
 def answer(loaded: Loaded, examples: Sequence[Example], sampling: Sampling, shots: Sequence[Message] = ()) -> list[str]:
-    """A greedy or sampled answer to each example's prompt, after `shots` if given."""
+    """A greedy or sampled answer to each example's prompt, after `shots` if given; of plain text, what follows its beginning."""
     renderer = Renderer(loaded.tokenizer)
-    prompts = [renderer.prompt(_with_shots(example, shots), example.tools) for example in examples]
+    prompts = [
+        renderer.prompt(_with_shots(example, shots), example.tools)
+        if example.text is None
+        else _opening(renderer, example)
+        for example in examples
+    ]
     return [completion.text.strip() for completion in generate(loaded, prompts, sampling)]
+
+
+def _opening(renderer: Renderer, example: Example) -> list[int]:
+    """The first tokens of a plain text, half of it at most."""
+    tokens = renderer.row(example).sequences[0].tokens.tolist()
+    return list(tokens[: max(1, min(OPENING, len(tokens) // 2))])
 
 
 def _with_shots(example: Example, shots: Sequence[Message]) -> list[Message]:

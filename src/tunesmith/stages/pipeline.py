@@ -69,9 +69,11 @@ class Pipeline(Stages[Recipe]):
 
         Raises:
             MachineError: training would not fit into memory; says what would.
+            ConfigError: the rows cannot be evaluated as the recipe says.
         """
         prepared = self.prepare()
         self.recipe.prune.check(locate(self.recipe.model))
+        evaluate.check(self.recipe.evaluate, prepared)
         self._plan(prepared)
         return self.run.once(initialise.STAGE, self.recipe.initialise, prepared, **self.about, seed=self.recipe.seed)
 

@@ -20,10 +20,12 @@ from tunesmith.data.cleaners.leakage import Leakage
 from tunesmith.data.columns import with_columns
 from tunesmith.data.corpus import Corpus, View
 from tunesmith.data.example import WEIGHT, Example, Row
+from tunesmith.data.fitting import cut, windows
 from tunesmith.data.formats import names
 from tunesmith.data.intake import arriving, check_shapes, shape
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.prepared import SPLITS
+from tunesmith.data.render import Renderer
 from tunesmith.data.rows_file import RowWriter
 from tunesmith.data.shelf import batched, chunks
 from tunesmith.data.sources import find_files
@@ -70,7 +72,13 @@ class Prepare(Spec):
     columns: tuple[str, ...] = ()
     """Further fields with a number that an objective reads, such as the `score` or the `margin` of rows for `reward`."""
     max_tokens: int = Field(default=1024, ge=8)
-    """Tokens of a row, prompt and answer together, beyond which it is cut off on the right."""
+    """Tokens of a row, prompt and answer together, beyond which it is cut off on the right; plain text becomes several rows instead."""
+    join: int = Field(default=0, ge=0)
+    """Characters up to which paragraphs of a .txt or .md file that follow each other are one row, so that what was said before is known; 0 makes
+    each a row."""
+    overlap: int = Field(default=1, ge=1)
+    """Tokens that a row of a longer plain text has in common with the one before it: read again, and learnt and scored once. With 1 all but the
+    first token of a text is learnt; more let the beginning of each row know what came before."""
     supervise: Literal["answers", "all"] = "answers"
     """What is learnt: what the assistant says, or the prompt too."""
     cleaners: tuple[Cleaner, ...] = (ExactDuplicates(), Leakage())
@@ -88,6 +96,10 @@ class Prepare(Spec):
                 raise ValueError(
                     f"{name}_rows needs {name}; to split off so many rows, give the count as {name}_fraction"
                 )
+        if 2 * self.overlap > self.max_tokens:
+            raise ValueError(
+                f"overlap {self.overlap} is more than half of max_tokens; rows would hold little that is new"
+            )
         if self.stratify and self.group:
             raise ValueError("stratify and group exclude each other; keep the one that matters more")
         return self
@@ -176,7 +188,9 @@ def _take_in(spec: Prepare, folder: Path) -> Taken:
     for name, (path, limit) in spec.given().items():
         start = len(taken.corpus)
         sources: list[dict[str, Any]] = []
-        for arrived in batched(arriving(path, name, taken.ledger, sources, limit=limit, form=spec.format)):
+        for arrived in batched(
+            arriving(path, name, taken.ledger, sources, limit=limit, form=spec.format, join=spec.join)
+        ):
             fields = {field: field for field in spec.columns}
             if spec.weight and name != "test":
                 fields[spec.weight] = WEIGHT
@@ -231,54 +245,43 @@ def _write(view: View, name: str, spec: Prepare, rendering: Rendering, taken: Ta
     with (writer.path.parent / f"{name}.jsonl").open("wb") as file:
         for numbers, (asked, rows) in zip(chunks(view.numbers), rendering.rows(lines), strict=True):
             for number, line, whole in zip(numbers, asked, rows, strict=True):
-                row = _settled(whole, taken.rows[number], name, spec.max_tokens, taken.ledger)
-                if row is None:
-                    continue
-                file.write(line + b"\n")
-                if path := spec.classes or spec.stratify:
-                    found = values(Example.from_json(json.loads(line)), path)
-                    table.classes.update(found or (NONE,))
-                    row = replace(row, classes=found)
-                writer.add(row)
-                table.lengths.add(row)
+                found = _settled(whole, line, taken.rows[number], name, spec, taken.ledger)
+                if found and (path := spec.classes or spec.stratify):
+                    classes = values(Example.from_json(json.loads(line)), path)
+                    found = [replace(row, classes=classes) for row in found]
+                    table.classes.update(list(classes or (NONE,)) * len(found))
+                for row in found:
+                    file.write((line if len(found) == 1 else _part(line, row, rendering.renderer)) + b"\n")
+                    writer.add(row)
+                    table.lengths.add(row)
     return table
 
 
-def _settled(whole: Row | DataError, number: int, name: str, longest: int, ledger: Ledger) -> Row | None:
-    """A row as it is learnt from, entered in the ledger; None if it cannot be."""
+def _settled(whole: Row | DataError, line: bytes, number: int, name: str, spec: Prepare, ledger: Ledger) -> list[Row]:
+    """The rows that an example is learnt as, entered in the ledger; none if it cannot be."""
+    longest = spec.max_tokens
     try:
         if isinstance(whole, DataError):
             raise whole
-        row = _cut(whole, longest)
+        if len(whole) > longest and Example.from_json(json.loads(line)).text is not None:
+            ledger.settle(number, "used", split=name, supervised=whole.supervised)
+            return windows(whole, longest, spec.overlap)
+        row = cut(whole, longest)
     except DataError as error:
         ledger.settle(number, "quarantined", str(error), split=name)
-        return None
+        return []
     if len(whole) > longest:
         reason = f"truncated: {len(whole):,} tokens, the first {longest:,} are kept"
         ledger.settle(number, "truncated", reason, split=name, supervised=row.supervised)
     else:
         ledger.settle(number, "used", split=name, supervised=row.supervised)
-    return row
+    return [row]
 
 
-def _cut(row: Row, longest: int) -> Row:
-    """A row with every sequence cut to `longest` tokens.
-
-    Raises:
-        DataError: nothing to learn is left, or answers became the same.
-    """
-    if len(row) <= longest:
-        return row
-    cut = tuple(replace(part, tokens=part.tokens[:longest], learn=part.learn[:longest]) for part in row.sequences)
-    if not all(part.learn.any() for part in cut):
-        raise DataError(
-            f"nothing to learn within max_tokens: the answer begins behind token {longest:,} of {len(row):,}"
-        )
-    if len({part.tokens.tobytes() for part in cut}) < len(cut):
-        raise DataError(
-            f"nothing to prefer within max_tokens: the first {longest:,} tokens of the answers are the same"
-        )
-    return replace(row, sequences=cut)
+def _part(line: bytes, row: Row, renderer: Renderer) -> bytes:
+    """An example of plain text with what of it a row holds: row i stays example i as tokens."""
+    text = renderer.decode(row.sequences[0].tokens.tolist())
+    return json.dumps({**json.loads(line), "text": text}, ensure_ascii=False).encode()
 
 
 def _refuse(spec: Prepare, ledger: Ledger, out: Output, train: int) -> None:

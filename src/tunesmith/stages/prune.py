@@ -26,7 +26,7 @@ from tunesmith.models.forward import padded_logps
 from tunesmith.models.load import DTYPES, Loaded, Precision, load, load_config, parameters, served
 from tunesmith.models.prompt import save_model
 
-from .finetune import Finetune, arranged, figures, set_up
+from .finetune import Finetune, figures, set_up, splits
 from .initialise import SAMPLE, gap, last_logits
 from .judge import load_exact
 from .measures import as_served, deflated, paces, perplexities, zeros
@@ -187,7 +187,7 @@ def _recover(
     loaded.checkpointing = spec.recovery.activation_checkpointing is True
     held = spec.method.zeros(loaded.model)
     spec.adapter.attach(loaded, seed)
-    training = set_up(spec.recovery, loaded, *arranged(spec.recovery, prepared), prepared, out, seed)
+    training = set_up(spec.recovery, loaded, *splits(spec.recovery, prepared, str(cut), precision), out, seed)
     hold_at_zero(training.parameters, held, training.optimizer)
     done = training.run()
     training.keep_best()

@@ -128,6 +128,8 @@ class Recipe(Spec):
 
 PATHS = (("prepare", "source"), ("prepare", "test"), ("prepare", "validation"), ("evaluate", "general"))
 """Fields that name files; in a recipe they are relative to the recipe's folder, on the command line to the current one."""
+MODELS = (("model",), ("finetune", "objective", "models"), ("finetune", "objective", "teacher"))
+"""Fields that name models: paths likewise, if there is something of that name."""
 
 
 def read_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
@@ -175,8 +177,19 @@ def anchor(tree: dict[str, Any], folder: Path) -> None:
         if isinstance(section, dict) and name in section:
             section[name] = _beside(folder, section[name])
     _anchor_runs(tree, folder)
-    if isinstance(tree.get("model"), str) and (folder / tree["model"]).exists():
-        tree["model"] = str((folder / tree["model"]).resolve())
+    for *sections, name in MODELS:
+        below: Any = tree
+        for section in sections:
+            below = below.get(section) if isinstance(below, dict) else None
+        if isinstance(below, dict) and name in below:
+            below[name] = _model_beside(folder, below[name])
+
+
+def _model_beside(folder: Path, value: Any) -> Any:
+    """A model's path below `folder`; lists likewise; a name that is no path stays."""
+    if isinstance(value, list):
+        return [_model_beside(folder, part) for part in value]
+    return str((folder / value).resolve()) if isinstance(value, str) and (folder / value).exists() else value
 
 
 def _anchor_runs(tree: Any, folder: Path) -> None:

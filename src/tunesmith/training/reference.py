@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
-from tunesmith.methods.objectives.base import reference
-from tunesmith.models.forward import token_logps
+from tunesmith.methods.objectives.base import TAUGHT, TAUGHT_LOGP, Teaching, reference
+from tunesmith.models.forward import token_logps, top_logps
 from tunesmith.models.heads import logps_and_values
 from tunesmith.models.load import Loaded
 
 
 @torch.no_grad()
-def with_references(loaded: Loaded, rows: Sequence[Row], size: int) -> list[Row]:
-    """The rows, `size` of them computed together, each with the log-probability of every answer under the model as it is, in nats: columns `reference_0`, `reference_1`, ..."""
+def with_references(loaded: Loaded, rows: Sequence[Row], size: int, model: int = 0) -> list[Row]:
+    """The rows, `size` of them computed together, each with the log-probability of every answer under the model as it is, in nats: columns `reference(answer, model)`."""
     loaded.model.eval()
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     found: dict[int, Row] = {}
@@ -28,39 +28,53 @@ def with_references(loaded: Loaded, rows: Sequence[Row], size: int) -> list[Row]
         sums = iter(batch.per_sequence(token_logps(loaded, batch)).tolist())
         for number in chosen:
             row = rows[number]
-            columns = {reference(answer): next(sums) for answer in range(len(row.sequences))}
+            columns = {reference(answer, model): next(sums) for answer in range(len(row.sequences))}
             found[number] = replace(row, columns={**row.columns, **columns})
     return [found[number] for number in range(len(rows))]
 
 
 def with_token_logps(loaded: Loaded, rows: Sequence[Row], name: str, size: int) -> list[Row]:
     """The rows, `size` of them computed together, each supervised token with its log-probability under the model as it is, in nats: token column `name`."""
-    return _measured(loaded, rows, (name,), size, lambda batch: (token_logps(loaded, batch),))
+    return _told(loaded, rows, size, lambda batch: {name: token_logps(loaded, batch).float()})
 
 
 def with_token_values(loaded: Loaded, rows: Sequence[Row], names: tuple[str, str], size: int) -> list[Row]:
     """The same with what the model's head says where each token is predicted: two token columns from one pass."""
-    return _measured(loaded, rows, names, size, lambda batch: logps_and_values(loaded, batch))
+    return _told(
+        loaded, rows, size,
+        lambda batch: {name: each.float() for name, each in zip(names, logps_and_values(loaded, batch), strict=True)},
+    )  # fmt: skip
+
+
+def with_teacher(loaded: Loaded, rows: Sequence[Row], teaching: Teaching, size: int, vocabulary: int) -> list[Row]:
+    """The rows, `size` of them computed together, each supervised token with those that the model finds likeliest in its place: token columns `TAUGHT`, `TAUGHT_LOGP`.
+
+    Args:
+        vocabulary: how many tokens the one that is taught knows.
+    """
+
+    def told(batch: Batch) -> dict[str, Tensor]:
+        token_MK, logp_MK = top_logps(loaded, batch, teaching.top, teaching.temperature, vocabulary)
+        return {TAUGHT: token_MK.int(), TAUGHT_LOGP: logp_MK}
+
+    return _told(loaded, rows, size, told)
 
 
 @torch.no_grad()
-def _measured(
-    loaded: Loaded, rows: Sequence[Row], names: Sequence[str], size: int, read: Callable[[Batch], Sequence[Tensor]]
-) -> list[Row]:
-    """The rows with token columns, one for each of the [M] tensors that are read of a batch."""
+def _told(loaded: Loaded, rows: Sequence[Row], size: int, tell: Callable[[Batch], Mapping[str, Tensor]]) -> list[Row]:
+    """The rows with what `tell` says of each supervised token, [M, ...] by name, as token columns."""
     loaded.model.eval()
     found = []
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
-        told = [values.float().cpu().numpy() for values in read(Batch.of(chosen))]
         ends = np.cumsum([sequence.learn.sum() for row in chosen for sequence in row.sequences])[:-1]
-        parts = zip(*(np.split(values, ends) for values in told), strict=True)
+        told = {name: iter(np.split(each.cpu().numpy(), ends)) for name, each in tell(Batch.of(chosen)).items()}
         for row in chosen:
-            made = [
-                replace(one, columns={**one.columns, **dict(zip(names, next(parts), strict=True))})
-                for one in row.sequences
-            ]
-            found.append(replace(row, sequences=tuple(made)))
+            sequences = (
+                replace(each, columns={**each.columns, **{name: next(parts) for name, parts in told.items()}})
+                for each in row.sequences
+            )
+            found.append(replace(row, sequences=tuple(sequences)))
     return found
 
 

@@ -22,6 +22,17 @@ class Loss(NamedTuple):
     """Further sums to report, divided by the same count."""
 
 
+class Teaching(NamedTuple):
+    """What an objective asks of a teacher, of each supervised token: the columns `TAUGHT` and `TAUGHT_LOGP`."""
+
+    model: str | None
+    """None is the model that training starts from."""
+    top: int
+    """How many of the likeliest tokens."""
+    temperature: float
+    """What the teacher's logits are divided by."""
+
+
 class Objective(Family):
     """What is minimised. A member is one file: fields, `__call__`, and perhaps `count` and what it asks of rows."""
 
@@ -44,6 +55,16 @@ class Objective(Family):
     def references(self) -> bool:
         """Whether it reads log-probabilities of the model that training starts from: the columns `reference(answer)`, or of tokens, `START`."""
         return False
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Further models whose log-probabilities of whole answers it reads: the columns `reference(answer, number)`, numbered from 1."""
+        return ()
+
+    @property
+    def teaching(self) -> Teaching | None:
+        """Whose likeliest tokens it learns from."""
+        return None
 
     @abstractmethod
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
@@ -75,9 +96,9 @@ class Objective(Family):
                 )
 
 
-def reference(answer: int) -> str:
-    """Name of the column with the starting model's log-probability of a row's answer, counted from 0."""
-    return f"reference_{answer}"
+def reference(answer: int, model: int = 0) -> str:
+    """Name of the column with a model's log-probability of a row's answer, counted from 0; model 0 is the one that training starts from."""
+    return f"reference_{answer}" + (f"_of_{model}" if model else "")
 
 
 def reward(answer: int) -> str:
@@ -101,5 +122,9 @@ ADVANTAGE = "advantage"
 """Name of the token column with how much better than that the token was."""
 RETURN = "return"
 """Name of the token column with what was still to be earned in fact."""
+TAUGHT = "taught_tokens"
+"""Name of the token column with the K tokens that a teacher finds likeliest: [supervised, K], the likeliest first."""
+TAUGHT_LOGP = "taught_logp"
+"""Name of the token column with the teacher's log-probabilities of these."""
 TOKEN_COLUMNS = (OLD, START, VALUE, ADVANTAGE, RETURN)
-"""Every token column that there may be."""
+"""Every token column of one number that there may be."""

@@ -21,7 +21,7 @@ class Answers(NamedTuple):
     tokens_R2: Tensor
     """How many tokens each has."""
     start_R2: Tensor
-    """What the model that training starts from gave it, where the objective asks for it; else zero."""
+    """What it is held to: the log-probability that the model that training starts from gave it; zero where the objective asks for none."""
 
     @property
     def gains(self) -> Tensor:
@@ -47,12 +47,14 @@ class Preference(Objective):
     def cost(self, answers: Answers, margin_R: Tensor) -> Tensor:
         """Float32 [R]: what each pair costs, given by how much the chosen answer's score is above the rejected one's."""
 
+    def start(self, batch: Batch) -> Tensor:
+        """Float32 [R, 2]: the log-probability of each answer that its gain is counted from."""
+        return references(batch)
+
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
         """Costs, summed over pairs."""
         logp_R2 = batch.per_sequence(token_logps(loaded, batch)).view(-1, 2)
-        start_R2 = torch.zeros_like(logp_R2)
-        if self.references:
-            start_R2 = torch.stack([batch.columns[reference(answer)] for answer in range(2)], 1).to(logp_R2.device)
+        start_R2 = self.start(batch).to(logp_R2.device) if self.references else torch.zeros_like(logp_R2)
         tokens_R2 = torch.bincount(batch.sequence_M, minlength=len(batch.row_S)).view(-1, 2).to(logp_R2.device)
         answers = Answers(logp_R2, tokens_R2, start_R2)
         score_R2 = self.score(answers)
@@ -68,3 +70,8 @@ class Preference(Objective):
     def count(self, batch: Batch) -> int:
         """Pairs."""
         return len(batch.origins)
+
+
+def references(batch: Batch, model: int = 0) -> Tensor:
+    """Float32 [R, 2]: what a model that stands still gave each answer; model 0 is the one that training starts from."""
+    return torch.stack([batch.columns[reference(answer, model)] for answer in range(2)], 1)
