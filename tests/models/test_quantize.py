@@ -13,7 +13,7 @@ from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.models.forward import generic_logps, token_logps
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.load import load, parameters
-from tunesmith.models.quantize import round_to_int8, to_int8
+from tunesmith.models.quantize import quantise, round_to
 
 VOCABULARY = 97
 WIDTHS = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -27,7 +27,7 @@ def quantised(build):
 
     def make(kind="llama", **fields):
         loaded = build(kind, spread=0.15, vocab_size=VOCABULARY, **{**WIDTHS, **fields})
-        to_int8(loaded.model, torch.float32)
+        quantise(loaded.model, "int8", torch.float32)
         LoRA(rank=3, alpha=6.0).attach(loaded, 0)
         with torch.no_grad():
             for name, weight in loaded.model.named_parameters():
@@ -94,8 +94,8 @@ def test_it_takes_a_quarter_of_float32_and_no_weight_is_kept_twice(quantised):
 def test_the_rounded_model_has_the_weights_that_int8_stands_for(build):
     plain = build("llama", vocab_size=VOCABULARY, **WIDTHS)
     quantised = copy.deepcopy(plain)
-    to_int8(quantised.model, torch.float32)
-    round_to_int8(plain.model)
+    quantise(quantised.model, "int8", torch.float32)
+    round_to(plain.model, "int8")
     assert parameters(quantised.model) == parameters(plain.model)
     for name, layer in quantised.model.named_modules():
         if isinstance(layer, Int8Linear):
