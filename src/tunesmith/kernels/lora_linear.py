@@ -113,12 +113,16 @@ class _LoRALinear(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         down, up = down_RI.to(x_TI.dtype), (scale * up_OR).to(x_TI.dtype)
         inner_TR = x_TI @ down.t()
-        ctx.scale, ctx.held = scale, weight_OI if isinstance(weight_OI, Quantised) else None
-        weight = weight_OI.to(x_TI.dtype) if isinstance(weight_OI, Tensor) else None  # few bits are made plain again
+        weight = None
+        if isinstance(weight_OI, Tensor):
+            weight = weight_OI.to(x_TI.dtype)
+            joint_OJ = torch.cat([weight, up], 1)
+        else:  # the backward makes it plain again
+            joint_OJ = weight_OI.joined(up)
         ctx.save_for_backward(x_TI, weight, down, up, inner_TR)
+        ctx.scale, ctx.held = scale, weight_OI
         bias = None if bias_O is None else bias_O.to(x_TI.dtype)
-        joint = weight_OI.joined(up) if weight is None else torch.cat([weight, up], 1)
-        return linear(torch.cat([x_TI, inner_TR], 1), joint, bias)
+        return linear(torch.cat([x_TI, inner_TR], 1), joint_OJ, bias)
 
     @staticmethod
     @once_differentiable
@@ -128,7 +132,7 @@ class _LoRALinear(torch.autograd.Function):
         grad_inner_TR = grad_TO @ up_OR
         d_x = None
         if ctx.needs_input_grad[0]:
-            weight = weight_OI if ctx.held is None else ctx.held.dequantised(grad_TO.dtype)
+            weight = ctx.held.dequantised(grad_TO.dtype) if weight_OI is None else weight_OI
             d_x = torch.addmm(grad_TO @ weight, grad_inner_TR, down_RI)
         d_down = (grad_inner_TR.t() @ x_TI).float()
         d_up = (grad_TO.t() @ inner_TR).float() * ctx.scale

@@ -4,7 +4,7 @@ Blocks of 64 numbers are divided by their largest and brought to the nearest of 
 kept in eight bits, 256 together, less their mean. A number so takes 4 + 8/64 + 32/(64 256) = 4.127 bits. Bits lie as bitsandbytes has them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -55,9 +55,8 @@ class NF4Weight(Quantised):
         offset = scale_B.mean()
         return cls(weight_OI.shape, codes_N, *quantise(scale_B - offset, GROUP), offset)
 
-    @property
-    def scale_B(self) -> Tensor:
-        """Scales of the blocks, float32."""
+    def scales(self) -> Tensor:
+        """Of the blocks, float32 [B]."""
         return dequantise(self.fine_B, self.coarse_G, GROUP) + self.offset
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
@@ -74,7 +73,7 @@ class NF4Weight(Quantised):
         """W as plain numbers into a matrix whose rows may lie apart."""
         if native.serves(out_OI) and out_OI.stride(1) == 1:
             rows, width = self.shape
-            native.run("nf4", out_OI.dtype, self.codes_N, self.scale_B, out_OI, out_OI.stride(0), rows, width)
+            native.run("nf4", out_OI.dtype, self.codes_N, self.scales(), out_OI, out_OI.stride(0), rows, width)
         elif self.codes_N.is_cuda and find_spec("bitsandbytes"):
             out_OI.copy_(by_library(self, out_OI.dtype))
         else:
@@ -84,8 +83,7 @@ class NF4Weight(Quantised):
 def write_reference(weight: NF4Weight, out_OI: Tensor) -> None:
     """`NF4Weight.write` by plain operations."""
     flat = out_OI if out_OI.is_contiguous() else torch.empty_like(out_OI, memory_format=torch.contiguous_format)
-    pieces = flat.view(-1).split(PIECE), weight.codes_N.view(-1).split(PIECE // 2), weight.scale_B.split(PIECE // BLOCK)
-    for out, codes, scale_B in zip(*pieces, strict=True):
+    for out, codes, scale_B in _pieces(flat, weight.codes_N, weight.scales()):
         both = torch.stack([codes >> 4, codes & 15], 1).int()
         values = blocks(levels(out.device)[both].view(-1)[: out.numel()], BLOCK)
         out.copy_((values * scale_B[:, None]).view(-1)[: out.numel()])
@@ -98,8 +96,8 @@ def by_library(weight: NF4Weight, dtype: torch.dtype) -> Tensor:
     import bitsandbytes  # noqa: F401  (registers the operation)
 
     call = torch.ops.bitsandbytes.dequantize_4bit.default
-    found: Tensor = call(weight.codes_N, weight.scale_B, BLOCK, "nf4", weight.shape, dtype)
-    return found
+    found: Tensor = call(weight.codes_N, weight.scales(), BLOCK, "nf4", (weight.shape.numel(),), dtype)
+    return found.view(weight.shape)
 
 
 def _codes(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,13 +107,18 @@ def _codes(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     scale_B = weight_OI.new_empty(-(-count // BLOCK), dtype=torch.float32)
     if weight_OI.is_meta:
         return codes_N, scale_B
-    pieces = weight_OI.reshape(-1).split(PIECE), codes_N.view(-1).split(PIECE // 2), scale_B.split(PIECE // BLOCK)
-    for numbers, into, scale in zip(*pieces, strict=True):
+    for numbers, into, scale in _pieces(weight_OI.reshape(-1), codes_N, scale_B):
         found, most_B = nearest(blocks(numbers, BLOCK), levels(numbers.device))
         first, second = found.view(-1, 2).t()
         into.copy_((first << 4 | second)[: len(into)])
         scale.copy_(most_B)
     return codes_N, scale_B
+
+
+def _pieces(numbers: Tensor, codes_N: Tensor, scale_B: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of numbers, of their codes and of their blocks' scales, a piece of each at a time."""
+    sizes = ((numbers, PIECE), (codes_N, PIECE // 2), (scale_B, PIECE // BLOCK))
+    return zip(*(torch.split(each.view(-1), size) for each, size in sizes), strict=True)
 
 
 @dataclass(frozen=True)
