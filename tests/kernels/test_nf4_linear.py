@@ -74,11 +74,13 @@ def test_codes_and_numbers_are_those_of_bitsandbytes(shape, dtype, library):
     assert torch.equal(held.offset, state.offset)
     assert torch.equal(held.coarse_G, state.state2.absmax)
     state.absmax = held.fine_B  # ours are the nearest; on CPUs theirs are now and then the next
-    state.shape = torch.Size([weight.numel()])  # given rows of 80, theirs takes wrong scales on CPUs
-    for state.dtype in DTYPES:
-        expected = library.dequantize_4bit(codes, state).view(shape)
-        assert torch.equal(held.dequantised(state.dtype), expected)
-        assert torch.equal(by_library(held, state.dtype), expected)
+    even = weight.numel() // 2 * 2  # theirs would compile a function of its own for the last number
+    state.shape = torch.Size([even])  # given rows of 80, theirs takes wrong scales on CPUs
+    for state.dtype in DTYPES if even else ():
+        expected = library.dequantize_4bit(codes[: even // 2], state).view(-1)
+        assert torch.equal(held.dequantised(state.dtype).view(-1)[:even], expected)
+        if even == weight.numel():
+            assert torch.equal(by_library(held, state.dtype).view(-1), expected)
 
 
 def test_scales_in_eight_bits_are_the_nearest_and_all_but_always_those_of_bitsandbytes(library):
