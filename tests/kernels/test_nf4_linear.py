@@ -1,6 +1,7 @@
 """Weights in four bits: the published numbers, what rounding costs, and the very bits of bitsandbytes."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_blocks_of_zeros_stay_zero():
 def test_a_weight_is_as_near_as_four_bits_allow():
     weight = torch.randn(40, 128)
     found = NF4Weight.of(weight).dequantised(torch.float32).view(-1, 64)
-    blocks, widest = weight.view(-1, 64), max(high - low for low, high in zip(LEVELS, LEVELS[1:], strict=False))
+    blocks, widest = weight.view(-1, 64), max(high - low for low, high in pairwise(LEVELS))
     most = blocks.abs().amax(1, keepdim=True)
     assert ((found - blocks).abs() <= (widest / 2 + 0.02) * most).all()
 

@@ -62,7 +62,9 @@ def merge(loaded: Loaded, adapter: dict[str, Any], finetuned: Artifact, precisio
     exact = load_exact(loaded.name, precision)
     chosen.restore(exact, finetuned / "adapter")
     chosen.merge(exact)
-    for parameter in exact.model.parameters():  # and nothing else: the served model's rotary frequencies are float32, too
+    for (
+        parameter
+    ) in exact.model.parameters():  # and nothing else: the served model's rotary frequencies are float32, too
         parameter.data = parameter.data.to(dtype)
     loaded.model, loaded.forest = exact.model, exact.forest
 
