@@ -1,6 +1,8 @@
 """QLoRA: a base in four bits learns as the model whose plain weights those bits stand for, whatever was done with it in between."""
 
 import copy
+import importlib.util
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -146,3 +148,17 @@ def test_peft_and_bitsandbytes_compute_the_same(pair, tmp_path, build):
     with torch.no_grad(), plain(four.model):
         found = four.model(input_ids=ids).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_benchmark_of_a_large_model_runs_in_a_tiny_shape(compiled, request):
+    path = request.config.rootpath / "benchmarks" / "gpu.py"
+    spec = importlib.util.spec_from_file_location("gpu", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    with nullcontext() if compiled else native.disabled():
+        found = benchmark.qlora(tiny=True, rank=8, tokens=64)
+    assert found["bytes_per_number_of_the_base"] == pytest.approx(0.516, abs=1e-3)
+    assert found["losses"][1] < found["losses"][0]
+    if not torch.cuda.is_available():
+        assert "there is no GPU" in benchmark.qlora(tiny=False, rank=8, tokens=64)["qlora"]
