@@ -51,6 +51,7 @@ bench: $(VENV)/dev .venv-trl
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/gpu.py --qlora
 
 # The reference is written anew from the code, then the site is built into site/.
 $(VENV)/docs: $(VENV)/core

@@ -1,8 +1,10 @@
 """Trains and generates on whatever device there is and checks both against float32 on the CPU; prints JSON, `--out` keeps it.
 
     python benchmarks/gpu.py [--model smollm2-135m] [--steps 20] [--rows 64] [--out benchmarks/results/gpu.json]
+    python benchmarks/gpu.py --qlora [--tiny] [--rank 64] [--tokens 512] [--out benchmarks/results/qlora.json]
 
-Without a GPU the same work runs on the CPU and the result says so.
+Without a GPU the same work runs on the CPU and the result says so. The second form takes a model of random weights in the shape of Llama 65B, made
+in four bits layer by layer, through two QLoRA steps (arXiv:2305.14314 has 48 GB for such a model); with --tiny in a tiny shape, anywhere.
 """
 
 import argparse
@@ -13,21 +15,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tunesmith.base.artifact import environment
 from tunesmith.data.batch import Batch
-from tunesmith.data.example import Row
+from tunesmith.data.example import Row, Sequence
 from tunesmith.data.intake import take_in
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.render import Renderer
+from tunesmith.kernels.memory import Peak
+from tunesmith.kernels.nf4_linear import NF4Linear
 from tunesmith.methods.adapters import trainable
+from tunesmith.methods.adapters.injected import linear_layers
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
+from tunesmith.methods.optimizers.adamw8bit import AdamW8bit
+from tunesmith.models import attention
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling, generate
-from tunesmith.models.load import Loaded, load
+from tunesmith.models.load import Loaded, load, parameters
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train
 
@@ -40,27 +50,38 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--qlora", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "environment": environment(),
+    }
+    measured = qlora(given.tiny, given.rank, given.tokens) if given.qlora else everything(given)
+    text = json.dumps({**about, **measured}, indent=2)
+    print(text)
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text + "\n")
+
+
+def everything(given: argparse.Namespace) -> dict[str, Any]:
+    """Exactness, generation and training of a small model."""
     loaded = load(given.model)
     examples = [item.example for item in take_in(str(DATA), "train", Ledger(), limit=given.rows).items]
     renderer = Renderer(loaded.tokenizer)
     rows = [renderer.row(example) for example in examples]
     prompts = [renderer.prompt(example.prompt) for example in examples[:16]]
-    result = {
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "environment": environment(),
+    return {
         "precision": loaded.precision,
         "exactness": exactness(loaded, given.model, rows[:4]),
         "generation": generation(loaded, prompts),
         "training": training(loaded, rows, given.steps),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n")
 
 
 @torch.no_grad()
@@ -103,6 +124,66 @@ def training(loaded: Loaded, rows: list[Row], steps: int) -> dict[str, Any]:
         "losses": losses,
         "gpu_peak_bytes": peak,
     }
+
+
+LLAMA_65B = {
+    "hidden_size": 8192, "intermediate_size": 22016, "num_hidden_layers": 80, "num_attention_heads": 64,
+    "num_key_value_heads": 64, "vocab_size": 32000, "max_position_embeddings": 2048,
+}  # fmt: skip
+TINY = {**LLAMA_65B, "hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 512}  # fmt: skip
+LIMIT = 48 * 10**9
+"""Bytes of the paper's GPU."""
+
+
+def qlora(tiny: bool, rank: int, tokens: int) -> dict[str, Any]:
+    """Two steps on one row of random tokens, with activation checkpointing and AdamW in eight bits."""
+    if not (tiny or torch.cuda.is_available()):
+        return {"qlora": "not run: there is no GPU; --tiny shows that the code runs"}
+    loaded, peak = in_four_bits(TINY if tiny else LLAMA_65B), Peak()
+    layers = [layer for layer in loaded.model.modules() if isinstance(layer, NF4Linear)]
+    numbers = sum(layer.in_features * layer.out_features for layer in layers)
+    held = sum(tensor.nbytes for layer in layers for tensor in (layer.weight, *layer.buffers()))
+    LoRA(rank=rank, alpha=16).attach(loaded, 0)
+    learnt = trainable(loaded.model)
+    row = np.random.default_rng(0).integers(3, loaded.model.config.vocab_size, tokens).astype(np.int32)
+    batch = Batch.of([Row("random", (Sequence(row, np.arange(tokens) >= tokens // 2),))])
+    optimizer = AdamW8bit(learning_rate=1e-4).build(learnt)
+    start = time.perf_counter()
+    losses = [step.loss for step in train(loaded, SFT(), [[batch]] * 2, optimizer, lambda _: 1.0, seed=0)]
+    most = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak.megabytes << 20
+    return {
+        "parameters": parameters(loaded.model) - sum(one.numel() for one in learnt.values()),
+        "learning": sum(one.numel() for one in learnt.values()),
+        "rank": rank,
+        "tokens": tokens,
+        "bytes_per_number_of_the_base": held / numbers,
+        "losses": losses,
+        "seconds": time.perf_counter() - start,
+        "peak_bytes": most,
+        "under_48_gb": most < LIMIT,
+    }
+
+
+def in_four_bits(shape: dict[str, int]) -> Loaded:
+    """A model of random weights whose layers come to be one at a time, in bf16, and are brought to four bits at once."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    attention.register()
+    config = LlamaConfig(**shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention.NAME)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    for parent, name, child in linear_layers(model, None, "benchmark"):
+        made = nn.Linear(child.in_features, child.out_features, False, device, torch.bfloat16)
+        setattr(parent, name, NF4Linear(made, torch.bfloat16))
+    for parent in model.modules():
+        for name, weight in list(parent.named_parameters(recurse=False)):
+            if weight.is_meta:  # embeddings and head as transformers draws them, norms one
+                made = torch.empty_like(weight, device=device)
+                setattr(parent, name, nn.Parameter(made.fill_(1) if made.ndim == 1 else made.normal_(0, 0.02)))
+    model.requires_grad_(False)
+    loaded = Loaded("random", Path(), model, None, "nf4")
+    loaded.forest, loaded.checkpointing = attention.adopt(model), True
+    return loaded
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A base in int8: the fused form computes what its layers stand for, whatever else is done with the model."""
+"""A base in few bits: the fused form computes what its layers stand for, whatever else is done with the model."""
 
 import copy
 
@@ -9,11 +9,13 @@ from torch.nn.functional import cosine_similarity
 from tunesmith.data.batch import Batch
 from tunesmith.kernels import native
 from tunesmith.kernels.int8_linear import Int8Linear
+from tunesmith.kernels.nf4_linear import NF4Linear
+from tunesmith.kernels.quantised_linear import QuantisedLinear
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.models.forward import generic_logps, token_logps
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.load import load, parameters
-from tunesmith.models.quantize import round_to_int8, to_int8
+from tunesmith.models.quantize import KINDS, quantise, round_to
 
 VOCABULARY = 97
 WIDTHS = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -21,13 +23,16 @@ WIDTHS = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 pytestmark = pytest.mark.skipif(native.level() is None, reason="no compiled operations on this machine")
 
 
+each = pytest.mark.parametrize("precision", ["int8", "nf4"])
+
+
 @pytest.fixture
 def quantised(build):
-    """A random model with its base in int8 and corrections that correct something."""
+    """A random model with its base in few bits and corrections that correct something."""
 
-    def make(kind="llama", **fields):
+    def make(kind="llama", precision="int8", **fields):
         loaded = build(kind, spread=0.15, vocab_size=VOCABULARY, **{**WIDTHS, **fields})
-        to_int8(loaded.model, torch.float32)
+        quantise(loaded.model, precision, torch.float32)
         LoRA(rank=3, alpha=6.0).attach(loaded, 0)
         with torch.no_grad():
             for name, weight in loaded.model.named_parameters():
@@ -55,8 +60,9 @@ def test_values_and_gradients_are_nearly_those_of_plain_numbers(kind, quantised,
     assert cosine_similarity(*every, 0) > 0.99
 
 
-def test_layers_computed_again_give_the_same_bits(quantised, random_rows):
-    loaded, batch = quantised(num_hidden_layers=3), Batch.of(random_rows(4, answers=2))
+@each
+def test_layers_computed_again_give_the_same_bits(precision, quantised, random_rows):
+    loaded, batch = quantised(precision=precision, num_hidden_layers=3), Batch.of(random_rows(4, answers=2))
     found = []
     for loaded.checkpointing in (False, True):
         loaded.model.zero_grad()
@@ -68,8 +74,9 @@ def test_layers_computed_again_give_the_same_bits(quantised, random_rows):
     assert len(found[0]) > 3
 
 
-def test_with_its_corrections_off_it_answers_as_the_base(quantised, random_rows):
-    loaded, batch = quantised(), Batch.of(random_rows(3))
+@each
+def test_with_its_corrections_off_it_answers_as_the_base(precision, quantised, random_rows):
+    loaded, batch = quantised(precision=precision), Batch.of(random_rows(3))
     with torch.no_grad():
         learnt = token_logps(loaded, batch)
         with LoRA(rank=3, alpha=6.0).disabled(loaded):
@@ -78,6 +85,18 @@ def test_with_its_corrections_off_it_answers_as_the_base(quantised, random_rows)
     assert torch.equal(again, learnt)
     error = lambda found: float((found - slow).square().mean().sqrt())  # noqa: E731
     assert error(fast) < 0.1 * min(float(slow.std()), error(learnt))
+
+
+def test_four_bits_are_kept_once_and_their_plain_numbers_not_at_all(quantised):
+    loaded = quantised(precision="nf4", hidden_size=256, intermediate_size=512, num_attention_heads=16)
+    decoder = loaded.decoder()
+    layers = [layer for layer in loaded.model.modules() if isinstance(layer, NF4Linear)]
+    assert len(layers) == 14
+    numbers = sum(layer.in_features * layer.out_features for layer in layers)
+    size = sum(tensor.nbytes for layer in layers for tensor in (layer.weight, *layer.buffers()))
+    assert size == pytest.approx(0.516 * numbers, rel=1e-3)
+    corrections = sum(layer.in_features + layer.out_features for layer in layers) * 4 * 4  # rank 3, made even
+    assert sum(tensor.nbytes for tensor in decoder.held()) < 1.4 * corrections
 
 
 def test_it_takes_a_quarter_of_float32_and_no_weight_is_kept_twice(quantised):
@@ -91,20 +110,22 @@ def test_it_takes_a_quarter_of_float32_and_no_weight_is_kept_twice(quantised):
     assert held == sum(layer.in_features * layer.out_features for layer in layers)
 
 
-def test_the_rounded_model_has_the_weights_that_int8_stands_for(build):
+@each
+def test_the_rounded_model_has_the_weights_that_the_bits_stand_for(precision, build):
     plain = build("llama", vocab_size=VOCABULARY, **WIDTHS)
     quantised = copy.deepcopy(plain)
-    to_int8(quantised.model, torch.float32)
-    round_to_int8(plain.model)
+    quantise(quantised.model, precision, torch.float32)
+    round_to(plain.model, precision)
     assert parameters(quantised.model) == parameters(plain.model)
     for name, layer in quantised.model.named_modules():
-        if isinstance(layer, Int8Linear):
+        if isinstance(layer, QuantisedLinear):
             weight = plain.model.get_submodule(name).weight
             torch.testing.assert_close(weight, layer.held.dequantised(torch.float32))
 
 
-def test_answers_of_a_model_under_training_are_those_of_its_plain_form(quantised):
-    loaded = quantised()
+@each
+def test_answers_of_a_model_under_training_are_those_of_its_plain_form(precision, quantised):
+    loaded = quantised(precision=precision)
     prompts, sampling = [[5, 6, 7], [8, 9]], Sampling(max_tokens=6)
     with native.disabled():
         loaded.fuse = False
@@ -113,16 +134,18 @@ def test_answers_of_a_model_under_training_are_those_of_its_plain_form(quantised
     assert [one.tokens for one in generate(loaded, prompts, sampling)] == slow
 
 
-def test_merging_gives_the_weights_plus_the_corrections(quantised, random_rows):
-    loaded, batch = quantised(), Batch.of(random_rows(3))
+@each
+def test_merging_gives_the_weights_plus_the_corrections(precision, quantised, random_rows):
+    loaded, batch = quantised(precision=precision), Batch.of(random_rows(3))
     expected = generic_logps(loaded, batch)
     LoRA(rank=3, alpha=6.0).merge(loaded)
     torch.testing.assert_close(generic_logps(loaded, batch), expected, atol=1e-3, rtol=1e-4)
 
 
-def test_a_folder_is_loaded_into_int8(tiny_folder):
-    loaded = load(str(tiny_folder), "int8")
+@each
+def test_a_folder_is_loaded_into_few_bits(precision, tiny_folder):
+    loaded = load(str(tiny_folder), precision)
     kinds = {type(layer) for layer in loaded.model.model.layers.modules() if isinstance(layer, torch.nn.Linear)}
-    assert kinds == {Int8Linear}
+    assert kinds == {KINDS[precision]}
     assert loaded.model.get_output_embeddings().weight.dtype == torch.bfloat16
-    assert loaded.precision == "int8"
+    assert loaded.precision == precision

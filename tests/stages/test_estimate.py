@@ -23,6 +23,7 @@ from transformers import (
 from tunesmith.base import ModelError
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row, Sequence
+from tunesmith.kernels.nf4_linear import NF4Linear
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.lora import LoRA
@@ -34,7 +35,8 @@ from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models import attention
 from tunesmith.models.load import Loaded
-from tunesmith.stages.dry_run import rehearse, skeleton
+from tunesmith.models.quantize import quantise
+from tunesmith.stages.dry_run import rehearse, skeleton, storages
 from tunesmith.stages.estimate import Estimate, Passes, estimate
 from tunesmith.stages.finetune import Finetune
 from tunesmith.stages.machine import Speed
@@ -237,6 +239,8 @@ POINTS = [
     ("lora", "bf16", True, 8, 8, 300),
     ("lora", "fp32", False, 8, 8, 210),
     ("full", "bf16", False, 4, 4, 210),
+    ("lora", "nf4", False, 4, 4, 210),
+    ("lora", "nf4", True, 8, 8, 300),
 ]
 
 
@@ -279,6 +283,26 @@ def test_a_head_is_planned_with_what_learns_and_no_logits_with_a_reward_model():
     assert found.learning == plain.learning + CONFIGS["llama"].hidden_size
     assert found.logits == 0
     assert found.seconds < plain.seconds
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "generic"])
+def test_a_base_in_nf4_takes_what_its_tensors_take(kind, fused, monkeypatch):
+    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
+    config = type(CONFIGS[kind])(**{**TINY, **sizes})
+    if not fused:
+        monkeypatch.setattr(Loaded, "decoder", lambda self: None)
+    half, four = (estimated(config, LoRA(), rows_of(4, 64), precision=precision) for precision in ("bf16", "nf4"))
+    loaded = Loaded("tiny", None, AutoModelForCausalLM.from_config(config).train(), None, "nf4")
+    quantise(loaded.model, "nf4", torch.bfloat16)
+    attach(loaded, LoRA())
+    own = sum(parameter.nbytes for parameter in trainable(loaded.model).values())
+    assert four.weights == pytest.approx(sum(storage.nbytes() for storage in storages(loaded)) - own, rel=0.02)
+    linear = sum(one.in_features * one.out_features for one in loaded.model.modules() if isinstance(one, NF4Linear))
+    assert half.weights - four.weights == pytest.approx((2 - 0.516) * linear, rel=0.05)
+    assert (four.parameters, four.learning) == (half.parameters, half.learning)
+    widest = 2 * 384 * (128 + 32) * 2  # gate and up together, in bf16, made for one product
+    assert 0 <= four.activations - half.activations <= widest * (1 if fused else 2)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])

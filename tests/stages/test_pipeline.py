@@ -19,10 +19,12 @@ import tunesmith
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import read_json
 from tunesmith.data.batch import Batch
-from tunesmith.data.prepared import load_split
+from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.models.forward import token_logps
+from tunesmith.models.generate import Sampling
 from tunesmith.models.load import load
 from tunesmith.stages import finetune
+from tunesmith.stages.judge import answer
 from tunesmith.stages.pipeline import open_run
 
 ROOT = Path(__file__).parents[2]
@@ -226,21 +228,30 @@ def test_quickstart_recipe_in_a_few_steps_with_nothing_else_installed(tmp_path):
         assert all(claim["holds"] for claim in read_json(run.artifact(stage) / "proof.json")["claims"])
 
 
-def test_a_base_in_int8_is_trained_and_its_merged_model_proved(recipe, tmp_path):
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_a_base_in_few_bits_is_trained_and_its_merged_model_proved(recipe, tmp_path, precision):
     settings = (
-        "precision=int8", "finetune.epochs=0.2", "deploy.ungated=true", "deploy.prompts=4", "initialise.adapter.dropout=0",
+        f"precision={precision}", "finetune.epochs=0.2", "deploy.ungated=true", "deploy.prompts=4", "initialise.adapter.dropout=0",
         "evaluate.baselines=false", "evaluate.general=null", "evaluate.shots=0",
     )  # fmt: skip
     pipeline = open_run(recipe, tmp_path / "run", settings)
     deployed = pipeline.stage("deploy")
     claims = {claim["claim"]: claim for claim in read_json(deployed / "proof.json")["claims"]}
-    assert claims["trained in int8 = served"]["rms_gap"] > 0
+    assert claims[f"trained in {precision} = served"]["rms_gap"] > 0
     assert all(claim["holds"] for claim in claims.values())
+    # what was evaluated is what is served: the base as it was rounded, with what was learnt
+    evaluated = pipeline.stage("evaluate")
+    served, prompts = load(str(deployed / "model")), load_examples(pipeline.stage("prepare").path, "test")
+    said = read_json(evaluated / "tuned.json")
+    assert answer(served, prompts, Sampling(max_tokens=evaluated.manifest["spec"]["max_tokens"])) == said
 
 
-def test_int8_with_an_adapter_that_changes_the_base_is_refused(recipe, tmp_path):
-    with pytest.raises(ConfigError, match=r"int8 keeps the base as it is.*adapter full.*set precision=bf16"):
-        open_run(recipe, tmp_path / "run", ("precision=int8", "initialise.adapter={kind: full}"))
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_few_bits_with_an_adapter_that_changes_the_base_are_refused(recipe, tmp_path, precision):
+    with pytest.raises(ConfigError, match=rf"{precision} keeps the base as it is.*adapter full.*set precision=bf16"):
+        open_run(recipe, tmp_path / "run", (f"precision={precision}", "initialise.adapter={kind: full}"))
+    with pytest.raises(ConfigError, match=rf"cannot move a base in {precision}"):
+        open_run(recipe, tmp_path / "run", (f"precision={precision}", "finetune.optimizer={kind: hybrid}"))
 
 
 @pytest.mark.parametrize("kind", ["moe", "memory"])

@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import dropout
 
-from .int8_linear import Int8Linear
 from .lora_linear import LoRALinear, correction, lora_linear
+from .quantised_linear import product, weight_of
 
 
 class DoRALinear(LoRALinear):
@@ -24,17 +24,11 @@ class DoRALinear(LoRALinear):
     @torch.no_grad()
     def norms(self) -> Tensor:
         """||V|| of each row, float32 [O], by way of products as small as the rank."""
-        weight = self.weight.float()
+        weight = weight_of(self.base).float()
         down, up = self.down, self.scale * self.up
         crossed = ((weight @ down.t()) * up).sum(1)
         own = ((up @ (down @ down.t())) * up).sum(1)
         return (weight.square().sum(1) + 2 * crossed + own).clamp_min(0).sqrt()
-
-    @property
-    def weight(self) -> Tensor:
-        """W [O, I]."""
-        base = self.base
-        return base.held.dequantised(torch.float32) if isinstance(base, Int8Linear) else base.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Any leading shape; the last axis is the layer's input."""
@@ -42,11 +36,11 @@ class DoRALinear(LoRALinear):
             plain: Tensor = self.base(x)
             return plain
         factor_O = self.magnitude / self.norms()
-        flat, weight = x.reshape(-1, x.shape[-1]), self.weight.to(x.dtype)
+        flat, weight = x.reshape(-1, x.shape[-1]), self.frozen
         if self.training and self.dropout > 0:
             dropped = dropout(flat, self.dropout)
             turned = correction(dropped, self.down, self.up, self.scale).float()
-            out = linear(flat, weight).float() + (factor_O - 1) * linear(dropped, weight).float() + factor_O * turned
+            out = product(flat, weight).float() + (factor_O - 1) * product(dropped, weight).float() + factor_O * turned
         else:
             out = factor_O * lora_linear(flat, weight, None, self.down, self.up, self.scale).float()
         if self.base.bias is not None:

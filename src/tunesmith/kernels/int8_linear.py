@@ -10,9 +10,9 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from . import native
+from .quantised_linear import Quantised, QuantisedLinear
 
 LARGEST = 127
 BLOCK = 64
@@ -24,7 +24,7 @@ EXACT = 1024
 
 
 @dataclass(frozen=True)
-class Int8Weight:
+class Int8Weight(Quantised):
     """A weight W [O, I] as scale * codes, rotated along I."""
 
     codes_OI: Tensor
@@ -138,31 +138,18 @@ def integer_product_reference(left_TK: Tensor, right_KN: Tensor) -> Tensor:
     return sums
 
 
-class Int8Linear(nn.Linear):
+class Int8Linear(QuantisedLinear):
     """x W^T + b with W in int8, never to learn. By itself it computes with plain numbers: the twin of `Int8Weight`'s products."""
 
     scale: Tensor
 
     def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features, self.dtype = layer.in_features, layer.out_features, dtype
+        super().__init__(layer, dtype)
         found = Int8Weight.of(layer.weight)
         self.weight = nn.Parameter(found.codes_OI, requires_grad=False)
         self.register_buffer("scale", found.scale_O)
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
 
     @property
     def held(self) -> Int8Weight:
         """Its weight."""
         return Int8Weight(self.weight.detach(), self.scale)
-
-    def plain(self) -> nn.Linear:
-        """The layer with its weight as plain numbers."""
-        layer = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        layer.weight = nn.Parameter(self.held.dequantised(self.dtype), requires_grad=False)
-        layer.bias = self.bias
-        return layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any leading shape; the last axis is the layer's input."""
-        return linear(x, self.held.dequantised(x.dtype), self.bias)

@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 
 from .arena import kept
 from .int8_linear import Int8Weight
+from .quantised_linear import Quantised
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class Joint:
     """A joint product as it stands: copies in the compute dtype, brought up to date by whoever owns the parameters."""
 
     weight_OJ: Tensor
-    """[W | s B], J = I + R; [s B] alone if W is in int8."""
+    """[W | s B], J = I + R; [s B] alone if W is in few bits."""
     bias_O: Tensor | None
     down_RI: Tensor
     """A of every part, stacked."""
     parts: tuple[Part, ...]
     learnt: tuple[Tensor | None, ...]
     """Of each part weight [O, I], bias [O], A [R, I] and B [O, R]: the parameters themselves, which gradients go to; None where there is none."""
-    base: Int8Weight | None = None
-    """W, if it is in int8."""
+    base: Quantised | None = None
+    """W, if it is in few bits."""
 
     @property
     def room(self) -> int:
@@ -59,8 +60,7 @@ class Joint:
         """The same with W among the numbers of `weight_OJ`."""
         if self.base is None:
             return self
-        weight_OJ = torch.cat([self.base.dequantised(self.weight_OJ.dtype), self.weight_OJ], 1)
-        return replace(self, weight_OJ=weight_OJ, base=None)
+        return replace(self, weight_OJ=self.base.joined(self.weight_OJ), base=None)
 
 
 def joint_linear(input_TJ: Tensor, joint: Joint, keep: bool = False) -> Tensor:
@@ -110,22 +110,24 @@ def fill(input_TJ: Tensor, joint: Joint) -> None:
 
 
 def product(input_TJ: Tensor, joint: Joint, out: Tensor | None = None) -> Tensor:
-    """[x | x A^T] [W | s B]^T + b, written to `out` if it is given."""
-    known_TK = input_TJ if joint.base is None else input_TJ[:, input_TJ.shape[1] - joint.room :]
+    """[x | x A^T] [W | s B]^T + b, written to `out` if it is given. W is multiplied in int8, or is made plain for as long as this takes."""
+    base = joint.base if isinstance(joint.base, Int8Weight) else None
+    joint = joint if base else joint.plain()
+    known_TK = input_TJ[:, input_TJ.shape[1] - joint.room :] if base else input_TJ
     if joint.bias_O is None:
         out = torch.mm(known_TK, joint.weight_OJ.t(), out=out)
     else:
         out = torch.addmm(joint.bias_O, known_TK, joint.weight_OJ.t(), out=out)
-    if joint.base is not None:
-        joint.base.add_product(input_TJ[:, : input_TJ.shape[1] - joint.room], out)
+    if base:
+        base.add_product(input_TJ[:, : input_TJ.shape[1] - joint.room], out)
     return out
 
 
 def pull_back(grad_TO: Tensor, joint: Joint) -> Tensor:
     """Gradient of the input [T, J], behind it that of x A^T."""
     width = joint.down_RI.shape[1]
-    if joint.base is None:
-        grad_TJ = grad_TO @ joint.weight_OJ
+    if not isinstance(joint.base, Int8Weight):
+        grad_TJ = grad_TO @ joint.plain().weight_OJ
         if joint.room:
             grad_TJ[:, :width].addmm_(grad_TJ[:, width:].contiguous(), joint.down_RI)
         return grad_TJ

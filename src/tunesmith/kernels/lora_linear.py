@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout, linear
 
-from .int8_linear import Int8Linear
+from .quantised_linear import Quantised, QuantisedLinear, plain
 
 
 class LoRALinear(nn.Module):
@@ -36,6 +36,11 @@ class LoRALinear(nn.Module):
         """Columns that the correction takes in a joint product."""
         return len(self.lora_A) * (1 if self.start_A is None else 2)
 
+    @property
+    def frozen(self) -> Tensor | Quantised:
+        """The base's weight as it is kept."""
+        return self.base.held if isinstance(self.base, QuantisedLinear) else self.base.weight
+
     @torch.no_grad()
     def begin(self, down_RI: Tensor, up_OR: Tensor) -> None:
         """Start from a correction that is not zero; what it starts from is subtracted ever after, so that the layer starts as its base."""
@@ -62,14 +67,13 @@ class LoRALinear(nn.Module):
             dropped: Tensor = self.base(x) + correction(dropout(x, self.dropout), self.down, self.up, self.scale)
             return dropped
         flat = x.reshape(-1, x.shape[-1])
-        weight = self.base.held.dequantised(x.dtype) if isinstance(self.base, Int8Linear) else self.base.weight
-        out = lora_linear(flat, weight, self.base.bias, self.down, self.up, self.scale)
+        out = lora_linear(flat, self.frozen, self.base.bias, self.down, self.up, self.scale)
         return out.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The base layer with the correction folded in, summed in float32 and rounded once."""
-        base = self.base.plain() if isinstance(self.base, Int8Linear) else self.base
+        base = plain(self.base)
         base.weight = nn.Parameter(self.corrected(base.weight).to(base.weight.dtype), requires_grad=False)
         return base
 
@@ -79,7 +83,7 @@ class LoRALinear(nn.Module):
 
 
 def lora_linear(
-    x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
+    x_TI: Tensor, weight_OI: Tensor | Quantised, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
 ) -> Tensor:
     """x W^T + b + s x A^T B^T in one product; W is frozen."""
     if not x_TI.is_meta and torch.is_autocast_enabled(x_TI.device.type):
@@ -105,15 +109,20 @@ class _LoRALinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
-    ) -> Tensor:
-        weight = weight_OI.to(x_TI.dtype)
+        ctx: Any, x_TI: Tensor, weight_OI: Tensor | Quantised, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float,
+    ) -> Tensor:  # fmt: skip
         down, up = down_RI.to(x_TI.dtype), (scale * up_OR).to(x_TI.dtype)
         inner_TR = x_TI @ down.t()
+        weight = None
+        if isinstance(weight_OI, Tensor):
+            weight = weight_OI.to(x_TI.dtype)
+            joint_OJ = torch.cat([weight, up], 1)
+        else:  # the backward makes it plain again
+            joint_OJ = weight_OI.joined(up)
         ctx.save_for_backward(x_TI, weight, down, up, inner_TR)
-        ctx.scale = scale
+        ctx.scale, ctx.held = scale, weight_OI
         bias = None if bias_O is None else bias_O.to(x_TI.dtype)
-        return linear(torch.cat([x_TI, inner_TR], 1), torch.cat([weight, up], 1), bias)
+        return linear(torch.cat([x_TI, inner_TR], 1), joint_OJ, bias)
 
     @staticmethod
     @once_differentiable
@@ -121,7 +130,10 @@ class _LoRALinear(torch.autograd.Function):
         (grad_TO,) = grads
         x_TI, weight_OI, down_RI, up_OR, inner_TR = ctx.saved_tensors
         grad_inner_TR = grad_TO @ up_OR
-        d_x = torch.addmm(grad_TO @ weight_OI, grad_inner_TR, down_RI) if ctx.needs_input_grad[0] else None
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            weight = ctx.held.dequantised(grad_TO.dtype) if weight_OI is None else weight_OI
+            d_x = torch.addmm(grad_TO @ weight, grad_inner_TR, down_RI)
         d_down = (grad_inner_TR.t() @ x_TI).float()
         d_up = (grad_TO.t() @ inner_TR).float() * ctx.scale
         d_bias = grad_TO.sum(0) if ctx.needs_input_grad[2] else None

@@ -16,7 +16,7 @@ every: "weakref.WeakSet[MappedFile]" = weakref.WeakSet()
 
 
 class MappedFile:
-    """Room for float32 tensors in a file without a name, which is gone when the process is."""
+    """Room for tensors in a file without a name, which is gone when the process is."""
 
     def __init__(self, size: int, folder: Path) -> None:
         """Take `size` bytes of the disk that holds `folder`.
@@ -38,13 +38,13 @@ class MappedFile:
 
     @staticmethod
     def room(like: Tensor) -> int:
-        """Bytes that a float32 tensor of this shape takes: whole pages, so that it can be let go alone."""
-        return -(-4 * like.numel() // mmap.PAGESIZE) * mmap.PAGESIZE
+        """Bytes that such a tensor takes: whole pages, so that it can be let go alone."""
+        return -(-like.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
 
     def take(self, like: Tensor) -> Tensor:
-        """A float32 tensor of this shape, zero."""
+        """A tensor of this shape and dtype, zero."""
         start, self.used = self.used, self.used + self.room(like)
-        return torch.frombuffer(self.map, dtype=torch.float32, count=like.numel(), offset=start).view(like.shape)
+        return torch.frombuffer(self.map, dtype=like.dtype, count=like.numel(), offset=start).view(like.shape)
 
     def release(self, *tensors: Tensor) -> None:
         """Let go of the memory of some of its tensors; the file keeps what they hold."""

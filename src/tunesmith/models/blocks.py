@@ -12,6 +12,8 @@ from tunesmith.kernels.gated_linear import Activation
 from tunesmith.kernels.int8_linear import Int8Linear, Int8Weight
 from tunesmith.kernels.joint_linear import Joint, Part
 from tunesmith.kernels.lora_linear import LoRALinear
+from tunesmith.kernels.nf4_linear import NF4Linear, NF4Stack
+from tunesmith.kernels.quantised_linear import Quantised, QuantisedLinear
 
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -58,16 +60,16 @@ class Group:
 
     def __init__(self, layers: list[Any], dtype: torch.dtype) -> None:
         self.layers, self.dtype = layers, dtype
-        first = self.bases[0].weight
-        self.width = first.shape[1]
+        first = self.bases[0].weight.new_empty(0, dtype=dtype)
+        self.width = self.bases[0].in_features
         ranks = [layer.width if isinstance(layer, LoRALinear) else 0 for layer in layers]
         room = sum(ranks) + sum(ranks) % 2  # even, as products in pairs want it
-        rows, biased = sum(len(base.weight) for base in self.bases), any(base.bias is not None for base in self.bases)
-        self.base: Int8Weight | None = None
-        self.columns = 0 if isinstance(self.bases[0], Int8Linear) else self.width  # of W, in the joint weight
-        self.weight_OJ = first.new_zeros(rows, self.columns + room, dtype=dtype)
-        self.bias_O = first.new_zeros(rows, dtype=dtype) if biased else None
-        self.down_RI = first.new_zeros(room, self.width, dtype=dtype)
+        rows, biased = sum(base.out_features for base in self.bases), any(base.bias is not None for base in self.bases)
+        self.base: Quantised | None = None
+        self.columns = 0 if isinstance(self.bases[0], QuantisedLinear) else self.width  # of W, in the joint weight
+        self.weight_OJ = first.new_zeros(rows, self.columns + room)
+        self.bias_O = first.new_zeros(rows) if biased else None
+        self.down_RI = first.new_zeros(room, self.width)
         self._take_over()
         self.joint = self.refresh()
 
@@ -80,6 +82,9 @@ class Group:
     def _take_over(self) -> None:
         """Copy the weights; a frozen one of the same dtype becomes a view of the copy, so that it is not stored twice."""
         row = 0
+        if four := [base.held for base in self.bases if isinstance(base, NF4Linear)]:
+            self.base = NF4Stack(four)
+            return
         layers = [base for base in self.bases if isinstance(base, Int8Linear)]
         if layers:
             self.base = Int8Weight.stacked([layer.held for layer in layers])
@@ -99,7 +104,7 @@ class Group:
     @property
     def held(self) -> list[Tensor]:
         """All that it keeps."""
-        base = [] if self.base is None else [self.base.codes_OI, self.base.scale_O]
+        base = [self.base.codes_OI, self.base.scale_O] if isinstance(self.base, Int8Weight) else []
         bias = [] if self.bias_O is None else [self.bias_O]
         return [self.weight_OJ, self.down_RI, *bias, *base]
 
@@ -117,7 +122,7 @@ class Group:
         parts, learnt = [], []
         row, column, used = 0, 0, self.down_RI.shape[0]
         for layer, base in zip(self.layers, self.bases, strict=True):
-            rows = slice(row, row + len(base.weight))
+            rows = slice(row, row + base.out_features)
             row = rows.stop
             weight = None if self.base is not None else base.weight
             if self.base is None and not self._viewed(base):

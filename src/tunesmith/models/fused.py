@@ -18,9 +18,9 @@ from tunesmith.kernels.arena import kept_together
 from tunesmith.kernels.forest_attention import rotary_attention
 from tunesmith.kernels.gated_linear import gated_linear
 from tunesmith.kernels.head import capped
-from tunesmith.kernels.int8_linear import Int8Linear
 from tunesmith.kernels.joint_linear import joint_linear
 from tunesmith.kernels.lora_linear import LoRALinear
+from tunesmith.kernels.quantised_linear import QuantisedLinear
 from tunesmith.kernels.recompute import compact, recomputed
 
 from .blocks import ACTIVATIONS, TRAITS, Block, Norm, activation_of, linear_layers, read_block
@@ -205,7 +205,7 @@ def _odd_layer(model: Any, traits: Any) -> str | None:
     for layer in model.model.layers:
         for group in linear_layers(layer, traits):
             for module in group:
-                if type(module) not in (torch.nn.Linear, Int8Linear, LoRALinear):
+                if type(module) not in (torch.nn.Linear, LoRALinear) and not isinstance(module, QuantisedLinear):
                     return f"no fused form of {type(module).__name__}"
                 if isinstance(module, LoRALinear) and module.enabled and module.training and module.dropout > 0:
                     return "dropout of an adapter's inputs"

@@ -15,16 +15,17 @@ from tunesmith.base import ModelError
 from tunesmith.base.files import sha256
 from tunesmith.kernels.memory import give_back, keep_steady
 from tunesmith.kernels.products import fast_float32
+from tunesmith.kernels.quantised_linear import QuantisedLinear
 
 from . import attention, fused
 from .find import load_tokenizer as load_tokenizer
 from .find import locate as locate
 from .gguf import notes
 from .prompt import load_beside
-from .quantize import to_int8
+from .quantize import KINDS, quantise
 
-Precision = Literal["auto", "fp32", "bf16", "int8"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
+Precision = Literal["auto", "fp32", "bf16", "int8", "nf4"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16, "nf4": torch.bfloat16}
 """What is computed in beside the products of each precision."""
 
 
@@ -37,7 +38,7 @@ class Loaded:
     model: Any
     tokenizer: Any
     precision: str
-    """fp32, bf16 or int8: what matrix products are computed in."""
+    """fp32, bf16, int8 or nf4: what matrix products are computed in; with nf4 that is bf16, of weights kept in four bits."""
     forest: bool = True
     """Whether its attention takes forest batches; else sequences are padded."""
     fuse: bool = True
@@ -146,8 +147,8 @@ def resolve_precision(precision: Precision) -> str:
 
 
 def served(precision: Precision) -> Precision:
-    """What a model is evaluated and served in after training in `precision`: int8 is for training, merged weights are not kept in it."""
-    return "auto" if precision == "int8" else precision
+    """What a model is evaluated and served in after training in `precision`: int8 and nf4 are for training, merged weights are not kept in them."""
+    return "auto" if precision in KINDS else precision
 
 
 def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> Loaded:
@@ -179,7 +180,7 @@ def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> L
     chosen = resolve_precision(precision)
     if chosen == "int8" and torch.cuda.is_available():
         raise ModelError("precision: int8 is for CPUs; set precision=bf16")
-    dtype = "auto" if chosen == "int8" else DTYPES[chosen]  # int8 is made of the weights as they are stored
+    dtype = "auto" if chosen in KINDS else DTYPES[chosen]  # few bits are made of the weights as they are stored
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
@@ -188,8 +189,8 @@ def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> L
         raise ModelError(f"model {folder}: its weights cannot be loaded: {str(error).splitlines()[0]}") from None
     load_beside(model, folder)
     model.eval()
-    if chosen == "int8":
-        to_int8(model, DTYPES[chosen])
+    if chosen in KINDS:
+        quantise(model, chosen, DTYPES[chosen])
         give_back()
     if torch.cuda.is_available():
         model.to("cuda")
@@ -220,5 +221,7 @@ def cast(model: Any, dtype: torch.dtype) -> Any:
 
 
 def parameters(model: nn.Module) -> int:
-    """Count of distinct parameters (tied weights once)."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Count of distinct parameters (tied weights once), however many of them a byte holds."""
+    packed = [layer for layer in model.modules() if isinstance(layer, QuantisedLinear)]
+    beyond = sum(layer.in_features * layer.out_features - layer.weight.numel() for layer in packed)
+    return beyond + sum(parameter.numel() for parameter in model.parameters())

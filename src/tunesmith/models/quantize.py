@@ -1,4 +1,4 @@
-"""Brings a model's linear layers to int8: kept so for training, or rounded to what int8 holds for all that comes after."""
+"""Brings a model's linear layers to few bits: kept so for training, or rounded to what the bits hold for all that comes after."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,25 +6,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunesmith.kernels.int8_linear import Int8Linear, Int8Weight
+from tunesmith.kernels.int8_linear import Int8Linear
+from tunesmith.kernels.nf4_linear import NF4Linear
+from tunesmith.kernels.quantised_linear import QuantisedLinear
+
+KINDS: dict[str, type[QuantisedLinear]] = {"int8": Int8Linear, "nf4": NF4Linear}
+"""What keeps a linear layer in each precision of few bits."""
 
 
 @torch.no_grad()
-def to_int8(model: Any, dtype: torch.dtype) -> None:
-    """Keep every linear layer but the output head in int8, and all other weights in `dtype`."""
+def quantise(model: Any, precision: str, dtype: torch.dtype) -> None:
+    """Keep every linear layer but the output head in int8 or nf4, and all other weights in `dtype`."""
     model.requires_grad_(False)
     for parent, name, layer in list(_layers(model)):
-        setattr(parent, name, Int8Linear(layer, dtype))
+        setattr(parent, name, KINDS[precision](layer, dtype))
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
 
 
 @torch.no_grad()
-def round_to_int8(model: Any) -> None:
-    """Give those layers the weights that `to_int8` would, as plain numbers."""
+def round_to(model: Any, precision: str) -> None:
+    """Give those layers the weights that `quantise` would, as plain numbers."""
     for _, _, layer in _layers(model):
-        layer.weight.copy_(Int8Weight.of(layer.weight).dequantised(layer.weight.dtype))
+        dtype = layer.weight.dtype
+        layer.weight.copy_(KINDS[precision](layer, dtype).held.dequantised(dtype))
 
 
 def _layers(model: Any) -> Iterator[tuple[nn.Module, str, nn.Linear]]:

@@ -18,6 +18,7 @@ from tunesmith.methods.adapters import Adapter
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import DTYPES, Loaded, Precision, load
 from tunesmith.models.prompt import save_model
+from tunesmith.models.quantize import KINDS
 
 from .initialise import ROUNDED, gap, last_logits
 from .judge import answer, learnt_by, load_exact
@@ -115,7 +116,7 @@ def _write(
     loaded.model.to(DTYPES[spec.weights])
     save_model(loaded.model, out / "model")
     loaded.tokenizer.save_pretrained(out / "model")
-    if precision == "int8" and pruned is None:
+    if precision in KINDS and pruned is None:
         _prove_arithmetic(proof, load(model, precision), chosen, finetuned, rows, beside)
     reopened = load(str(out / "model"), "fp32")
     stored = gap(beside, last_logits(reopened, rows))
@@ -133,10 +134,10 @@ def _write(
 def _prove_arithmetic(
     proof: Proof, loaded: Loaded, chosen: Adapter, finetuned: Artifact, rows: list[Row], served: Tensor
 ) -> None:
-    """The claim that what is served, computed in fp32, is what was trained with products in int8."""
+    """The claim that what is served, computed in fp32, is what was trained on a base in int8 or nf4."""
     chosen.restore(loaded, finetuned / "adapter")
     apart = float((last_logits(loaded, rows) - served).square().mean().sqrt())
-    proof.claim("trained in int8 = served", apart < ROUNDED, rms_gap=apart, tolerance=ROUNDED)
+    proof.claim(f"trained in {loaded.precision} = served", apart < ROUNDED, rms_gap=apart, tolerance=ROUNDED)
 
 
 def _prove_answers(proof: Proof, weights: str, said: list[str], stored: list[str]) -> None:

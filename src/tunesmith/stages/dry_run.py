@@ -27,7 +27,7 @@ from tunesmith.methods.objectives import Objective
 from tunesmith.models import attention
 from tunesmith.models.forward import needs_autocast
 from tunesmith.models.load import DTYPES, Loaded
-from tunesmith.models.quantize import to_int8
+from tunesmith.models.quantize import KINDS, quantise
 
 INT8_RATE = 2
 """How much faster processors multiply int8 than bf16; such products are counted as bf16 ones of that fraction."""
@@ -79,8 +79,8 @@ def skeleton(config: Any, precision: str) -> Any:
         raise ModelError(
             f"model of type {config.model_type!r}: cannot be built: {str(error).splitlines()[0]}"
         ) from None
-    if precision == "int8":
-        to_int8(model, DTYPES[precision])
+    if precision in KINDS:
+        quantise(model, precision, DTYPES[precision])
     return model.train()
 
 

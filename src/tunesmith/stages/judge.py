@@ -16,7 +16,7 @@ from tunesmith.methods.objectives import Objective
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.load import DTYPES, Loaded, Precision, cast, load
-from tunesmith.models.quantize import round_to_int8
+from tunesmith.models.quantize import KINDS, round_to
 from tunesmith.training.rollouts import Rollouts
 
 ROWS = 8
@@ -63,8 +63,8 @@ def as_shots(examples: Sequence[Example]) -> list[Message]:
 def load_exact(name: str, precision: Precision) -> Loaded:
     """A base in float32, its weights those that a training in `precision` rounds from: what is learnt is merged into it."""
     exact = load(name, "fp32")
-    if precision == "int8":  # the corrections were learnt beside these, and mend some of their rounding
-        round_to_int8(exact.model)
+    if precision in KINDS:  # the corrections were learnt beside these, and mend some of their rounding
+        round_to(exact.model, precision)
     return exact
 
 

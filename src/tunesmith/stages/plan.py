@@ -17,6 +17,7 @@ from tunesmith.data.prepared import load_split
 from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.load import load_config, locate, resolve_precision, served
+from tunesmith.models.quantize import KINDS
 
 from .dry_run import skeleton
 from .estimate import Estimate, estimate, gigabytes
@@ -115,7 +116,7 @@ def alternatives(recipe: Recipe) -> list[tuple[str, ...]]:
     smaller = [f"finetune.micro_batch={size}" for size in sorted(sizes, reverse=True)]
     moments = isinstance(optimizer, AdamW) and not optimizer.offload and not adapter.adds_weights
     elsewhere = ("finetune.optimizer.offload=true",) if moments else ()
-    beside = recipe.precision == "int8" or optimizer.moves_frozen
+    beside = recipe.precision in KINDS or optimizer.moves_frozen
     kinds = [kind for kind in ALTERNATIVES if not beside or Adapter.member(kind).adds_weights]
     others = [f"initialise.adapter.kind={kind}" for kind in kinds if kind != adapter.kind]
     both = [(each, smaller[-1]) for each in others if smaller and each.endswith(f"={ALTERNATIVES[0]}")]

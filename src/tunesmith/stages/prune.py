@@ -187,7 +187,8 @@ def _recover(
     loaded.checkpointing = spec.recovery.activation_checkpointing is True
     held = spec.method.zeros(loaded.model)
     spec.adapter.attach(loaded, seed)
-    training = set_up(spec.recovery, loaded, *splits(spec.recovery, prepared, str(cut), precision), out, seed)
+    given, held_out = splits(spec.recovery, prepared, str(cut), precision)
+    training = set_up(spec.recovery, loaded, given, held_out, out, seed)
     hold_at_zero(training.parameters, held, training.optimizer)
     done = training.run()
     training.keep_best()

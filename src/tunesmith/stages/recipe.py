@@ -9,6 +9,7 @@ from pydantic import model_validator
 from tunesmith.base import ConfigError, Spec
 from tunesmith.base.spec import override, read_yaml, validate
 from tunesmith.models.load import Precision
+from tunesmith.models.quantize import KINDS
 from tunesmith.serving.settings import Serve
 
 from .deploy import Deploy
@@ -32,7 +33,8 @@ class Recipe(Spec):
     """What is fine-tuned: an embedded model's name, a Hugging Face folder, a GGUF file, or a hub id owner/name."""
     precision: Precision = "auto"
     """What matrix products are computed in; auto takes bf16 where the machine multiplies it natively. int8 trains faster on a base that is
-    rounded to it, at some loss of exactness; evaluating and serving then take auto."""
+    rounded to it, at some loss of exactness. nf4 keeps the base in four bits, a quarter of bf16's memory, and computes in bf16: with the adapter
+    lora that is QLoRA (arXiv:2305.14314). After either, evaluating and serving take auto, on the base as it was rounded with what was learnt beside it."""
     seed: int = 0
     """Where every random draw comes from: the same seed on the same machine gives the same bits."""
     prepare: Prepare
@@ -57,11 +59,11 @@ class Recipe(Spec):
     """How the result is served."""
 
     @model_validator(mode="after")
-    def _frozen_in_int8(self) -> Self:
+    def _frozen_in_few_bits(self) -> Self:
         adapter = self.initialise.adapter
-        if self.precision == "int8" and not adapter.adds_weights:
+        if self.precision in KINDS and not adapter.adds_weights:
             raise ValueError(
-                f"precision: int8 keeps the base as it is, and the adapter {adapter.kind} changes it; set precision=bf16, or initialise.adapter.kind=lora"
+                f"precision: {self.precision} keeps the base as it is, and the adapter {adapter.kind} changes it; set precision=bf16, or initialise.adapter.kind=lora"
             )
         return self
 
@@ -82,8 +84,12 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _base_can_move(self) -> Self:
         adapter, optimizer = self.initialise.adapter, self.finetune.optimizer
-        if optimizer.moves_frozen and (self.precision == "int8" or not adapter.adds_weights or adapter.frozen_base):
-            what = "an int8 base" if self.precision == "int8" else f"what the adapter {adapter.kind} leaves frozen"
+        if optimizer.moves_frozen and (self.precision in KINDS or not adapter.adds_weights or adapter.frozen_base):
+            what = (
+                f"a base in {self.precision}"
+                if self.precision in KINDS
+                else f"what the adapter {adapter.kind} leaves frozen"
+            )
             raise ValueError(
                 f"optimizer {optimizer.kind} moves the base, in float32, beside an adapter, and cannot move {what}; set precision=bf16 and "
                 "initialise.adapter.kind=lora, or take another optimizer"

@@ -29,6 +29,7 @@ ARGUMENTS = {
     "perturb": "ppnnnnnnnffi",
     "quantise": "pnpppnni",
     "dequantise": "ppppnnni",
+    "nf4": "pppnnn",
     "decode_layers": "ppnpp",
     "decode_head": "ppppn",
     "packed_bytes": "",

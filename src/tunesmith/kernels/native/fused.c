@@ -173,6 +173,19 @@ struct step {
     const int64_t *first, *start, *table;
 };
 
+// The sixteen numbers of a weight in four bits, and how many have one scale.
+#define NF4_BLOCK 64
+static const float nf4_levels[16] = {
+    -1.0f,          -0.6961928010f, -0.5250730515f, -0.3949174881f, -0.2844413817f, -0.1847734302f, -0.0910500363f, 0.0f,
+    0.0795802996f,  0.1609302014f,  0.2461123019f,  0.3379152417f,  0.4407098293f,  0.5626170039f,  0.7229568362f,  1.0f};
+
+// A block, or what there is of the last one, as floats.
+static inline void nf4_block(const uint8_t *codes, long count, float scale, float *value) {
+    int32_t code[NF4_BLOCK];
+    for (long i = 0; i < (count + 1) / 2; i++) code[2 * i] = codes[i] >> 4, code[2 * i + 1] = codes[i] & 15;
+    for (long i = 0; i < count; i++) value[i] = nf4_levels[code[i]] * scale;
+}
+
 #include "rotate.h"
 
 #define REAL float
@@ -183,6 +196,7 @@ struct step {
 #include "operations.h"
 #include "noise.h"
 #include "quantise.h"
+#include "nf4.h"
 #include "product.h"
 #include "attention.h"
 #include "decode.h"
@@ -202,6 +216,7 @@ struct step {
 #define STORE(value) store_bf16(value)
 #include "operations.h"
 #include "quantise.h"
+#include "nf4.h"
 #include "product.h"
 #include "attention.h"
 #include "decode.h"

@@ -7,7 +7,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from tunesmith.kernels.int8_linear import Int8Linear
+from tunesmith.kernels.quantised_linear import plain
 from tunesmith.models.load import Loaded
 
 from .injected import Injected, linear_layers
@@ -37,7 +37,7 @@ class ScaledLinear(nn.Module):
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The base layer, scaled."""
-        base = self.base.plain() if isinstance(self.base, Int8Linear) else self.base
+        base = plain(self.base)
         base.weight = nn.Parameter((base.weight.float() * self.ia3_l).to(base.weight.dtype), requires_grad=False)
         if base.bias is not None and not self.inputs:
             base.bias.copy_(base.bias.float() * self.ia3_l.flatten())

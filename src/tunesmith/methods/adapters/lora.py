@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from tunesmith.base import ModelError
-from tunesmith.kernels.int8_linear import Int8Linear
 from tunesmith.kernels.lora_linear import LoRALinear
+from tunesmith.kernels.quantised_linear import weight_of
 from tunesmith.models.load import Loaded
 
 from .injected import Injected, linear_layers
@@ -81,7 +81,7 @@ class LoRA(Injected):
 
 def principal(layer: Any, rank: int, scale: float, seed: int) -> tuple[Tensor, Tensor]:
     """A [R, I] and B [O, R] such that scale B A is the weight's part of its largest singular values (PiSSA, eq. 2 and 3), by a randomised SVD."""
-    weight = layer.held.dequantised(torch.float32) if isinstance(layer, Int8Linear) else layer.weight.detach().float()
+    weight = weight_of(layer).detach().float()
     if rank > min(weight.shape):
         raise ModelError(f"adapter.rank: {rank} is more than a matrix of {tuple(weight.shape)} has; take a smaller one")
     if weight.is_meta:
