@@ -108,7 +108,7 @@ class Balance:
     def __init__(self, mixture: Any) -> None:
         self.scores: list[Tensor] = []
         self.active = mixture.config.num_experts_per_tok
-        mixture.register_forward_pre_hook(lambda *given: self.scores.clear())
+        mixture.model.register_forward_pre_hook(lambda *given: self.scores.clear())
         for layer in mixture.model.layers:
             layer.mlp.gate.register_forward_hook(lambda router, given, found: self.scores.append(found[0]))
 
