@@ -47,11 +47,12 @@ def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
 
     pipeline = open_run(RECIPES / f"{name}.yaml", folder, (f"seed={seed}",))
     recipe, tuned = pipeline.recipe, pipeline.locked("finetune")
+    pruned = pipeline.locked("prune") if recipe.prune.method else None
     metrics = json.loads((tuned.path / "manifest.json").read_text())["metrics"]
     loaded = load(recipe.model, served(recipe.precision))
     general = [Renderer(loaded.tokenizer).row(example) for example in general_examples("bundled")]
     before = likelihoods(loaded, general)
-    merge(loaded, pipeline.adapter, tuned, recipe.precision)
+    merge(loaded, pipeline.adapter, tuned, recipe.precision, pruned)
     after = likelihoods(loaded, general)
     test = load_examples(pipeline.prepare().path, "test")
     grader = recipe.evaluate.graders[0]
@@ -73,6 +74,32 @@ def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
         "totals": [score.total for score in scores],
         "forgetting": [[was.loss, now.loss, now.tokens] for was, now in zip(before, after, strict=True)],
     }
+
+
+def begins_tuned(name: str) -> bool:
+    """Whether a recipe, or the one that it extends, begins with what `start` makes."""
+    text = (RECIPES / f"{name}.yaml").read_text()
+    below = next(line for line in (*text.splitlines(), "extends: base.yaml") if line.startswith("extends: "))
+    return "runs/methods" in text or (below != "extends: base.yaml" and begins_tuned(Path(below.split()[-1]).stem))
+
+
+def start() -> None:
+    """What recipes that go on from a tuned model begin with, in `runs/methods`: that model, pairs of right answers and its wrong ones, and its best answers."""
+    folder = ROOT / "runs" / "methods"
+    asked = ("sample.rewards=[{grader: {kind: json_fields}}]", "sample.max_tokens=48", "sample.rows=96")
+    wanted = {"pairs": ("sample.keep=pairs", "sample.most=2"), "best": ("sample.keep=best",)}
+    for name, settings in {"start": (), **wanted}.items():
+        to = folder / (name if name == "start" else f"{name}.jsonl")
+        if (to / "deployed").exists() or to.is_file():
+            continue
+        code = "from tunesmith.cli import main; main()"
+        given = ("run", str(RECIPES / "base.yaml"), "--run", str(to), "deploy.ungated=true")
+        command = given if name == "start" else ("sample", str(folder / "start"), *asked, *settings)
+        done = subprocess.run([sys.executable, "-c", code, *command], stdout=subprocess.PIPE, text=True, check=True)
+        if name == "start":
+            (to / "deployed").touch()
+        else:
+            to.write_bytes(Path(done.stdout.strip().splitlines()[-1]).read_bytes())
 
 
 def cost(name: str, folder: Path) -> dict[str, Any]:
@@ -183,6 +210,8 @@ def main() -> None:
         found = cost(given.name[0], given.folder) if given.cost else one(given.name[0], given.one, given.folder)
         print("RESULT " + json.dumps(found), flush=True)
         return
+    if any(begins_tuned(name) for name in given.name):
+        start()
     for name in given.name:
         if given.cost:
             pair = [apart(each, "--cost") for each in (name, BASE)]

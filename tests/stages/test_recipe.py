@@ -60,7 +60,9 @@ class TestExtends:
             read_recipe(written(tmp_path, "d.yaml", "extends: [a.yaml]\n"))
 
 
-@pytest.mark.parametrize("path", sorted({*RECIPES.rglob("*.yaml")} - {RECIPES / "showdown.yaml"}), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted({*RECIPES.rglob("*.yaml")} - {RECIPES / "showdown.yaml"}), ids=lambda path: path.stem
+)
 def test_every_kept_recipe_can_be_read(path):
     assert read_recipe(path).prepare.source
 
