@@ -50,7 +50,7 @@ bench: $(VENV)/dev .venv-trl
 	$(BIN)/python benchmarks/perturbation.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/plan.py
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/gpu.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/gpu.py --qlora
 
 # The reference is written anew from the code, then the site is built into site/.

@@ -1,9 +1,11 @@
 """Trains and generates on whatever device there is and checks both against float32 on the CPU; prints JSON, `--out` keeps it.
 
     python benchmarks/gpu.py [--model smollm2-135m] [--steps 20] [--rows 64] [--out benchmarks/results/gpu.json]
+    python benchmarks/gpu.py --peer .venv-trl/bin/python [--rounds 2] [--out benchmarks/results/gpu_training.json]
     python benchmarks/gpu.py --qlora [--tiny] [--rank 64] [--tokens 512] [--out benchmarks/results/qlora.json]
 
-Without a GPU the same work runs on the CPU and the result says so. The second form takes a model of random weights in the shape of Llama 65B, made
+Without a GPU the same work runs on the CPU and the result says so. The second form lets LoRA steps take turns with TRL's (default, best, with Liger's kernels, with
+Unsloth's model, where these are installed) on a GPU. The third takes a model of random weights in the shape of Llama 65B, made
 in four bits layer by layer, through two QLoRA steps (arXiv:2305.14314 has 48 GB for such a model); with --tiny in a tiny shape, anywhere.
 """
 
@@ -37,7 +39,7 @@ from tunesmith.methods.optimizers.adamw8bit import AdamW8bit
 from tunesmith.models import attention
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling, generate
-from tunesmith.models.load import Loaded, load, parameters
+from tunesmith.models.load import Loaded, load, locate, parameters
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train
 
@@ -50,6 +52,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--peer", help="the python of an environment with TRL and PEFT, and perhaps Liger and Unsloth")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--qlora", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--rank", type=int, default=64)
@@ -62,11 +66,43 @@ def main() -> None:
         "environment": environment(),
     }
     measured = qlora(given.tiny, given.rank, given.tokens) if given.qlora else everything(given)
+    if given.peer and not given.qlora:
+        measured |= {"against": against(given.peer, given.model, given.rounds)}
     text = json.dumps({**about, **measured}, indent=2)
     print(text)
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(text + "\n")
+
+
+def against(peer: str, model: str, rounds: int) -> dict[str, Any]:
+    """LoRA steps of every contender in turn; what cannot run says why."""
+    from rounds import OURS, Contender, versions  # beside this file: found where this is run as a program
+
+    if not torch.cuda.is_available():
+        return {"skipped": "there is no GPU here; benchmarks/training.py compares on the CPU"}
+    steps = ("--steps", "20")
+    contenders = {
+        OURS: Contender("ours.py", steps),
+        "TRL default": Contender("trl_sft.py", (*steps, "--gpu"), peer=True),
+        "TRL best": Contender("trl_sft.py", (*steps, "--gpu", "--best"), peer=True),
+        "TRL best with Liger": Contender("trl_sft.py", (*steps, "--gpu", "--best", "--liger"), peer=True),
+        "TRL with Unsloth": Contender("trl_sft.py", (*steps, "--gpu", "--best", "--unsloth"), peer=True),
+    }
+    found: dict[str, list[Any]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            try:
+                found[name].append(contender.run(peer, locate(model)))
+            except SystemExit as error:
+                found[name].append({"failed": str(error).strip().splitlines()[-1]})
+    own = [one.get("tokens_per_second") for one in found[OURS]]
+    faster = {
+        name: statistics.median(a / b["tokens_per_second"] for a, b in zip(own, runs, strict=True))
+        for name, runs in found.items()
+        if all(own) and all("failed" not in one for one in runs)
+    }
+    return {"tunesmith_is_faster": faster, "rounds": found, "peer": versions(peer)}
 
 
 def everything(given: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,13 @@ def peak_megabytes() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024
 
 
+def gpu_peak() -> dict[str, int]:
+    """Most memory that tensors took on a GPU, where one is used."""
+    torch = sys.modules.get("torch")
+    used = torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else 0
+    return {"gpu_peak_mb": used >> 20} if used else {}
+
+
 def report(steps: list[dict[str, float]], started: float, first: float, losses: list[float], **more: Any) -> None:
     """Print one JSON line: figures of the steps that count, each step {tokens, seconds, cpu}."""
     counted = steps[WARM:]
@@ -49,6 +57,7 @@ def report(steps: list[dict[str, float]], started: float, first: float, losses: 
         "tokens_per_second": sum(step["tokens"] for step in counted) / sum(step["seconds"] for step in counted),
         "tokens_per_cpu_second": sum(step["tokens"] for step in counted) / sum(step["cpu"] for step in counted),
         "peak_rss_mb": peak_megabytes(),
+        **gpu_peak(),
         "seconds_to_first_step": first - started,
         "losses": losses,
         "steps": steps,

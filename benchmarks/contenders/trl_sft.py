@@ -1,7 +1,7 @@
-"""TRL's side of the SFT benchmark: `python trl_sft.py --model FOLDER --steps 8 [--best] [--full] [--fp32]`, as its documentation has it.
+"""TRL's side of the SFT benchmark: `python trl_sft.py --model FOLDER --steps 8 [--best] [--full] [--fp32] [--gpu [--liger | --unsloth]]`, as its documentation has it.
 
 Default: SFTTrainer with a LoraConfig and nothing else said. Best: what its documentation and a search of settings on this work find fastest on
-a CPU: bf16 autocast, no gradient checkpointing, rows of like length together.
+a CPU: bf16 autocast, no gradient checkpointing, rows of like length together. Liger's kernels and Unsloth's model are for GPUs.
 """
 
 import os
@@ -70,6 +70,22 @@ def tell(clock: Clock, tokens: Sequence[float]) -> None:
     report(steps, STARTED, clock.ends[1][0], clock.losses)
 
 
+def lora() -> LoraConfig:
+    """The same adapter for all."""
+    return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def unsloth(folder: str) -> Any:
+    """Unsloth's model with its own adapter, as its documentation has it."""
+    from unsloth import FastLanguageModel
+
+    model, _ = FastLanguageModel.from_pretrained(folder, max_seq_length=512, load_in_4bit=False)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return FastLanguageModel.get_peft_model(
+        model, r=RANK, lora_alpha=ALPHA, target_modules=targets, lora_dropout=0, bias="none", random_state=SEED
+    )
+
+
 def main() -> None:
     """Train and report."""
     parser = argparse.ArgumentParser()
@@ -78,20 +94,25 @@ def main() -> None:
     parser.add_argument("--best", action="store_true")
     parser.add_argument("--full", action="store_true", help="all weights learn")
     parser.add_argument("--fp32", action="store_true", help="no autocast")
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--liger", action="store_true", help="with Liger's kernels")
+    parser.add_argument("--unsloth", action="store_true", help="with Unsloth's model and adapter")
     given = parser.parse_args()
+    model, peft = given.model, None if given.full else lora()
+    if given.unsloth:
+        model, peft = unsloth(given.model), None
     chosen = BEST if given.best else {"bf16": False, "gradient_checkpointing": False} if given.fp32 else {}
-    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
     talks = [{"prompt": talk[:-1], "completion": talk[-1:]} for talk in messages()]
     config = SFTConfig(
-        output_dir="/tmp/trl-benchmark", per_device_train_batch_size=BATCH, max_length=512, max_steps=given.steps, use_cpu=True,
+        output_dir="/tmp/trl-benchmark", per_device_train_batch_size=BATCH, max_length=512, max_steps=given.steps, use_cpu=not given.gpu, use_liger_kernel=given.liger,
         report_to="none", save_strategy="no", logging_steps=1, learning_rate=LEARNING_RATE, lr_scheduler_type="constant", seed=SEED,
         disable_tqdm=True, dataloader_pin_memory=False, **chosen,
     )  # fmt: skip
     clock = Clock()
     trainer = SFTTrainer(
-        given.model, args=config, train_dataset=Dataset.from_list(talks), callbacks=[clock],
+        model, args=config, train_dataset=Dataset.from_list(talks), callbacks=[clock],
         processing_class=AutoTokenizer.from_pretrained(given.model),
-        peft_config=None if given.full else lora,
+        peft_config=peft,
     )  # fmt: skip
     timed(trainer, clock)
 
