@@ -13,7 +13,7 @@ from tunesmith.data.batch import Batch
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.objectives.base import TAUGHT, TAUGHT_LOGP, Teaching
-from tunesmith.methods.objectives.distill import Distill
+from tunesmith.methods.objectives.distill import Distill, rest
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.attention import plain
@@ -95,6 +95,24 @@ def test_who_teaches_himself_has_nothing_to_learn(student, taught, top, temperat
     loss = Distill(top=top, temperature=temperature, weight=1.0)(student, Batch.of(rows)).total
     assert abs(loss.item()) < 1e-3
     assert max(one.abs().max() for one in gradients(loss, student).values()) < 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_in_bf16_too_who_teaches_himself_has_nothing_to_learn(build, random_rows, temperature):
+    """With so little probability beyond the teacher's tokens that what is rounded apart would make them more than certain."""
+    sure = build("llama", seed=3, vocab_size=VOCABULARY, dtype=torch.bfloat16)
+    with torch.no_grad():
+        sure.model.lm_head.weight *= 8 * temperature
+    rows = with_teacher(sure, random_rows(20), Teaching(None, 24, temperature), 20, VOCABULARY)
+    assert sure.decoder() is not None
+    batch = Batch.of(rows)
+    beyond_M = rest(batch.token_columns[TAUGHT_LOGP])
+    assert beyond_M.median() < 1e-3
+    found = Distill(top=24, temperature=temperature, weight=1.0)(sure, batch)
+    assert abs(found.total.item()) / batch.supervised < 2e-3
+    _, logp_MK = candidate_logps(sure, batch, batch.token_columns[TAUGHT].long(), temperature)
+    assert (logp_MK.exp().sum(1) <= 1 + 1e-5).all()
+    torch.testing.assert_close(rest(logp_MK), beyond_M, rtol=0.1, atol=1e-4)
 
 
 def test_without_weight_it_is_supervised_tuning(student, taught):

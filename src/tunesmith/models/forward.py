@@ -56,13 +56,11 @@ def candidate_logps(loaded: Loaded, batch: Batch, token_MK: Tensor, temperature:
         return _pick(logits_UV, back_M, target_M, 0.0), found_MK
     batch = batch.behind(loaded.prefix).to(loaded.device)
     hidden_MD = decoder.hidden(batch.forest, batch.source_M, recompute=loaded.checkpointing)
-    warm_MD = hidden_MD / temperature
+    if temperature == 1:  # one pass of the head tells both
+        both_ME = head.candidate_logps(hidden_MD, decoder.head, torch.cat([batch.target_M[:, None], token_MK], 1))
+        return both_ME[:, 0], both_ME[:, 1:]
     logp_M = head.token_logps(hidden_MD, decoder.head, batch.target_M)
-    warm_M = logp_M if temperature == 1 else head.token_logps(warm_MD, decoder.head, batch.target_M)
-    apart_MKD = decoder.head[token_MK].float() - decoder.head[batch.target_M][:, None].float()
-    return logp_M, warm_M[:, None] + torch.einsum(
-        "md,mkd->mk", warm_MD.float(), apart_MKD
-    )  # the normaliser is in `warm_M`
+    return logp_M, head.candidate_logps(hidden_MD, decoder.head, token_MK, temperature)
 
 
 @torch.no_grad()
