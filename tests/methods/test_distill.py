@@ -17,7 +17,8 @@ from tunesmith.methods.objectives.distill import Distill, rest
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.attention import plain
-from tunesmith.models.forward import candidate_logps
+from tunesmith.models.forward import candidate_logps, top_logps
+from tunesmith.models.fused import Decoder
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train
 from tunesmith.training.others import Others, Split
@@ -143,6 +144,22 @@ def test_candidates_are_the_same_fused_or_not(student, random_rows, temperature)
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
     if temperature == 1:
         torch.testing.assert_close(fused[1][:, 2], fused[0])
+
+
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "generic"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_what_a_teacher_finds_likeliest_is_read_in_chunks(build, random_rows, kind, fuse, monkeypatch):
+    """No more logits exist at a time, where the model has a fused form, than those of a chunk."""
+    monkeypatch.setattr("tunesmith.kernels.head.CHUNK", 4)
+    loaded, rows = build(kind, seed=3, vocab_size=VOCABULARY), random_rows(4)
+    loaded.fuse = fuse
+    expected = (dense(loaded, rows)[0][:, :90] / 1.5).log_softmax(1).topk(5)
+    widest, logits = [], Decoder.logits
+    monkeypatch.setattr(Decoder, "logits", lambda self, hidden: widest.append(len(hidden)) or logits(self, hidden))
+    token_MK, logp_MK = top_logps(loaded, Batch.of(rows), 5, 1.5, 90)
+    torch.testing.assert_close(logp_MK, expected.values, atol=1e-5, rtol=1e-4)
+    assert torch.equal(token_MK, expected.indices)
+    assert (max(widest) <= 4) if fuse else not widest
 
 
 def test_a_student_comes_to_its_teacher(student, taught):

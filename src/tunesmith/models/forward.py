@@ -71,10 +71,21 @@ def top_logps(loaded: Loaded, batch: Batch, count: int, temperature: float, voca
         temperature: what logits are divided by.
         vocabulary: tokens from which on there are none.
     """
-    logits_UV, back_M, _ = _logits(loaded, batch)
-    logp_UV = (logits_UV[:, :vocabulary].float() / temperature).log_softmax(-1)
-    found = logp_UV.topk(min(count, logp_UV.shape[1]))
-    return found.indices[back_M], found.values[back_M]
+    decoder = loaded.decoder() if loaded.forest else None
+    if decoder is None:
+        told_UX, back_M, _ = _logits(loaded, batch)
+    else:
+        batch = batch.behind(loaded.prefix).to(loaded.device)
+        node_U, back_M = torch.unique(batch.source_M, return_inverse=True)
+        told_UX = decoder.hidden(batch.forest, node_U)
+    parts = []
+    for start in range(0, len(told_UX), head.CHUNK):
+        chunk_UX = told_UX[start : start + head.CHUNK]
+        logits_UV = (chunk_UX if decoder is None else decoder.logits(chunk_UX))[:, :vocabulary]
+        logp_UV = (logits_UV.float() / temperature).log_softmax(-1)
+        parts.append(logp_UV.topk(min(count, logp_UV.shape[1])))
+    value_UK, index_UK = (torch.cat(each) for each in zip(*parts, strict=True))
+    return index_UK[back_M], value_UK[back_M]
 
 
 def generic_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
