@@ -8,13 +8,15 @@ from tunesmith.base import ModelError
 from tunesmith.base.spec import validate
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row, Sequence
-from tunesmith.methods.adapters import trainable
+from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.adapters.memory import Memory
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.forward import generic_logps, padded_logps, token_logps
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.memory import MemoryLinear, memories
+from tunesmith.models.prompt import load_beside, save_model
+from tunesmith.stages.prune import Prune
 from tunesmith.stages.recipe import Recipe
 from tunesmith.training.loop import train
 
@@ -202,6 +204,23 @@ class TestRefusals:
             Memory(target="fc").attach(fresh(), 0)
         with pytest.raises(ValueError, match="3 experts cannot be woken of 2"):
             Memory(experts=2, active=3)
+
+    @pytest.mark.parametrize(
+        "kind", ["full", "half", "layers", "bitfit", "moe", "lora", "dora", "ia3", "memory", "prompt", "prefix"]
+    )
+    def test_a_base_that_has_a_memory_already(self, fresh, tmp_path, kind):
+        """Through a folder, as a deployed model comes; its weights stay as they were."""
+        loaded = fresh()
+        Memory(experts=4).attach(loaded, 0)
+        save_model(loaded.model, tmp_path)
+        loaded = fresh()
+        load_beside(loaded.model, tmp_path)
+        layers = [type(one) for one in loaded.model.modules()]
+        with pytest.raises(ModelError, match=r"llama has a memory that learnt, .*; tune its base instead"):
+            Adapter.member(kind)().attach(loaded, 0)
+        assert [type(one) for one in loaded.model.modules()] == layers
+        with pytest.raises(ModelError, match=r"prune: .* has a memory that learnt, .*; prune its base instead"):
+            Prune.model_validate({"method": {"kind": "layers", "count": 1}}).check(tmp_path)
 
     def test_a_base_that_moves(self):
         tree = {

@@ -13,7 +13,7 @@ from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
 from tunesmith.models.forward import token_logps
 from tunesmith.models.load import Loaded
-from tunesmith.models.memory import MemoryLinear
+from tunesmith.models.memory import MemoryLinear, refuse_memory
 
 from .injected import Injected
 from .layers import decoder_layers
@@ -61,6 +61,7 @@ class Memory(Injected):
 
     def attach(self, loaded: Loaded, seed: int) -> None:
         """Freeze the base and put experts that change nothing yet beside the layer; until `begin` their keys are drawn, and they never sleep."""
+        refuse_memory(loaded.name, loaded.model)
         loaded.model.requires_grad_(False)
         layers = decoder_layers(loaded.model)
         number = 2 * len(layers) // 3 if self.layer is None else self.layer
