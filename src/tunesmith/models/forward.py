@@ -124,6 +124,17 @@ def _padded_logits(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor, Tensor
     return logits_MV, torch.arange(len(depth_M), device=device), batch.target_M.to(device)
 
 
+def pass_layers(loaded: Loaded, batch: Batch, padded: bool) -> None:
+    """Through transformers' own layers and no further, as a forest or padded: for hooks that see what they compute. No logits are."""
+    arrange(loaded)
+    inputs: dict[str, Any] = (padded_inputs if padded else forest_inputs)(loaded, batch)
+    attend = plain(loaded.model) if loaded.forest else nullcontext()
+    if not padded:
+        attend = attending(ForestAttend(batch.behind(loaded.prefix).forest))
+    with attend, autocast(loaded):
+        loaded.model.base_model(**inputs)
+
+
 def forest_inputs(loaded: Loaded, batch: Batch) -> dict[str, Any]:
     """What transformers' layers are given of a forest; their attention is to be `ForestAttend`."""
     forest, device = batch.behind(loaded.prefix).forest, loaded.device
