@@ -186,7 +186,8 @@ def test_a_tail_of_nothing_has_a_finite_slope(student, taught):
     assert all(one.isfinite().all() for one in gradients(loss, student).values())
 
 
-def test_a_teacher_with_other_tokens_is_refused(build, tiny_folder, tmp_path, rows):
+def test_a_teacher_with_other_tokens_is_refused_unread(build, tiny_folder, tmp_path, rows, monkeypatch):
+    monkeypatch.setattr("tunesmith.training.others.load", lambda *_: pytest.fail("its weights were loaded"))
     other = build("llama", seed=1)
     other.tokenizer.add_tokens(["<new>"])
     other.model.save_pretrained(tmp_path)

@@ -15,8 +15,10 @@ from tunesmith.kernels.recompute import recomputed
 from .attention import ForestAttend, attending, plain
 from .load import Loaded
 
-ADDED = ("lora_", "magnitude", "ia3_l", "memory_", "embed_tokens.prompt", "score.weight")
+ADDED = ("lora_", "magnitude", "ia3_l", "memory_", "score.weight")
 """Parts of the names of parameters that adapters and heads add to a model."""
+PROMPT = ".prompt"
+"""How the name of a prompt that learns ends; what stands before it is the architecture's name of its embeddings."""
 
 
 def token_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
@@ -200,5 +202,8 @@ def autocast(loaded: Loaded) -> AbstractContextManager[Any]:
 
 def needs_autocast(loaded: Loaded) -> bool:
     """Whether products are to be in bf16 and weights of the model itself are kept in float32; what adapters add is cast where it is used."""
-    own = (one for name, one in loaded.model.named_parameters() if not any(part in name for part in ADDED))
+    own = (
+        one for name, one in loaded.model.named_parameters()
+        if not (name.endswith(PROMPT) or any(part in name for part in ADDED))
+    )  # fmt: skip
     return loaded.precision == "bf16" and any(one.dtype == torch.float32 for one in own)
