@@ -189,7 +189,7 @@ def _recover(
     held = spec.method.zeros(loaded.model)
     spec.adapter.attach(loaded, seed)
     given, held_out = splits(spec.recovery, prepared, str(cut), precision)
-    training = set_up(spec.recovery, loaded, given, held_out, out, seed)
+    training = set_up(spec.recovery, loaded, spec.adapter, given, held_out, out, seed)
     hold_at_zero(training.parameters, held, training.optimizer)
     done = training.run()
     training.keep_best()
