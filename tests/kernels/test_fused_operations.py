@@ -12,8 +12,8 @@ from tunesmith.kernels.add_norm import add_norm
 from tunesmith.kernels.add_norm import reference as add_norm_reference
 from tunesmith.kernels.forest_attention import Heads, rotate, rotate_reference
 from tunesmith.kernels.gated_linear import gated_linear, glu_reference
+from tunesmith.kernels.head import candidate_logps, token_logps
 from tunesmith.kernels.head import reference as head_reference
-from tunesmith.kernels.head import token_logps
 from tunesmith.kernels.joint_linear import Joint, Part, joint_linear
 from tunesmith.kernels.joint_linear import reference as joint_reference
 from tunesmith.kernels.products import EXACT, fast_float32
@@ -198,6 +198,33 @@ def test_token_logps(dtype, learns, monkeypatch):
     tensors = (hidden, weight) if learns else (hidden,)
     rest = () if learns else (weight,)
     compare(lambda *t: token_logps(*t, *rest, token), lambda *t: head_reference(*t, *rest, token), tensors, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_candidate_logps(dtype, learns, temperature, monkeypatch):
+    """With a token named twice."""
+    monkeypatch.setattr("tunesmith.kernels.head.CHUNK", 4)
+    hidden, weight = torch.randn(11, 8).to(dtype), torch.randn(37, 8)
+    token = torch.randint(0, 37, (11, 3))
+    token[:, 2] = token[:, 0]
+    weight = weight if learns else weight.to(dtype)
+    tensors = (hidden, weight) if learns else (hidden,)
+    rest = () if learns else (weight,)
+
+    def slow(hidden, weight):
+        logits = torch.nn.functional.linear(hidden, weight.to(dtype)).float() / temperature
+        return logits.log_softmax(1).gather(1, token)
+
+    compare(lambda *t: candidate_logps(*t, *rest, token, temperature), lambda *t: slow(*t, *rest), tensors, dtype)
+
+
+def test_tokens_that_do_not_lie_together_are_read_where_they_are():
+    hidden, weight = torch.randn(6, 8), torch.randn(37, 8)
+    token = torch.randint(0, 37, (6, 2))[:, 1]
+    assert not token.is_contiguous()
+    torch.testing.assert_close(token_logps(hidden, weight, token), head_reference(hidden, weight, token))
 
 
 @pytest.mark.parametrize("spoiled", [float("nan"), float("inf")])

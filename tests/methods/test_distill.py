@@ -13,11 +13,12 @@ from tunesmith.data.batch import Batch
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.objectives.base import TAUGHT, TAUGHT_LOGP, Teaching
-from tunesmith.methods.objectives.distill import Distill
+from tunesmith.methods.objectives.distill import Distill, rest
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.attention import plain
-from tunesmith.models.forward import candidate_logps
+from tunesmith.models.forward import candidate_logps, top_logps
+from tunesmith.models.fused import Decoder
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train
 from tunesmith.training.others import Others, Split
@@ -97,6 +98,24 @@ def test_who_teaches_himself_has_nothing_to_learn(student, taught, top, temperat
     assert max(one.abs().max() for one in gradients(loss, student).values()) < 1e-3
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_in_bf16_too_who_teaches_himself_has_nothing_to_learn(build, random_rows, temperature):
+    """With so little probability beyond the teacher's tokens that what is rounded apart would make them more than certain."""
+    sure = build("llama", seed=3, vocab_size=VOCABULARY, dtype=torch.bfloat16)
+    with torch.no_grad():
+        sure.model.lm_head.weight *= 8 * temperature
+    rows = with_teacher(sure, random_rows(20), Teaching(None, 24, temperature), 20, VOCABULARY)
+    assert sure.decoder() is not None
+    batch = Batch.of(rows)
+    beyond_M = rest(batch.token_columns[TAUGHT_LOGP])
+    assert beyond_M.median() < 1e-3
+    found = Distill(top=24, temperature=temperature, weight=1.0)(sure, batch)
+    assert abs(found.total.item()) / batch.supervised < 2e-3
+    _, logp_MK = candidate_logps(sure, batch, batch.token_columns[TAUGHT].long(), temperature)
+    assert (logp_MK.exp().sum(1) <= 1 + 1e-5).all()
+    torch.testing.assert_close(rest(logp_MK), beyond_M, rtol=0.1, atol=1e-4)
+
+
 def test_without_weight_it_is_supervised_tuning(student, taught):
     batch = Batch.of(taught(4))
     assert Distill(weight=0.0)(student, batch).total.item() == pytest.approx(
@@ -127,6 +146,22 @@ def test_candidates_are_the_same_fused_or_not(student, random_rows, temperature)
         torch.testing.assert_close(fused[1][:, 2], fused[0])
 
 
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "generic"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_what_a_teacher_finds_likeliest_is_read_in_chunks(build, random_rows, kind, fuse, monkeypatch):
+    """No more logits exist at a time, where the model has a fused form, than those of a chunk."""
+    monkeypatch.setattr("tunesmith.kernels.head.CHUNK", 4)
+    loaded, rows = build(kind, seed=3, vocab_size=VOCABULARY), random_rows(4)
+    loaded.fuse = fuse
+    expected = (dense(loaded, rows)[0][:, :90] / 1.5).log_softmax(1).topk(5)
+    widest, logits = [], Decoder.logits
+    monkeypatch.setattr(Decoder, "logits", lambda self, hidden: widest.append(len(hidden)) or logits(self, hidden))
+    token_MK, logp_MK = top_logps(loaded, Batch.of(rows), 5, 1.5, 90)
+    torch.testing.assert_close(logp_MK, expected.values, atol=1e-5, rtol=1e-4)
+    assert torch.equal(token_MK, expected.indices)
+    assert (max(widest) <= 4) if fuse else not widest
+
+
 def test_a_student_comes_to_its_teacher(student, taught):
     Full().attach(student, 0)
     rows = taught(16)
@@ -151,7 +186,8 @@ def test_a_tail_of_nothing_has_a_finite_slope(student, taught):
     assert all(one.isfinite().all() for one in gradients(loss, student).values())
 
 
-def test_a_teacher_with_other_tokens_is_refused(build, tiny_folder, tmp_path, rows):
+def test_a_teacher_with_other_tokens_is_refused_unread(build, tiny_folder, tmp_path, rows, monkeypatch):
+    monkeypatch.setattr("tunesmith.training.others.load", lambda *_: pytest.fail("its weights were loaded"))
     other = build("llama", seed=1)
     other.tokenizer.add_tokens(["<new>"])
     other.model.save_pretrained(tmp_path)

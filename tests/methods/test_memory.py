@@ -1,5 +1,7 @@
 """A memory of many small experts: few wake for a token, the same ones everywhere, and facts are learnt without touching other text."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,17 @@ from tunesmith.base import ModelError
 from tunesmith.base.spec import validate
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row, Sequence
-from tunesmith.methods.adapters import trainable
+from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.adapters.memory import Memory
+from tunesmith.methods.adapters.prompt import Prompt
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
+from tunesmith.models.attention import plain
 from tunesmith.models.forward import generic_logps, padded_logps, token_logps
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.memory import MemoryLinear, memories
+from tunesmith.models.prompt import load_beside, save_model
+from tunesmith.stages.prune import Prune
 from tunesmith.stages.recipe import Recipe
 from tunesmith.training.loop import train
 
@@ -107,6 +113,41 @@ def woken(loaded, run):
     finally:
         handle.remove()
     return found
+
+
+@pytest.mark.parametrize("queries", [1, 64])
+@pytest.mark.parametrize("prompt", [0, 3])
+@pytest.mark.parametrize("forest", [True, False], ids=["forest", "padded"])
+def test_keys_are_chosen_by_inputs_where_answers_are_told(fresh, random_rows, monkeypatch, forest, prompt, queries):
+    """Of rows of two answers of unequal lengths, against one sequence at a time; of many tokens evenly some, and without any logits."""
+    monkeypatch.setattr("tunesmith.methods.adapters.memory.QUERIES", queries)
+    monkeypatch.setattr("tunesmith.methods.adapters.memory.ROWS", 2)
+    loaded, rows, adapter = fresh(), random_rows(5, answers=2), Memory(experts=8)
+    if prompt:
+        Prompt(tokens=prompt).attach(loaded, 0)
+    loaded.forest = forest
+    if not forest:
+        loaded.model.set_attn_implementation("eager")
+    adapter.attach(loaded, 0)
+    (memory,) = memories(loaded.model).values()
+    expected, seen, settled = [], [], []
+    handle = memory.register_forward_pre_hook(lambda layer, given: seen.append(given[0][0]))
+    with plain(loaded.model) if forest else nullcontext():
+        for sequence in (each for row in rows for each in row.sequences):
+            tokens = torch.tensor([*loaded.prefix, *sequence.tokens.tolist()])
+            loaded.model(tokens[None])
+            expected.append(seen.pop()[torch.from_numpy(sequence.learn).nonzero()[:, 0] + prompt - 1])
+    handle.remove()
+    monkeypatch.setattr(memory, "settle", lambda input_MI, reach, seed: settled.append(input_MI))
+    loaded.model.lm_head.register_forward_hook(lambda *_: pytest.fail("logits were computed"))
+    adapter.begin(loaded, rows, 0)
+    every_MI, (found_MI,) = torch.cat(expected), settled
+    apart_MM = torch.cdist(found_MI.double(), every_MI.double())
+    assert apart_MM.min(1).values.max() < 1e-3
+    if queries == 64:
+        assert apart_MM.min(0).values.max() < 1e-3
+    else:
+        assert len(every_MI) > 8 >= len(found_MI) >= 4
 
 
 def test_the_same_experts_wake_in_training_evaluation_and_serving_and_before_and_after(fresh):
@@ -202,6 +243,23 @@ class TestRefusals:
             Memory(target="fc").attach(fresh(), 0)
         with pytest.raises(ValueError, match="3 experts cannot be woken of 2"):
             Memory(experts=2, active=3)
+
+    @pytest.mark.parametrize(
+        "kind", ["full", "half", "layers", "bitfit", "moe", "lora", "dora", "ia3", "memory", "prompt", "prefix"]
+    )
+    def test_a_base_that_has_a_memory_already(self, fresh, tmp_path, kind):
+        """Through a folder, as a deployed model comes; its weights stay as they were."""
+        loaded = fresh()
+        Memory(experts=4).attach(loaded, 0)
+        save_model(loaded.model, tmp_path)
+        loaded = fresh()
+        load_beside(loaded.model, tmp_path)
+        layers = [type(one) for one in loaded.model.modules()]
+        with pytest.raises(ModelError, match=r"llama has a memory that learnt, .*; tune its base instead"):
+            Adapter.member(kind)().attach(loaded, 0)
+        assert [type(one) for one in loaded.model.modules()] == layers
+        with pytest.raises(ModelError, match=r"prune: .* has a memory that learnt, .*; prune its base instead"):
+            Prune.model_validate({"method": {"kind": "layers", "count": 1}}).check(tmp_path)
 
     def test_a_base_that_moves(self):
         tree = {

@@ -16,7 +16,7 @@ from tunesmith.models.attention import plain
 from tunesmith.models.forward import generic_logps, token_logps
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.load import load
-from tunesmith.models.mixture import grouped_experts
+from tunesmith.models.mixture import Balance, grouped_experts
 from tunesmith.models.prompt import save_model
 from tunesmith.training.loop import train
 
@@ -101,6 +101,18 @@ def test_loss_and_gradient_are_transformers_own(fresh, random_rows):
         wanted = dict(twin.named_parameters())
         for name, weight in trainable(loaded.model).items():
             assert (weight.grad - wanted[name].grad).norm() <= 1e-5 * wanted[name].grad.norm(), name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_scores_are_those_of_the_pass_and_not_of_its_recomputation(fresh, random_rows, checkpointing):
+    loaded = fresh()
+    MoE().attach(loaded, 0)
+    uneven, loaded.checkpointing = Balance(loaded.model), checkpointing
+    loaded.model.train()
+    for _ in range(2):
+        logp_M = token_logps(loaded, Batch.of(random_rows(3)))
+        (uneven() - logp_M.sum()).backward()
+        assert len(uneven.scores) == 2
 
 
 def test_balance_spreads_the_tokens(fresh, random_rows):

@@ -15,6 +15,7 @@ from tunesmith.methods.adapters.prompt import Prompt
 from tunesmith.methods.objectives.kto import KTO, LABEL
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
+from tunesmith.models.forward import needs_autocast
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.stages.finetune import Finetune
 from tunesmith.stages.plan import alternatives
@@ -57,6 +58,16 @@ def test_a_learnt_prompt_has_room_in_generation(build):
     Prompt(tokens=20).attach(loaded, 0)
     (answer,) = generate(loaded, [[5] * 60], Sampling(max_tokens=4))
     assert 1 <= len(answer.tokens) <= 4
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+def test_a_learnt_prompt_is_no_weight_of_the_model(build, kind):
+    """Kept in float32 as it is, beside a base in bf16 it asks for no casts."""
+    loaded = build(kind, vocab_size=97, dtype=torch.bfloat16)
+    Prompt(tokens=2).attach(loaded, 0)
+    assert not needs_autocast(loaded)
+    loaded.model.get_output_embeddings().float()
+    assert needs_autocast(loaded)
 
 
 def test_a_prompt_starts_as_the_model_sees_words(build):

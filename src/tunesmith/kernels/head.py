@@ -32,6 +32,21 @@ def token_logps(hidden_MD: Tensor, weight_VD: Tensor, token_M: Tensor, softcap: 
     return out
 
 
+def candidate_logps(hidden_MD: Tensor, weight_VD: Tensor, token_MK: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability, float32 [M, K], of K tokens a row; differentiable in the hidden states and, if it learns, in the weight.
+
+    All are read from one row of logits, so that in bf16 too they are parts of one distribution; the backward makes the logits again.
+
+    Args:
+        hidden_MD: last hidden states, in the dtype of the products.
+        weight_VD: the output head; cast to the dtype of `hidden_MD`.
+        token_MK: int64.
+        temperature: what logits are divided by.
+    """
+    out: Tensor = _CandidateLogps.apply(hidden_MD, weight_VD, token_MK, temperature)  # type: ignore[no-untyped-call]
+    return out
+
+
 def reference(hidden_MD: Tensor, weight_VD: Tensor, token_M: Tensor, softcap: float | None = None) -> Tensor:
     """The same by plain operations, all logits at once."""
     logits_MV = capped(linear(hidden_MD, weight_VD.to(hidden_MD.dtype)), softcap).float()
@@ -55,7 +70,7 @@ def _direction(hidden_MD: Tensor, weight_VD: Tensor, token_M: Tensor, logp_M: Te
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, token_M: Tensor) -> Tensor:
-        weight = weight_VD.to(hidden_MD.dtype)
+        weight, token_M = weight_VD.to(hidden_MD.dtype), token_M.contiguous()
         logp_M = hidden_MD.new_empty(len(token_M), dtype=torch.float32)
         moving = ctx.needs_input_grad[0]
         direction_MD = torch.empty_like(hidden_MD) if moving else None
@@ -83,3 +98,35 @@ class _TokenLogps(torch.autograd.Function):
                 found = _direction(hidden_MD[rows], weight, token_M[rows], spare_M[rows], True)
                 d_weight += (found * grad_M[rows, None]).to(found.dtype).t() @ hidden_MD[rows]
         return d_hidden, d_weight, None
+
+
+class _CandidateLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, token_MK: Tensor, temperature: float) -> Tensor:
+        weight = weight_VD.to(hidden_MD.dtype)
+        logp_MK = hidden_MD.new_empty(token_MK.shape, dtype=torch.float32)
+        for start in range(0, len(token_MK), CHUNK):
+            rows = slice(start, start + CHUNK)
+            warm_MV = linear(hidden_MD[rows], weight).float() / temperature
+            logp_MK[rows] = warm_MV.gather(1, token_MK[rows]) - torch.logsumexp(warm_MV, 1, keepdim=True)
+        ctx.save_for_backward(hidden_MD, weight, token_MK)
+        ctx.temperature = temperature
+        return logp_MK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_MK,) = grads
+        hidden_MD, weight, token_MK = ctx.saved_tensors
+        d_hidden = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
+        d_weight = weight.new_zeros(weight.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(token_MK), CHUNK):
+            rows = slice(start, start + CHUNK)
+            share_MV = (linear(hidden_MD[rows], weight).float() / ctx.temperature).softmax(1)
+            slope_MV = (share_MV * -grad_MK[rows].sum(1, keepdim=True)).scatter_add_(1, token_MK[rows], grad_MK[rows])
+            slope_MV = (slope_MV / ctx.temperature).to(weight.dtype)
+            if d_hidden is not None:
+                torch.mm(slope_MV, weight, out=d_hidden[rows])
+            if d_weight is not None:
+                d_weight += slope_MV.t() @ hidden_MD[rows]
+        return d_hidden, d_weight, None, None

@@ -15,8 +15,10 @@ from tunesmith.kernels.recompute import recomputed
 from .attention import ForestAttend, attending, plain
 from .load import Loaded
 
-ADDED = ("lora_", "magnitude", "ia3_l", "memory_", "embed_tokens.prompt", "score.weight")
+ADDED = ("lora_", "magnitude", "ia3_l", "memory_", "score.weight")
 """Parts of the names of parameters that adapters and heads add to a model."""
+PROMPT = ".prompt"
+"""How the name of a prompt that learns ends; what stands before it is the architecture's name of its embeddings."""
 
 
 def token_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
@@ -56,13 +58,11 @@ def candidate_logps(loaded: Loaded, batch: Batch, token_MK: Tensor, temperature:
         return _pick(logits_UV, back_M, target_M, 0.0), found_MK
     batch = batch.behind(loaded.prefix).to(loaded.device)
     hidden_MD = decoder.hidden(batch.forest, batch.source_M, recompute=loaded.checkpointing)
-    warm_MD = hidden_MD / temperature
+    if temperature == 1:  # one pass of the head tells both
+        both_ME = head.candidate_logps(hidden_MD, decoder.head, torch.cat([batch.target_M[:, None], token_MK], 1))
+        return both_ME[:, 0], both_ME[:, 1:]
     logp_M = head.token_logps(hidden_MD, decoder.head, batch.target_M)
-    warm_M = logp_M if temperature == 1 else head.token_logps(warm_MD, decoder.head, batch.target_M)
-    apart_MKD = decoder.head[token_MK].float() - decoder.head[batch.target_M][:, None].float()
-    return logp_M, warm_M[:, None] + torch.einsum(
-        "md,mkd->mk", warm_MD.float(), apart_MKD
-    )  # the normaliser is in `warm_M`
+    return logp_M, head.candidate_logps(hidden_MD, decoder.head, token_MK, temperature)
 
 
 @torch.no_grad()
@@ -73,10 +73,21 @@ def top_logps(loaded: Loaded, batch: Batch, count: int, temperature: float, voca
         temperature: what logits are divided by.
         vocabulary: tokens from which on there are none.
     """
-    logits_UV, back_M, _ = _logits(loaded, batch)
-    logp_UV = (logits_UV[:, :vocabulary].float() / temperature).log_softmax(-1)
-    found = logp_UV.topk(min(count, logp_UV.shape[1]))
-    return found.indices[back_M], found.values[back_M]
+    decoder = loaded.decoder() if loaded.forest else None
+    if decoder is None:
+        told_UX, back_M, _ = _logits(loaded, batch)
+    else:
+        batch = batch.behind(loaded.prefix).to(loaded.device)
+        node_U, back_M = torch.unique(batch.source_M, return_inverse=True)
+        told_UX = decoder.hidden(batch.forest, node_U)
+    parts = []
+    for start in range(0, len(told_UX), head.CHUNK):
+        chunk_UX = told_UX[start : start + head.CHUNK]
+        logits_UV = (chunk_UX if decoder is None else decoder.logits(chunk_UX))[:, :vocabulary]
+        logp_UV = (logits_UV.float() / temperature).log_softmax(-1)
+        parts.append(logp_UV.topk(min(count, logp_UV.shape[1])))
+    value_UK, index_UK = (torch.cat(each) for each in zip(*parts, strict=True))
+    return index_UK[back_M], value_UK[back_M]
 
 
 def generic_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
@@ -113,6 +124,17 @@ def _padded_logits(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor, Tensor
     depth_M = batch.forest.depth_N[batch.source_M].to(device)
     logits_MV = logits_STV[batch.sequence_M.to(device), depth_M]
     return logits_MV, torch.arange(len(depth_M), device=device), batch.target_M.to(device)
+
+
+def pass_layers(loaded: Loaded, batch: Batch, padded: bool) -> None:
+    """Through transformers' own layers and no further, as a forest or padded: for hooks that see what they compute. No logits are."""
+    arrange(loaded)
+    inputs: dict[str, Any] = (padded_inputs if padded else forest_inputs)(loaded, batch)
+    attend = plain(loaded.model) if loaded.forest else nullcontext()
+    if not padded:
+        attend = attending(ForestAttend(batch.behind(loaded.prefix).forest))
+    with attend, autocast(loaded):
+        loaded.model.base_model(**inputs)
 
 
 def forest_inputs(loaded: Loaded, batch: Batch) -> dict[str, Any]:
@@ -180,5 +202,8 @@ def autocast(loaded: Loaded) -> AbstractContextManager[Any]:
 
 def needs_autocast(loaded: Loaded) -> bool:
     """Whether products are to be in bf16 and weights of the model itself are kept in float32; what adapters add is cast where it is used."""
-    own = (one for name, one in loaded.model.named_parameters() if not any(part in name for part in ADDED))
+    own = (
+        one for name, one in loaded.model.named_parameters()
+        if not (name.endswith(PROMPT) or any(part in name for part in ADDED))
+    )  # fmt: skip
     return loaded.precision == "bf16" and any(one.dtype == torch.float32 for one in own)

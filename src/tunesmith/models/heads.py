@@ -1,7 +1,7 @@
 """A head: one number for each token, read from the last hidden state. It scores whole answers, or says what is still to be earned."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,8 +13,7 @@ from tunesmith.base import ModelError
 from tunesmith.data.batch import Batch
 from tunesmith.kernels import head as vocabulary
 
-from .attention import ForestAttend, attending, plain
-from .forward import arrange, autocast, forest_inputs, generic_logps, padded_inputs, padded_logps
+from .forward import generic_logps, padded_logps, pass_layers
 from .load import Loaded
 
 FILE = "head.safetensors"
@@ -115,10 +114,7 @@ def generic_seen(loaded: Loaded, batch: Batch, logits: bool) -> tuple[Tensor, Te
         if logits:
             logp_M = generic_logps(loaded, batch)
         else:
-            arrange(loaded)
-            inputs = forest_inputs(loaded, batch)
-            with attending(ForestAttend(batch.behind(loaded.prefix).forest)), autocast(loaded):
-                loaded.model.base_model(**inputs)
+            pass_layers(loaded, batch, padded=False)
     source_M = batch.behind(loaded.prefix).source_M.to(loaded.device)
     return logp_M, loaded.model.score(seen[0][0, source_M])
 
@@ -130,10 +126,7 @@ def padded_seen(loaded: Loaded, batch: Batch, logits: bool) -> tuple[Tensor, Ten
         if logits:
             logp_M = padded_logps(loaded, batch)
         else:
-            arrange(loaded)
-            inputs = padded_inputs(loaded, batch)
-            with plain(loaded.model) if loaded.forest else nullcontext(), autocast(loaded):
-                loaded.model.base_model(**inputs)
+            pass_layers(loaded, batch, padded=True)
     longer = batch.behind(loaded.prefix)
     depth_M = longer.forest.depth_N[longer.source_M].to(loaded.device)
     return logp_M, loaded.model.score(seen[0][batch.sequence_M.to(loaded.device), depth_M])

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
+from tunesmith.base import ModelError
+
 FILE = "memory.safetensors"
 """Stands in a model's folder beside its weights, of which it can be no part."""
 TENSORS = ("memory_A", "memory_B", "key", "mean", "deviation", "floor")
@@ -101,6 +103,19 @@ class MemoryLinear(nn.Module):
 def memories(model: nn.Module) -> dict[str, MemoryLinear]:
     """Every memory of a model, by its path."""
     return {path: layer for path, layer in model.named_modules() if isinstance(layer, MemoryLinear)}
+
+
+def refuse_memory(name: str, model: nn.Module) -> None:
+    """Refuse a model with a memory where something else is to learn: its keys are compared with states that would move, and none but
+    `save_memory` writes it.
+
+    Raises:
+        ModelError: it has one.
+    """
+    if memories(model):
+        raise ModelError(
+            f"{name} has a memory that learnt, which holds only as long as the rest stays; tune its base instead"
+        )
 
 
 @contextmanager

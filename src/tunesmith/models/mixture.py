@@ -109,8 +109,14 @@ class Balance:
         self.scores: list[Tensor] = []
         self.active = mixture.config.num_experts_per_tok
         mixture.model.register_forward_pre_hook(lambda *given: self.scores.clear())
+        self.layers = len(mixture.model.layers)
         for layer in mixture.model.layers:
-            layer.mlp.gate.register_forward_hook(lambda router, given, found: self.scores.append(found[0]))
+            layer.mlp.gate.register_forward_hook(lambda router, given, found: self._note(found[0]))
+
+    def _note(self, score_NE: Tensor) -> None:
+        """Of the pass itself: a layer that the backward computes again tells nothing new, and would keep its graph."""
+        if len(self.scores) < self.layers:
+            self.scores.append(score_NE)
 
     def __call__(self) -> Tensor:
         """Scalar, float32; differentiable."""

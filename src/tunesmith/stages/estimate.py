@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
 from tunesmith.kernels.memory import PRODUCTS
+from tunesmith.kernels.quantised_linear import QuantisedLinear
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models.generate import BATCH
 from tunesmith.models.heads import attach_head
-from tunesmith.models.load import Loaded
+from tunesmith.models.load import DTYPES, Loaded
 from tunesmith.models.load import parameters as count
 from tunesmith.training.batches import Dataset
 from tunesmith.training.others import imagined_answers
@@ -213,7 +214,10 @@ def estimate(
         pass_ = replace(pass_, kept=max(pass_.kept, 4 * parameters))
     return Estimate(
         **_memory(pass_, own, own if passes.with_gradient else 0),
-        weights=sum(storage.nbytes() for storage in storages(loaded)) - own + beside,
+        weights=sum(storage.nbytes() for storage in storages(loaded))
+        - own
+        + beside
+        + (_plain_copy(loaded) if isinstance(data, Sampled) else 0),
         state=optimizer.state_bytes(learnt) + optimizer.scratch_bytes(learnt),
         parameters=parameters,
         learning=sum(parameter.numel() for parameter in learnt.values()),
@@ -234,6 +238,14 @@ def measuring(objective: Objective, data: Dataset) -> float:
     if not isinstance(data, Sampled):
         return (objective.references + len(objective.others) + (objective.teaching is not None)) / data.epochs
     return (objective.references + (data.repeats > 1 or objective.head)) / data.repeats
+
+
+def _plain_copy(loaded: Loaded) -> int:
+    """Bytes of the plain numbers that fused sampling makes of a base in few bits, for as long as it samples; the backward's pages are not free then."""
+    if loaded.decoder() is None:
+        return 0
+    packed = (layer for layer in loaded.model.modules() if isinstance(layer, QuantisedLinear))
+    return sum(layer.in_features * layer.out_features * DTYPES[loaded.precision].itemsize for layer in packed)
 
 
 def _sampling(data: Sampled, parameters: int, speed: Speed, precision: str) -> float:

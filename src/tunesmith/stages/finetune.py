@@ -3,7 +3,9 @@
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
@@ -28,7 +30,7 @@ from tunesmith.training.balance import Balance
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import Step, train
 from tunesmith.training.others import Others, Split, of_start
-from tunesmith.training.reference import Start
+from tunesmith.training.reference import Back, Start
 from tunesmith.training.rollouts import OnPolicy, Rollouts, Sampled, imagined
 from tunesmith.training.schedule import Schedule
 
@@ -108,8 +110,10 @@ class Finetune(Spec):
             return Sampled(imagined(rows, self.rollouts), *parts, spec=self.rollouts, draw=draw)
         return Dataset(rows, *parts, draw=draw)
 
-    def source(self, loaded: Loaded, rows: Sequence[Row], examples: Sequence[Example], seed: int) -> Dataset:
-        """Where the batches of a training come from.
+    def source(
+        self, loaded: Loaded, rows: Sequence[Row], examples: Sequence[Example], seed: int, back: Back | None = None
+    ) -> Dataset:
+        """Where the batches of a training come from; `back` makes the model what it is held to, if not what it begins as.
 
         Raises:
             DataError: answers are to be sampled, and a row is plain text, which asks nothing.
@@ -120,7 +124,7 @@ class Finetune(Spec):
             raise DataError(
                 f"{text.origin}: plain text has no prompt to answer; objective {self.objective.kind} needs rows of prompt and answer"
             )
-        start = Start(trainable(loaded.model)) if self.objective.references else None
+        start = (back or Start(trainable(loaded.model)).back) if self.objective.references else None
         return OnPolicy(
             rows, *self._cut(), self.epochs, seed, self.share_prefixes, spec=self.rollouts, loaded=loaded, examples=examples,
             start=start, objective=self.objective, draw=self.balance.draw(rows),
@@ -263,7 +267,7 @@ def finetune(
     if spec.objective.head:
         attach_head(loaded)
     before = last_logits(loaded, list(learnt.rows))
-    training = set_up(spec, loaded, learnt, held_out, out, seed)
+    training = set_up(spec, loaded, chosen, learnt, held_out, out, seed)
     done = training.run()
     training.keep_best()
     proof = Proof()
@@ -297,13 +301,20 @@ def splits(spec: Finetune, prepared: Artifact, model: str, precision: Precision)
     return [replace(split, rows=rows) for split, rows in zip(found, asked, strict=True)]
 
 
-def set_up(spec: Finetune, loaded: Loaded, learnt: Split, held_out: Split, out: Output, seed: int) -> Training:
-    """A training of what learns in a model, from its first step on or from where an earlier attempt was stopped."""
+def set_up(
+    spec: Finetune, loaded: Loaded, adapter: Adapter, learnt: Split, held_out: Split, out: Output, seed: int
+) -> Training:
+    """A training of what learns in a model, from its first step on or from where an earlier attempt was stopped.
+
+    It is held to the base where the adapter, just attached, would answer otherwise: with a prompt of random tokens, say.
+    """
+    back = None if adapter.neutral else partial(adapter.disabled, loaded)
     size = spec.micro_batch or spec.batch
     rows, watched = list(learnt.rows), list(held_out.rows)
     if spec.rollouts is None:
-        rows, watched = (of_start(loaded, spec.objective, each, size) for each in (rows, watched))
-    data = spec.source(loaded, rows, learnt.examples, seed)
+        with nullcontext() if back is None else back():
+            rows, watched = (of_start(loaded, spec.objective, each, size) for each in (rows, watched))
+    data = spec.source(loaded, rows, learnt.examples, seed, back)
     judge = Judge(spec.validation, spec.objective, spec.rollouts, held_out.examples, watched, size)
     if any(row.classes for row in rows):
         out.metrics["classes"] = spec.balance.table(rows)

@@ -21,7 +21,7 @@ from tunesmith.data.prepared import load_split
 from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.pruning import Pruning
-from tunesmith.models import prompt
+from tunesmith.models import memory, prompt
 from tunesmith.models.forward import padded_logps
 from tunesmith.models.load import DTYPES, Loaded, Precision, load, load_config, parameters, served
 from tunesmith.models.prompt import save_model
@@ -72,10 +72,11 @@ class Prune(Spec):
         """
         if self.method is None:
             return
-        if (folder / prompt.FILE).exists():
-            raise ModelError(
-                f"prune: {folder} has a prompt that learnt, which is no part of its weights; prune its base instead"
-            )
+        for beside, what in ((prompt.FILE, "prompt"), (memory.FILE, "memory")):
+            if (folder / beside).exists():
+                raise ModelError(
+                    f"prune: {folder} has a {what} that learnt, which is no part of its weights; prune its base instead"
+                )
         self.method.check(load_config(folder))
 
 
@@ -188,7 +189,7 @@ def _recover(
     held = spec.method.zeros(loaded.model)
     spec.adapter.attach(loaded, seed)
     given, held_out = splits(spec.recovery, prepared, str(cut), precision)
-    training = set_up(spec.recovery, loaded, given, held_out, out, seed)
+    training = set_up(spec.recovery, loaded, spec.adapter, given, held_out, out, seed)
     hold_at_zero(training.parameters, held, training.optimizer)
     done = training.run()
     training.keep_best()

@@ -65,12 +65,12 @@ class Others:
         return found
 
     def _taught(self, name: str, teaching: Teaching, rows: list[list[Row]]) -> list[list[Row]]:
-        teacher = load(name, self.precision)
-        if teacher.tokenizer.get_vocab() != load_tokenizer(self.model).get_vocab():
+        if load_tokenizer(name).get_vocab() != load_tokenizer(self.model).get_vocab():
             raise ModelError(
                 f"model {name}: cannot teach {self.model}, since its tokenizer has other tokens; take a teacher of the same family, or let it "
                 "write answers and learn those by objective.kind sft"
             )
+        teacher = load(name, self.precision)
         known = load_config(locate(self.model)).get_text_config().vocab_size
         return [with_teacher(teacher, each, teaching, self.size, known) for each in rows]
 

@@ -1,7 +1,7 @@
 """Log-probabilities of a model that stands still, computed once and kept beside the rows: no second model lives in the loop."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +76,10 @@ def _told(loaded: Loaded, rows: Sequence[Row], size: int, tell: Callable[[Batch]
             )
             found.append(replace(row, sequences=tuple(sequences)))
     return found
+
+
+Back = Callable[[], AbstractContextManager[None]]
+"""Within what it gives, a model is the one that training holds it to."""
 
 
 class Start:

@@ -19,7 +19,7 @@ from tunesmith.models.generate import Completion, Sampling, generate
 from tunesmith.models.load import Loaded
 
 from .batches import Dataset
-from .reference import Start, with_token_logps, with_token_values
+from .reference import Back, with_token_logps, with_token_values
 
 
 class Reward(Spec):
@@ -105,8 +105,8 @@ class OnPolicy(Sampled):
     loaded: Loaded = field(kw_only=True)
     examples: Sequence[Example] = field(kw_only=True)
     """Of each row: what its prompt says and what graders compare with."""
-    start: Start | None = field(kw_only=True, default=None)
-    """The weights that training starts from, where the objective asks for their log-probabilities."""
+    start: Back | None = field(kw_only=True, default=None)
+    """Makes the model the one that training holds it to, where the objective asks for their log-probabilities."""
     objective: Objective | None = field(kw_only=True, default=None)
     """What learns from the answers, where it needs more of them than what they earned."""
     facts: dict[str, float] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class OnPolicy(Sampled):
         elif self.spec.updates > 1:
             rows = with_token_logps(self.loaded, rows, OLD, self.micro_batch)
         if self.start is not None:
-            with self.start.back():
+            with self.start():
                 rows = with_token_logps(self.loaded, rows, START, self.micro_batch)
         return rows
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.quantised_linear import plain
 from tunesmith.models.load import Loaded
+from tunesmith.models.memory import refuse_memory
 
 from .injected import Injected, linear_layers
 
@@ -62,6 +63,7 @@ class IA3(Injected):
 
     def attach(self, loaded: Loaded, seed: int) -> None:
         """Freeze the base and multiply by one; there is nothing to draw."""
+        refuse_memory(loaded.name, loaded.model)
         loaded.model.requires_grad_(False)
         found = [
             (place, field == "inputs")

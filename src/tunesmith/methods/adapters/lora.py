@@ -12,6 +12,7 @@ from tunesmith.base import ModelError
 from tunesmith.kernels.lora_linear import LoRALinear
 from tunesmith.kernels.quantised_linear import weight_of
 from tunesmith.models.load import Loaded
+from tunesmith.models.memory import refuse_memory
 
 from .injected import Injected, linear_layers
 
@@ -38,6 +39,7 @@ class LoRA(Injected):
 
     def attach(self, loaded: Loaded, seed: int) -> None:
         """Freeze the base and put a correction beside each target, A uniform in +-1/sqrt(inputs) as peft has it, B zero."""
+        refuse_memory(loaded.name, loaded.model)
         loaded.model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
         names = None if self.targets == "all-linear" else self.targets

@@ -11,9 +11,9 @@ from torch import Tensor
 from tunesmith.base import ModelError
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
-from tunesmith.models.forward import token_logps
+from tunesmith.models.forward import pass_layers
 from tunesmith.models.load import Loaded
-from tunesmith.models.memory import MemoryLinear
+from tunesmith.models.memory import MemoryLinear, refuse_memory
 
 from .injected import Injected
 from .layers import decoder_layers
@@ -61,6 +61,7 @@ class Memory(Injected):
 
     def attach(self, loaded: Loaded, seed: int) -> None:
         """Freeze the base and put experts that change nothing yet beside the layer; until `begin` their keys are drawn, and they never sleep."""
+        refuse_memory(loaded.name, loaded.model)
         loaded.model.requires_grad_(False)
         layers = decoder_layers(loaded.model)
         number = 2 * len(layers) // 3 if self.layer is None else self.layer
@@ -87,20 +88,22 @@ class Memory(Injected):
     def begin(self, loaded: Loaded, rows: Sequence[Row], seed: int) -> None:
         """Choose the keys by the states of the tokens from which an answer's next one is told."""
         (memory,) = self.layers(loaded.model).values()
-        size, found, seen = (ROWS if loaded.forest else 1), list[Tensor](), list[Tensor]()
-        handle = memory.register_forward_pre_hook(lambda layer, given: seen.append(given[0].flatten(0, -2)))
+        total = sum(row.supervised for row in rows)
+        step, skipped = -(-total // (QUERIES * self.experts)), 0
+        found, seen = list[Tensor](), list[Tensor]()
+        handle = memory.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
         loaded.model.eval()
         try:
-            for start in range(0, len(rows), size):
-                batch = Batch.of(rows[start : start + size])
-                token_logps(loaded, batch)
-                source_M = torch.unique(batch.source_M).to(loaded.device) + len(loaded.prefix)
-                found.append(seen.pop()[source_M].float())
+            for start in range(0, len(rows), ROWS):
+                batch = Batch.of(rows[start : start + ROWS])
+                pass_layers(loaded, batch, padded=not loaded.forest)
+                input_BTI = seen.pop()
+                place_M = _places(loaded, batch, input_BTI.shape[1]).to(loaded.device)
+                found.append(input_BTI.flatten(0, 1)[place_M[skipped::step]].float())
+                skipped = (skipped - len(place_M)) % step
         finally:
             handle.remove()
-        input_MI = torch.cat(found)
-        step = -(-len(input_MI) // (QUERIES * self.experts))
-        memory.settle(input_MI[::step], self.reach, seed)
+        memory.settle(torch.cat(found), self.reach, seed)
 
     def tensors(self, layer: MemoryLinear) -> Mapping[str, Tensor]:
         """What is kept of it."""
@@ -113,3 +116,13 @@ class Memory(Injected):
 
     def merge(self, loaded: Loaded) -> None:
         """Nothing: what depends on the token has no place in the weights."""
+
+
+def _places(loaded: Loaded, batch: Batch, width: int) -> Tensor:
+    """int64 [M]: where supervised tokens are predicted among the inputs of a layer, of `width` tokens a row; each place once."""
+    longer = batch.behind(loaded.prefix)
+    place_M = longer.source_M
+    if not loaded.forest:
+        place_M = batch.sequence_M * width + longer.forest.depth_N[longer.source_M]
+    once_M: Tensor = torch.unique(place_M)
+    return once_M

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from tunesmith.models.load import Loaded
+from tunesmith.models.memory import refuse_memory
 from tunesmith.models.mixture import Balance, upcycle
 
 from .weights import Weights
@@ -54,5 +55,6 @@ class MoE(Weights):
         super().restore(loaded, folder)
 
     def _upcycle(self, loaded: Loaded, seed: int) -> None:
+        refuse_memory(loaded.name, loaded.model)
         loaded.release()
         loaded.model = upcycle(loaded.model, self.experts, self.active, seed)

@@ -14,6 +14,7 @@ from torch import Tensor
 from tunesmith.base import ModelError
 from tunesmith.base.files import read_json, write_json
 from tunesmith.models.load import Loaded
+from tunesmith.models.memory import refuse_memory
 from tunesmith.models.prompt import NAME, PromptEmbedding
 
 from ..optimizers.hybrid import follow
@@ -34,6 +35,7 @@ class Prompt(Adapter):
 
     def attach(self, loaded: Loaded, seed: int) -> None:
         """Freeze the base and put what existing tokens give before every sequence."""
+        refuse_memory(loaded.name, loaded.model)
         loaded.model.requires_grad_(False)
         if loaded.prefix:
             raise ModelError(f"{loaded.name} has a prompt that learnt already; tune its base instead")

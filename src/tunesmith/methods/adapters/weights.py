@@ -8,6 +8,7 @@ import torch
 
 from tunesmith.base import ModelError
 from tunesmith.models.load import Loaded
+from tunesmith.models.memory import refuse_memory
 
 from .base import Adapter
 
@@ -29,6 +30,7 @@ class Weights(Adapter):
             raise ModelError(
                 f"{loaded.name} has a prompt that learnt, which its weights cannot hold; tune its base instead"
             )
+        refuse_memory(loaded.name, loaded.model)
         names = self.chosen(loaded.model, seed)
         if not names:
             raise ModelError(f"adapter {self.kind}: nothing would learn in {loaded.name}")
