@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from tunesmith.base import Spec
+from tunesmith.base import ConfigError, Spec
 from tunesmith.base.spec import merged, override, read_yaml, validate
 
 from ..divergence import Divergence
@@ -97,7 +97,10 @@ class Showdown(Spec):
         """
         model = {} if name == START else {"model": f"${START}.model"}
         tree = _resolved(merged(merged(self.base, model), self.changes[name]), find)
-        return validate(Recipe, tree, name)
+        found = validate(Recipe, tree, name)
+        if name in self.roads and found.prune.method is not None:
+            raise ConfigError(f"{name}: prune: what pruning spends is no part of the budget; leave it out of the roads")
+        return found
 
     def taken(self, name: str) -> set[str]:
         """What others take of a run: names in PRODUCTS."""
