@@ -255,13 +255,34 @@ def test_a_budget_pays_for_other_models_that_read_the_rows_and_for_the_rows_that
         ("roads.Dpo={}", r"'Dpo' cannot name a run"),
         ("roads.sft.finetune.objective.kind=sfd", r"sft: finetune.objective.kind: 'sfd' does not exist"),
         ("roads.sft.prune={method: {kind: magnitude}}", r"sft: prune: what pruning spends is no part of the budget"),
-        ("base.prune={method: {kind: magnitude}}", r"sft: prune: what pruning spends is no part of the budget"),
+        ("base.prune={method: {kind: magnitude}}", r"pairs: prune: what pruning spends is no part of the budget"),
         ("rodes={}", r"rodes: no such field; did you mean 'roads'"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_anything_is_computed(given, tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
         open_contest(given, tmp_path / "r", (settings,))
+
+
+def test_paths_of_every_run_are_seen_from_the_folder_and_kinds_that_are_left_out_are_defaults(
+    given, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tree = yaml.safe_load(given.read_text())
+    tree["roads"]["sft"] = {
+        "prepare": {"source": "more.jsonl"},
+        "initialise": {"adapter": {"kind": "lora", "alpha": 3}},
+    }
+    tree["steps"]["pairs"]["prepare"] = {"source": ["train.jsonl"]}
+    (given.parent / "more.yaml").write_text(yaml.safe_dump(tree))
+    spec = open_contest(given.parent / "more.yaml", tmp_path / "r", ("roads.grpo.prepare.source=here.jsonl",)).spec
+    found = {name: spec.recipe(name, lambda *product: "/".join(product)) for name in spec.changes}
+    assert {name: recipe.prepare.source for name, recipe in found.items()} == {
+        "start": str(given.parent / "train.jsonl"), "pairs": (str(given.parent / "train.jsonl"),), "sft": str(given.parent / "more.jsonl"),
+        "dpo": "pairs/rows", "grpo": str(tmp_path / "here.jsonl"),
+    }  # fmt: skip
+    adapter = found["sft"].initialise.adapter
+    assert (adapter.rank, adapter.alpha) == (2, 3)
 
 
 def test_plain_text_is_refused_as_soon_as_the_start_is_prepared(given, tmp_path):
