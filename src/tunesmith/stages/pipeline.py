@@ -32,6 +32,10 @@ LOG = "requests.sqlite"
 """The server's request log, inside the run folder."""
 
 
+SAID = {"ask": "compare; look at the evaluation of each", "sample": "sample; set sample.system=base"}
+"""What stages do with a tuned model's answers, and what to do where it writes none."""
+
+
 class Pipeline(Stages[Recipe]):
     """A recipe's stages in a run folder."""
 
@@ -53,10 +57,20 @@ class Pipeline(Stages[Recipe]):
         self.about: dict[str, Any] = {"model": recipe.model, "precision": recipe.precision}
 
     def before(self, name: str) -> tuple[str, ...]:
-        """What a stage needs, in order."""
-        if name == "sample":
-            return super().before("prune" if self.recipe.sample.system == "tuned" else "initialise")
-        return super().before("evaluate" if name == "ask" else name)
+        """What a stage needs, in order.
+
+        Raises:
+            ConfigError: there is no such stage, or it asks a tuned model for answers that writes none.
+        """
+        from_base = name == "sample" and self.recipe.sample.system == "base"
+        objective = self.recipe.finetune.objective
+        if name in ("ask", "sample") and objective.scores and not from_base:
+            raise ConfigError(
+                f"{self.run.path}: objective {objective.kind} leaves a model that scores answers and writes none, so there is nothing to {SAID[name]}"
+            )
+        if from_base:
+            return super().before("initialise")
+        return super().before("evaluate" if name in ("ask", "sample") else name)
 
     def record(self) -> None:
         """Write the recipe with every default resolved where the run, or the variant of it, keeps its notes."""
@@ -147,9 +161,9 @@ class Pipeline(Stages[Recipe]):
     def sample(self) -> Artifact:
         """Rows made of the model's own answers."""
         spec = self.recipe.sample
-        parents = [self.stage(name) for name in ("prepare", "finetune") if name in self.before("sample")]
+        tuned = (self.finetune(), *self._pruned()) if spec.system == "tuned" else ()
         return self.run.once(
-            sample.STAGE, spec, *parents, inputs=(*_named(self.recipe.model), *_read_by([each.grader for each in spec.rewards])),
+            sample.STAGE, spec, self.prepare(), *tuned, inputs=(*_named(self.recipe.model), *_read_by([each.grader for each in spec.rewards])),
             **self.about, adapter=self.adapter, seed=self.recipe.seed,
         )  # fmt: skip
 
