@@ -5,7 +5,7 @@ import yaml
 from pydantic import Field
 
 from tunesmith.base import ConfigError, Family, Spec
-from tunesmith.base.spec import override, read_yaml, validate
+from tunesmith.base.spec import merged, override, read_yaml, validate
 
 
 class Engine(Family):
@@ -146,6 +146,26 @@ class TestOverride:
             override({"name": "a"}, assignment)
         assert repr(assignment) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+class TestMerged:
+    @pytest.mark.parametrize(
+        ("under", "over", "found"),
+        [
+            ({"cylinders": 6}, {"kind": "petrol"}, {"cylinders": 6, "kind": "petrol"}),
+            ({"cylinders": 6}, {"kind": "electric"}, {"kind": "electric"}),
+            ({"kind": "petrol", "cylinders": 6}, {"kind": "electric", "range": 5}, {"kind": "electric", "range": 5}),
+            ({"kind": "electric", "battery": 6}, {"range": 5}, {"kind": "electric", "battery": 6, "range": 5}),
+            ({"kind": "electric", "battery": 6}, {"kind": "petrol"}, {"kind": "petrol"}),
+        ],
+    )
+    def test_another_kind_replaces_a_member_and_one_that_is_left_out_is_the_default(self, under, over, found):
+        tree, changes = {"name": "a", "engine": under}, {"engine": over}
+        assert merged(tree, changes, Car) == {"name": "a", "engine": found}
+        assert (tree, changes) == ({"name": "a", "engine": under}, {"engine": over})
+
+    def test_what_is_of_no_spec_is_laid_over_as_it_stands(self):
+        assert merged({"a": {"b": 1, "c": [1]}}, {"a": {"c": [2], "d": None}}) == {"a": {"b": 1, "c": [2], "d": None}}
 
 
 class TestReadYaml:

@@ -1,16 +1,19 @@
 """One server, one base in memory, several adapters: the `model` of a request chooses."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from tunesmith.base import ConfigError, Run, Spec, Stage
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.several import Several
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.serving.engine import Engine
 from tunesmith.serving.settings import Serve
+from tunesmith.stages.served import adapters_of
 
 from .conftest import serve
 
@@ -46,6 +49,59 @@ def test_requests_at_once_get_what_each_adapter_says_alone(tiny, folders, tmp_pa
     for running in serve(Engine(several.models, settings), settings, tmp_path / "log.sqlite"):
         found = asked_at_once(running.openai)
     assert found == expected
+
+
+class Trained(Spec):
+    """What `adapters_of` reads of a training's settings."""
+
+    objective: dict[str, str]
+    """What was minimised."""
+
+
+def finished(folder, adapter, *, precision="bf16", objective="sft", stages=("finetune",), again=None):
+    """A run that deployed what an adapter holds, or was trained `again` since; folder and deployed artifact."""
+    run = Run(folder)
+
+    def made(name, spec, *parents, source=None):
+        def write(spec, *parents, out, **about):
+            if source is not None:
+                shutil.copytree(source, out / "adapter")
+            (out / "of.txt").write_text(f"{name} {spec} {source}")
+
+        return run.once(Stage(name, 1, write), spec, *parents, model="base", precision=precision)
+
+    spec = Trained(objective={"kind": objective})
+    parents = [made(stage, spec, source=adapter) for stage in stages]
+    deployed = made("deploy", Spec(), *parents)
+    if again is not None:
+        made(stages[0], Trained(objective={"kind": "dpo"}), source=again)
+    return folder, deployed
+
+
+def test_the_adapter_that_was_deployed_is_served_not_one_that_was_trained_since(folders, tmp_path):
+    runs = [
+        finished(tmp_path / "runs" / "a", folders["a"], again=folders["b"]),
+        finished(tmp_path / "runs" / "b", folders["b"]),
+    ]
+    found = adapters_of(*zip(*runs, strict=True))
+    for name, adapter in found.items():
+        assert (adapter / "adapter_config.json").read_text() == (folders[name] / "adapter_config.json").read_text()
+    assert Run(runs[0][0]).artifact("finetune") / "adapter" != found["a"]
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"precision": "int8"}, "was trained on a base in int8, so it cannot share a base in memory; serve it alone"),
+        ({"precision": "nf4"}, "was trained on a base in nf4, so it cannot share a base in memory; serve it alone"),
+        ({"stages": ("finetune", "prune")}, "was pruned, so it cannot share a base in memory; serve it alone"),
+        ({"objective": "reward"}, "scores answers and writes none; leave it out"),
+    ],
+)
+def test_what_cannot_share_a_base_is_refused_with_the_reason(folders, tmp_path, about, message):
+    runs = [finished(tmp_path / "runs" / name, folders[name], **about) for name in ("a", "b")]
+    with pytest.raises(ConfigError, match=f"a: {message}"):
+        adapters_of(*zip(*runs, strict=True))
 
 
 def asked_at_once(client):

@@ -162,3 +162,18 @@ def test_variants_that_hold_out_other_rows_are_refused(made, recipe):
     folder, _ = made
     with pytest.raises(ConfigError, match=r"test_fraction=13: holds out other rows"):
         compare(recipe, ["prepare.test_fraction=13"], folder=folder)
+
+
+def test_variants_are_told_apart_by_what_of_their_names_differs(recipe):
+    found = variants(recipe, (), ["model=a/x.gguf,b/x.gguf", "initialise.adapter.kind=dora", "prune.adapter.kind=dora"])
+    assert [each.name for each in found] == [
+        GIVEN, "model=a/x.gguf", "model=b/x.gguf", "adapter.kind=dora", "prune.adapter.kind=dora"
+    ]  # fmt: skip
+
+
+def test_a_model_that_scores_answers_is_not_compared(recipe):
+    scoring = ("finetune.objective={kind: reward}", "finetune.balance={}", "evaluate={graders: [{kind: pairwise}], general: null, gate: {margin: null}}")  # fmt: skip
+    with pytest.raises(
+        ConfigError, match="reward leaves a model that scores answers and writes none, so there is nothing to compare"
+    ):
+        variants(recipe, scoring, ["finetune.epochs=2"])

@@ -9,6 +9,7 @@ import torch
 import tunesmith
 from tunesmith.base import Artifact, ConfigError, Output, ProofError, Run, Stage
 from tunesmith.base.files import read_json
+from tunesmith.data.example import Example
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.dora import DoRA
 from tunesmith.methods.adapters.full import Full
@@ -237,6 +238,23 @@ class TestRefusals:
         stale = shutil.copytree(pair[0], tmp_path / "stale")
         Run(stale).once(Stage("finetune", 2, lambda spec, out: (out / "new").write_text("")), Merge())
         self.refused("was changed since it was evaluated", pair[1], stale, folder=tmp_path / "r")
+        with pytest.raises(ConfigError, match="has no stage sample"):
+            open_any(merged).before("sample")
+
+    def test_a_pruned_run(self, pair, tmp_path):
+        pruned = shutil.copytree(pair[0], tmp_path / "pruned")
+        run = Run(pruned)
+        made = run.once(Stage("prune", 1, lambda spec, out: (out / "model").write_text("")), Merge())
+        parents = [*(run.artifact(stage) for stage in ("prepare", "initialise", "finetune")), made]
+        run.once(Stage("evaluate", 1, lambda spec, *parents, out: (out / "x").write_text("")), Merge(), *parents)
+        self.refused(r"was pruned, .* give a run with prune\.method=null", pair[1], pruned, folder=tmp_path / "r")
+
+    def test_the_folder_of_a_run_and_nothing_in_it_is_changed(self, pair, tmp_path):
+        before = (pair[0] / "resolved.yaml").read_text()
+        self.refused("holds a run that was not merged; choose another folder", *pair, folder=pair[0])
+        assert (pair[0] / "resolved.yaml").read_text() == before
+        self.refused("these runs have 4, 2", *pair, folder=tmp_path / "r", settings=("merge.method.kind=linear",))
+        assert not (tmp_path / "r" / "resolved.yaml").exists()
 
 
 class TestRunsThatCannotBeOne:
@@ -244,14 +262,20 @@ class TestRunsThatCannotBeOne:
     def source(self, tmp_path):
         """Makes what a run tells of itself."""
 
-        def make(name, adapter=None, fingerprint="abc", precision="fp32", rank=4):
+        def make(name, adapter=None, fingerprint="abc", precision="fp32", rank=4, objective="sft", text=None):
             folder = tmp_path / name
             (folder / "adapter").mkdir(parents=True)
             about = {"name": "model", "fingerprint": fingerprint, "precision": precision}
             (folder / "model.json").write_text(json.dumps(about))
             if adapter is None:
                 (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
-            one = Artifact(folder, {"context": {"adapter": adapter or {"kind": "lora", "rank": rank}}})
+            example = Example("t:1", ({"role": "user", "content": "?"},)) if text is None else Example("t:1", text=text)
+            (folder / "test.jsonl").write_text(json.dumps(example.to_json()) + "\n")
+            about = {
+                "context": {"adapter": adapter or {"kind": "lora", "rank": rank}},
+                "spec": {"objective": {"kind": objective}},
+            }
+            one = Artifact(folder, about)
             return Source(name, one, one, one, one)
 
         return make
@@ -264,6 +288,12 @@ class TestRunsThatCannotBeOne:
         with pytest.raises(ConfigError, match=r"d was tuned in bf16, c in fp32; tune one again with precision=fp32"):
             check([source("c"), source("d", precision="bf16")], Cat())
 
+    def test_of_what_writes_no_answers_or_was_asked_for_none(self, source):
+        with pytest.raises(ConfigError, match="b learnt to score answers, and a merged run writes them; leave it out"):
+            check([source("a"), source("b", objective="reward")], Cat())
+        with pytest.raises(ConfigError, match="d was measured on plain text"):
+            check([source("c"), source("d", text="Just words.")], Cat())
+
     def test_of_adapters_that_add_nothing_to_weights(self, source):
         with pytest.raises(ConfigError, match="b learnt with the adapter prompt, which adds nothing to weights"):
             check([source("a"), source("b", {"kind": "prompt"})], Cat())
@@ -271,6 +301,8 @@ class TestRunsThatCannotBeOne:
     def test_of_whole_weights_where_ranks_are_wanted_or_the_base_is_rounded(self, source):
         with pytest.raises(ConfigError, match="no low-rank correction that svd could cut"):
             check([source("a"), source("b", {"kind": "full"})], SVD())
-        with pytest.raises(ConfigError, match="d learnt with the adapter dora on a base in int8"):
-            check([source("c", precision="int8"), source("d", {"kind": "dora"}, precision="int8")], Cat())
+        for bits in ("int8", "nf4"):
+            odd = source(f"d-{bits}", {"kind": "dora"}, precision=bits)
+            with pytest.raises(ConfigError, match=f"d-{bits} learnt with the adapter dora on a base in {bits}"):
+                check([source(f"c-{bits}", precision=bits), odd], Cat())
         check([source("e"), source("f", {"kind": "full"}), source("g", rank=8)], Cat())

@@ -15,7 +15,7 @@ from tunesmith.data.example import Example
 from tunesmith.serving.log import Record, RequestLog
 from tunesmith.serving.settings import RequestLogging
 from tunesmith.stages.drift import judge, lengths, share, vocabulary
-from tunesmith.stages.monitor import Monitor, monitor
+from tunesmith.stages.monitor import Monitor, _expected, monitor
 
 ROOT = Path(__file__).parents[2]
 OTHER = (
@@ -223,3 +223,8 @@ def test_one_prompt_asked_a_thousand_times_is_not_learnt_by_heart():
     repeated = [example.prompt[0]["content"] for example in TEST[:40]] * 25
     check = vocabulary("vocabulary", texts, repeated, limit=0.7, seed=0)
     assert check.effect < 0.7
+
+
+def test_where_the_evaluation_asked_for_no_answers_those_of_training_are_expected(tmp_path):
+    (tmp_path / "answers.jsonl").write_text('{"answers": {}}\n' * 3)
+    assert _expected(TRAIN[:2], Artifact(tmp_path, {})) == [example.gold for example in TRAIN[:2]]

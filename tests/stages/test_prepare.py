@@ -239,6 +239,18 @@ def test_rows_carry_what_they_are_of(tmp_path: Path) -> None:
             run(tmp_path, spec.model_copy(update={"classes": path}))
 
 
+def test_rows_held_out_in_files_of_their_own_need_no_class(tmp_path: Path) -> None:
+    source = write(tmp_path / "t.jsonl", [row(n, kind="ab"[n % 2]) for n in range(30)])
+    other = write(tmp_path / "v.jsonl", [row(n, **({"kind": "b"} if n % 2 else {})) for n in range(40, 50)])
+    for field in ("classes", "stratify"):
+        spec = Prepare(source=source, validation=other, test_fraction=6, cleaners=()).model_copy(update={field: "kind"})
+        artifact = run(tmp_path, spec)
+        assert {one.classes for one in load_split(artifact.path, "test")} == {("a",), ("b",)}
+        assert {one.classes for one in load_split(artifact.path, "validation")} == {(), ("b",)}
+        with pytest.raises(DataError, match="has no field 'kind'"):
+            run(tmp_path, spec.model_copy(update={"source": other, "validation": source}))
+
+
 def test_further_fields_with_numbers_are_columns_of_every_split(tmp_path: Path) -> None:
     rows = [row(number, stars=number % 5, bonus=-0.5) for number in range(40)]
     source = write(tmp_path / "t.jsonl", [*rows, row(50, stars="many", bonus=1), row(51, stars=2)])

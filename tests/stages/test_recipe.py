@@ -45,6 +45,22 @@ class TestExtends:
         text = "extends: ../shared/base.yaml\ninitialise: {adapter: {kind: ia3}}\n"
         assert read_recipe(written(tmp_path / "mine", "r.yaml", text)).initialise.adapter.kind == "ia3"
 
+    def test_a_kind_that_the_base_recipe_left_out_is_the_default(self, tmp_path):
+        written(tmp_path, "base.yaml", "prepare: {source: rows.jsonl}\ninitialise: {adapter: {rank: 4}}\n")
+        text = "extends: base.yaml\ninitialise: {adapter: {kind: lora, alpha: 8}}\n"
+        found = read_recipe(written(tmp_path, "r.yaml", text)).initialise.adapter
+        assert (found.rank, found.alpha) == (4, 8)
+
+    def test_models_that_teach_are_seen_from_the_recipe_that_says_them(self, base, tmp_path):
+        (tmp_path / "mine" / "big").mkdir(parents=True)
+        text = "extends: ../shared/base.yaml\n" + "".join(
+            f"{stage}: {{{inside}objective: {{kind: distill, teacher: big}}{end}}}\n"
+            for stage, inside, end in (("finetune", "", ""), ("prune", "method: {kind: magnitude}, recovery: {", "}"))
+        )
+        found = read_recipe(written(tmp_path / "mine", "r.yaml", text))
+        for tune in (found.finetune, found.prune.recovery):
+            assert tune.objective.teacher == str(tmp_path / "mine" / "big")
+
     def test_assignments_come_last(self, base, tmp_path):
         path = written(tmp_path / "mine", "r.yaml", "extends: ../shared/base.yaml\nfinetune: {epochs: 1}\n")
         assert read_recipe(path, ("finetune.epochs=3",)).finetune.epochs == 3

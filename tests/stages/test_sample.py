@@ -169,6 +169,27 @@ def test_the_tuned_model_answers_unless_told_otherwise(recipe, tmp_path, ends):
     assert made.path != base.path
 
 
+def test_a_pruned_model_answers_as_it_was_pruned(recipe, tmp_path, ends, monkeypatch):
+    merge, given = stage.merge, []
+    monkeypatch.setattr(stage, "merge", lambda *parts: given.append(parts[-1]) or merge(*parts))
+    made = tunesmith.sample(recipe, "sample.system=tuned", "prune.method={kind: magnitude}", folder=tmp_path / "r")
+    assert [parent["stage"] for parent in made.manifest["parents"]] == ["prepare", "finetune", "prune"]
+    assert [each.path for each in given] == [Run(tmp_path / "r").artifact("prune").path]
+
+
+def test_a_model_that_scores_answers_is_not_asked_for_any(recipe, tmp_path):
+    scoring = (
+        "finetune.objective={kind: reward}",
+        "evaluate={graders: [{kind: pairwise}], general: null, gate: {margin: null}}",
+    )
+    with pytest.raises(
+        ConfigError, match=r"scores answers and writes none, so there is nothing to sample; set sample\.system=base"
+    ):
+        tunesmith.sample(recipe, *scoring, "sample.system=tuned", folder=tmp_path / "r")
+    assert not Run(tmp_path / "r").states
+    assert open_run(recipe, tmp_path / "r", scoring).before("sample") == ("prepare",)
+
+
 def test_what_makes_no_sense_is_refused(recipe, tmp_path):
     with pytest.raises(ConfigError, match="perplexity cannot judge one answer by itself"):
         validate(Sample, {"rewards": [{"grader": {"kind": "perplexity"}}]}, "here")

@@ -1,6 +1,7 @@
 """A showdown gives every road the same compute, counts what it spent, and its page says what its files say."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import yaml
 from markupsafe import escape
 from test_report import Reader
 
-from tunesmith.base import ConfigError
+from tunesmith.base import ConfigError, DataError
 from tunesmith.base.files import read_json
+from tunesmith.base.spec import merged, validate
 from tunesmith.data.batch import Batch
-from tunesmith.data.example import Row
+from tunesmith.data.example import Row, Sequence
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.data.render import Renderer
 from tunesmith.models import find
@@ -21,12 +23,15 @@ from tunesmith.models.forward import padded_logps
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.load import load
 from tunesmith.stages import sample
+from tunesmith.stages.finetune import Finetune
 from tunesmith.stages.judge import merge
 from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.recipe import Recipe
 from tunesmith.stages.report import showdown as page
 from tunesmith.stages.showdown import open_contest
-from tunesmith.stages.showdown.cost import Cost, affordable, per_token
+from tunesmith.stages.showdown.cost import Cost, affordable, in_an_epoch, per_token
 from tunesmith.stages.showdown.settings import references
+from tunesmith.training.balance import Balance
 from tunesmith.training.rollouts import continued, seed_of
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +135,8 @@ def test_what_a_token_costs_depends_on_what_is_done_with_it(given):
     assert (
         cost("finetune.objective={kind: grpo, beta: 0.1}", rollouts) == 2 + (1 + 1 + 1) / 2
     )  # sampled, measured twice
+    drawn = ("prepare.classes=answer", "finetune.balance={power: 0}", "finetune.objective={kind: grpo}")
+    assert cost(*drawn, rollouts) == cost("finetune.objective={kind: grpo}", rollouts)
     assert Cost(1, 2, 3, 4.0, 5) + Cost(1, 1, 1, 1.0, 9) == Cost(2, 3, 4, 5.0, 9)
 
 
@@ -213,6 +220,26 @@ def test_a_budget_that_is_not_enough_for_a_step_is_refused(done):
     assert affordable(road.recipe, road.prepare(), 7000, "dpo").finetune.epochs > 1
 
 
+def test_a_budget_pays_for_other_models_that_read_the_rows_and_for_the_rows_that_are_drawn(done):
+    road = done[0].pipelines["sft"]
+    epochs = {}
+    for name, tune in {
+        "sft": {}, "distill": {"objective": {"kind": "distill", "teacher": road.recipe.model}}, "start": {"objective": {"kind": "distill"}}
+    }.items():  # fmt: skip
+        changed = merged(road.recipe.model_dump(mode="json"), {"finetune": tune})
+        epochs[name] = affordable(validate(Recipe, changed, name), road.prepare(), 9000, name).finetune.epochs
+    assert (
+        epochs["distill"] == epochs["start"] == pytest.approx(epochs["sft"] - 1 / 2, abs=0.01)
+    )  # one pass of two that a token of a step takes
+    long, short = (
+        Row("r", (Sequence(np.arange(count, dtype=np.int32), np.arange(count) > 1),), classes=(name,))
+        for name, count in (("many", 4), ("one", 40))
+    )
+    tune = Finetune(balance=Balance(power=0), share_prefixes=False)
+    rows = [*[replace(long, origin=str(n)) for n in range(9)], short]
+    assert in_an_epoch(tune.dataset(rows, 0)) == 5 * 4 + 5 * 40
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -227,12 +254,45 @@ def test_a_budget_that_is_not_enough_for_a_step_is_refused(done):
         ("roads.pairs={}", r"'pairs' cannot name a run"),
         ("roads.Dpo={}", r"'Dpo' cannot name a run"),
         ("roads.sft.finetune.objective.kind=sfd", r"sft: finetune.objective.kind: 'sfd' does not exist"),
+        ("roads.sft.prune={method: {kind: magnitude}}", r"sft: prune: what pruning spends is no part of the budget"),
+        ("base.prune={method: {kind: magnitude}}", r"pairs: prune: what pruning spends is no part of the budget"),
         ("rodes={}", r"rodes: no such field; did you mean 'roads'"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_anything_is_computed(given, tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
         open_contest(given, tmp_path / "r", (settings,))
+
+
+def test_paths_of_every_run_are_seen_from_the_folder_and_kinds_that_are_left_out_are_defaults(
+    given, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tree = yaml.safe_load(given.read_text())
+    tree["roads"]["sft"] = {
+        "prepare": {"source": "more.jsonl"},
+        "initialise": {"adapter": {"kind": "lora", "alpha": 3}},
+    }
+    tree["steps"]["pairs"]["prepare"] = {"source": ["train.jsonl"]}
+    (given.parent / "more.yaml").write_text(yaml.safe_dump(tree))
+    spec = open_contest(given.parent / "more.yaml", tmp_path / "r", ("roads.grpo.prepare.source=here.jsonl",)).spec
+    found = {name: spec.recipe(name, lambda *product: "/".join(product)) for name in spec.changes}
+    assert {name: recipe.prepare.source for name, recipe in found.items()} == {
+        "start": str(given.parent / "train.jsonl"), "pairs": (str(given.parent / "train.jsonl"),), "sft": str(given.parent / "more.jsonl"),
+        "dpo": "pairs/rows", "grpo": str(tmp_path / "here.jsonl"),
+    }  # fmt: skip
+    adapter = found["sft"].initialise.adapter
+    assert (adapter.rank, adapter.alpha) == (2, 3)
+
+
+def test_plain_text_is_refused_as_soon_as_the_start_is_prepared(given, tmp_path):
+    (tmp_path / "test.jsonl").write_text(
+        "".join(json.dumps({"text": f"Words of number {n}."}) + "\n" for n in range(8))
+    )
+    first = next(open_contest(given, tmp_path / "r", (f"base.prepare.test={tmp_path / 'test.jsonl'}",)).work())
+    assert (first.name, first.stage) == ("start", "prepare")
+    with pytest.raises(DataError, match=r"start: the test rows are plain text, which asks nothing"):
+        first.do()
 
 
 def test_the_recipe_that_is_shipped_refers_to_what_it_has():

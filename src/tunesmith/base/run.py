@@ -187,6 +187,16 @@ class Run:
         write_json(self.path / "stages.json", {**self.states, stage: state})
 
 
+def deployed(name: str) -> Artifact | None:
+    """What a run deployed, where a model is named by the run's folder; None where it is named otherwise.
+
+    Raises:
+        ArtifactError: the run deployed nothing.
+    """
+    folder = Path(name).expanduser()
+    return Run(folder).artifact("deploy") if (folder / "stages.json").exists() else None
+
+
 def clear(folder: Path) -> None:
     """Empty a folder that an earlier, killed attempt may have left half filled."""
     if folder.exists():

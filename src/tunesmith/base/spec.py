@@ -82,16 +82,24 @@ def override(tree: dict[str, Any], assignment: str) -> None:
     tree[last] = value
 
 
-def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`tree` with `changes` in place of what they name; as with overrides, a new `kind` replaces the whole member."""
-    if "kind" in changes and changes["kind"] != tree.get("kind", changes["kind"]):
-        return changes
-    below = {name: merged(tree[name], value) for name, value in changes.items() if _both(tree.get(name), value)}
-    return {**tree, **changes, **below}
+def merged(tree: dict[str, Any], changes: dict[str, Any], *specs: type[Spec]) -> dict[str, Any]:
+    """`tree` with `changes` in place of what they name. A member of another kind replaces the whole one, whose fields it need not have.
 
-
-def _both(one: Any, other: Any) -> bool:
-    return isinstance(one, dict) and isinstance(other, dict)
+    Args:
+        tree: settings.
+        changes: what is laid over them.
+        specs: what they may be settings of: a `kind` that `tree` leaves out is the default's there.
+    """
+    found = {**tree, **changes}
+    for name in tree.keys() & changes.keys():
+        under, over = tree[name], changes[name]
+        if isinstance(under, dict) and isinstance(over, dict):
+            fields = [spec.model_fields[name] for spec in specs if name in spec.model_fields]
+            default = next(filter(None, (getattr(field.default, "kind", None) for field in fields)), None)
+            kind = under.get("kind", default)
+            if kind is None or over.get("kind", kind) == kind:
+                found[name] = merged(under, over, *(spec for field in fields for spec in _specs(field.annotation)))
+    return found
 
 
 def validate(spec: type[S], tree: dict[str, Any], origin: str) -> S:

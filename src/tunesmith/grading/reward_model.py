@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from tunesmith.base import Artifact, DataError, Run
+from tunesmith.base import DataError
 from tunesmith.base.artifact import MANIFEST
+from tunesmith.base.run import deployed
 from tunesmith.data.example import Example, Row
 from tunesmith.data.render import Renderer
 from tunesmith.models.load import Loaded, Precision, locate
@@ -33,7 +34,7 @@ class RewardModel(Paying):
     @property
     def inputs(self) -> tuple[Path, ...]:
         """The manifest of what was deployed."""
-        found = _deployed(self.run)
+        found = deployed(self.run)
         return () if found is None else (found / MANIFEST,)
 
     @property
@@ -58,17 +59,8 @@ class RewardModel(Paying):
     @property
     def _model(self) -> str:
         """Name of the model, as `locate` takes it."""
-        found = _deployed(self.run)
+        found = deployed(self.run)
         return self.run if found is None else str(found / "model")
-
-
-def _deployed(run: str) -> Artifact | None:
-    """What a run deployed; None where it is no run's folder.
-
-    Raises:
-        ArtifactError: it deployed nothing.
-    """
-    return Run(Path(run)).artifact("deploy") if (Path(run) / "stages.json").exists() else None
 
 
 @lru_cache(maxsize=4)

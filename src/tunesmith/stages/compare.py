@@ -94,11 +94,16 @@ def variants(given: Path, assignments: tuple[str, ...], vary: Sequence[str]) -> 
     Raises:
         ConfigError: a setting is wrong, or changes what is measured.
     """
-    found = [Variant(GIVEN, (), open_run(given, None, assignments).recipe)]
+    whole = open_run(given, None, assignments)
+    whole.before("ask")
+    found = [Variant(GIVEN, (), whole.recipe)]
     first = found[0].recipe
     for settings in (settings for text in vary for settings in settings_of(text)):
-        recipe = open_run(given, None, (*assignments, *settings)).recipe
-        name = " ".join(setting.partition(".")[2] or setting for setting in settings)
+        varied = open_run(given, None, (*assignments, *settings))
+        varied.before("ask")
+        recipe, name = varied.recipe, " ".join(map(_short, settings))
+        if any(name == other.name for other in found):
+            name = " ".join(settings)
         if recipe.evaluate != first.evaluate:
             raise ConfigError(
                 f"--vary {name}: variants are measured alike; put what is in evaluate behind the recipe instead"
@@ -110,6 +115,12 @@ def variants(given: Path, assignments: tuple[str, ...], vary: Sequence[str]) -> 
     if len(found) == 1:
         raise ConfigError("compare: nothing is varied; add --vary path.to.field=value,value")
     return found
+
+
+def _short(setting: str) -> str:
+    """A setting without the stage that it is of."""
+    path, _, value = setting.partition("=")
+    return f"{path.partition('.')[2] or path}={value}"
 
 
 def pipelines(variant: Variant, folder: Path, seeds: int) -> Iterator[Pipeline]:

@@ -7,7 +7,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, model_validator
 
-from tunesmith.base import Artifact, Spec
+from tunesmith.base import Artifact, ConfigError, Spec
 from tunesmith.base.spec import override, read_yaml, validate
 from tunesmith.serving.settings import Serve
 
@@ -88,6 +88,18 @@ class Merger(Stages[Merged]):
         found = read_sources(self.recipe.runs)
         check(found, self.recipe.merge.method)
         return found
+
+    def record(self) -> None:
+        """As of every run, once it is known that the runs can be merged, and that none of them lives here.
+
+        Raises:
+            ConfigError: they cannot, or one does.
+            ArtifactError: one of them is not finished, or damaged.
+        """
+        if "prepare" in self.run.states or self.run.path.resolve() in [run.resolve() for run in self.recipe.runs]:
+            raise ConfigError(f"{self.run.path}: holds a run that was not merged; choose another folder for this one")
+        self.sources  # noqa: B018
+        super().record()
 
     @property
     def about(self) -> dict[str, Any]:

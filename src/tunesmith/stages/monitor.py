@@ -77,11 +77,12 @@ def monitor(spec: Monitor, prepared: Artifact, evaluated: Artifact | None = None
 
 
 def _expected(examples: Sequence[Example], evaluated: Artifact | None) -> list[str]:
-    """Answers as they should look: those of the tuned model in the evaluation, else those it was trained on."""
-    if evaluated is not None:
-        with (evaluated / "answers.jsonl").open(encoding="utf-8") as file:
-            return [json.loads(line)["answers"]["tuned"] for line in file]
-    return [example.gold for example in examples]
+    """Answers as they should look: those of the tuned model in the evaluation, where it was asked for any, else those it was trained on."""
+    if evaluated is None:
+        return [example.gold for example in examples]
+    with (evaluated / "answers.jsonl").open(encoding="utf-8") as file:
+        given = [json.loads(line)["answers"] for line in file]
+    return [each["tuned"] for each in given if "tuned" in each] or [example.gold for example in examples]
 
 
 def _prompt(example: Example) -> str:

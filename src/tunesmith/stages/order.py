@@ -35,17 +35,22 @@ class Stages(Generic[R]):
         self.recipe, self.run = recipe, run
 
     def before(self, name: str) -> tuple[str, ...]:
-        """What a stage needs, in order."""
+        """What a stage needs, in order.
+
+        Raises:
+            ConfigError: runs of this kind have no such stage, or this one can have none.
+        """
+        if name not in (*self.ORDER, *self.AFTER):
+            raise ConfigError(f"{self.run.path}: this run has no stage {name}; its stages are {', '.join(self.ORDER)}")
         return self.ORDER[: self.ORDER.index(name)] if name in self.ORDER else self.ORDER[:-1]
 
     def stage(self, name: str) -> Artifact:
         """The artifact of a stage, by name.
 
         Raises:
-            ConfigError: runs of this kind have no such stage.
+            ConfigError: as `before`.
         """
-        if name not in (*self.ORDER, *self.AFTER):
-            raise ConfigError(f"{self.run.path}: this run has no stage {name}; its stages are {', '.join(self.ORDER)}")
+        self.before(name)
         made: Callable[[], Artifact] = getattr(self, name)
         return made()
 

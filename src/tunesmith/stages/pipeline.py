@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import Artifact, ConfigError, Run
+from tunesmith.base.artifact import MANIFEST
 from tunesmith.base.files import digest, read_json, write_atomic, write_json
+from tunesmith.base.run import deployed
 from tunesmith.base.spec import read_yaml, validate
 from tunesmith.data.prepared import load_split
+from tunesmith.data.sources import find_files
 from tunesmith.grading import Grader
 from tunesmith.models.load import locate
 from tunesmith.serving.log import settle
@@ -27,6 +30,10 @@ PLAN = "plan.json"
 
 LOG = "requests.sqlite"
 """The server's request log, inside the run folder."""
+
+
+SAID = {"ask": "compare; look at the evaluation of each", "sample": "sample; set sample.system=base"}
+"""What stages do with a tuned model's answers, and what to do where it writes none."""
 
 
 class Pipeline(Stages[Recipe]):
@@ -50,10 +57,20 @@ class Pipeline(Stages[Recipe]):
         self.about: dict[str, Any] = {"model": recipe.model, "precision": recipe.precision}
 
     def before(self, name: str) -> tuple[str, ...]:
-        """What a stage needs, in order."""
-        if name == "sample":
-            return super().before("prune" if self.recipe.sample.system == "tuned" else "initialise")
-        return super().before("evaluate" if name == "ask" else name)
+        """What a stage needs, in order.
+
+        Raises:
+            ConfigError: there is no such stage, or it asks a tuned model for answers that writes none.
+        """
+        from_base = name == "sample" and self.recipe.sample.system == "base"
+        objective = self.recipe.finetune.objective
+        if name in ("ask", "sample") and objective.scores and not from_base:
+            raise ConfigError(
+                f"{self.run.path}: objective {objective.kind} leaves a model that scores answers and writes none, so there is nothing to {SAID[name]}"
+            )
+        if from_base:
+            return super().before("initialise")
+        return super().before("evaluate" if name in ("ask", "sample") else name)
 
     def record(self) -> None:
         """Write the recipe with every default resolved where the run, or the variant of it, keeps its notes."""
@@ -62,7 +79,7 @@ class Pipeline(Stages[Recipe]):
     def prepare(self) -> Artifact:
         """Examples and rows."""
         spec, about = self.recipe.prepare, {"tokenizer_name": self.recipe.model, "seed": self.split_seed}
-        return self.run.once(prepare.STAGE, spec, inputs=input_files(spec), **about)
+        return self.run.once(prepare.STAGE, spec, inputs=(*input_files(spec), *_named(self.recipe.model)), **about)
 
     def initialise(self) -> Artifact:
         """The checked start.
@@ -75,7 +92,9 @@ class Pipeline(Stages[Recipe]):
         self.recipe.prune.check(locate(self.recipe.model))
         evaluate.check(self.recipe.evaluate, prepared)
         self._plan(prepared)
-        return self.run.once(initialise.STAGE, self.recipe.initialise, prepared, **self.about, seed=self.recipe.seed)
+        return self.run.once(
+            initialise.STAGE, self.recipe.initialise, prepared, inputs=_named(self.recipe.model), **self.about, seed=self.recipe.seed
+        )  # fmt: skip
 
     def _plan(self, prepared: Artifact) -> None:
         """Estimate each training once, keep that in `plan.json` for the report to compare with, refuse what cannot fit, and settle what memory decides."""
@@ -103,16 +122,16 @@ class Pipeline(Stages[Recipe]):
         searched = self.search()
         parents = (self.prepare(), self.initialise(), searched)
         spec = _overridden(self.recipe.finetune, read_json(searched / "settings.json")["overrides"])
-        paid_by = [each.grader for each in spec.rollouts.rewards] if spec.rollouts is not None else []
         return self.run.once(
-            finetune.STAGE, spec, *parents, inputs=_read_by(paid_by), **self.about, adapter=self.adapter, seed=self.recipe.seed
+            finetune.STAGE, spec, *parents, inputs=_read_in_training(spec), **self.about, adapter=self.adapter, seed=self.recipe.seed
         )  # fmt: skip
 
     def prune(self) -> Artifact:
         """What is left of it."""
         parents = (self.prepare(), self.finetune())
         spec, seed = self.recipe.prune, self.recipe.seed
-        return self.run.once(prune.STAGE, spec, *parents, **self.about, adapter=self.adapter, seed=seed)
+        inputs = _read_in_training(spec.recovery) if spec.recovery is not None else ()
+        return self.run.once(prune.STAGE, spec, *parents, inputs=inputs, **self.about, adapter=self.adapter, seed=seed)
 
     def _pruned(self) -> tuple[Artifact, ...]:
         """The pruned model, if there is to be one: what is measured and deployed in the place of what was learnt."""
@@ -122,9 +141,11 @@ class Pipeline(Stages[Recipe]):
     def evaluate(self) -> Artifact:
         """What it is worth."""
         parents = (self.prepare(), self.initialise(), self.finetune(), *self._pruned())
+        spec = self.recipe.evaluate
+        general = find_files(spec.general, "general") if spec.general not in (None, "bundled") else ()
         return self.run.once(
-            evaluate.STAGE, self.recipe.evaluate, *parents, inputs=_read_by(self.recipe.evaluate.graders), **self.about,
-            adapter=self.adapter, seed=self.recipe.seed,
+            evaluate.STAGE, spec, *parents, inputs=(*_read_by(spec.graders), *general), **self.about, adapter=self.adapter,
+            seed=self.recipe.seed,
         )  # fmt: skip
 
     def ask(self) -> Artifact:
@@ -140,10 +161,10 @@ class Pipeline(Stages[Recipe]):
     def sample(self) -> Artifact:
         """Rows made of the model's own answers."""
         spec = self.recipe.sample
-        parents = [self.stage(name) for name in ("prepare", "finetune") if name in self.before("sample")]
+        tuned = (self.finetune(), *self._pruned()) if spec.system == "tuned" else ()
         return self.run.once(
-            sample.STAGE, spec, *parents, inputs=_read_by([each.grader for each in spec.rewards]), **self.about,
-            adapter=self.adapter, seed=self.recipe.seed,
+            sample.STAGE, spec, self.prepare(), *tuned, inputs=(*_named(self.recipe.model), *_read_by([each.grader for each in spec.rewards])),
+            **self.about, adapter=self.adapter, seed=self.recipe.seed,
         )  # fmt: skip
 
     def monitor(self) -> Artifact:
@@ -166,6 +187,20 @@ class Pipeline(Stages[Recipe]):
 def _read_by(graders: Sequence[Grader]) -> tuple[Path, ...]:
     """Files that graders judge by."""
     return tuple(path for grader in graders for path in grader.inputs)
+
+
+def _read_in_training(tune: finetune.Finetune) -> tuple[Path, ...]:
+    """Files that a training reads beside its rows: what pays for answers, what judges them, and models that have a say."""
+    objective, graders = tune.objective, [each.grader for each in tune.rollouts.rewards] if tune.rollouts else []
+    if isinstance(tune.validation.metric, Grader):
+        graders.append(tune.validation.metric)
+    teacher = objective.teaching.model if objective.teaching is not None else None
+    return (*_read_by(graders), *_named(*objective.others, *([teacher] if teacher is not None else [])))
+
+
+def _named(*models: str) -> tuple[Path, ...]:
+    """Of models that are named by the folder of a run, which may be trained again, the manifests of what was deployed."""
+    return tuple(found / MANIFEST for found in map(deployed, models) if found is not None)
 
 
 def _estimated(

@@ -242,12 +242,13 @@ def _write(view: View, name: str, spec: Prepare, rendering: Rendering, taken: Ta
         Table(Lengths(), Counter()),
         (list(View(taken.corpus, part).lines()) for part in chunks(view.numbers)),
     )
+    strict = name == "train" or name not in spec.given()
     with (writer.path.parent / f"{name}.jsonl").open("wb") as file:
         for numbers, (asked, rows) in zip(chunks(view.numbers), rendering.rows(lines), strict=True):
             for number, line, whole in zip(numbers, asked, rows, strict=True):
                 found = _settled(whole, line, taken.rows[number], name, spec, taken.ledger)
                 if found and (path := spec.classes or spec.stratify):
-                    classes = values(Example.from_json(json.loads(line)), path)
+                    classes = _classes(Example.from_json(json.loads(line)), path, strict)
                     found = [replace(row, classes=classes) for row in found]
                     table.classes.update(list(classes or (NONE,)) * len(found))
                 for row in found:
@@ -255,6 +256,16 @@ def _write(view: View, name: str, spec: Prepare, rendering: Rendering, taken: Ta
                     writer.add(row)
                     table.lengths.add(row)
     return table
+
+
+def _classes(example: Example, path: str, strict: bool) -> tuple[str, ...]:
+    """What a row is of; rows held out in files of their own are not drawn or weighed, and may lack the field."""
+    try:
+        return values(example, path)
+    except DataError:
+        if strict:
+            raise
+        return ()
 
 
 def _settled(whole: Row | DataError, line: bytes, number: int, name: str, spec: Prepare, ledger: Ledger) -> list[Row]:

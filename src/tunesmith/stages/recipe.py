@@ -7,7 +7,7 @@ import yaml
 from pydantic import model_validator
 
 from tunesmith.base import ConfigError, Spec
-from tunesmith.base.spec import override, read_yaml, validate
+from tunesmith.base.spec import merged, override, read_yaml, validate
 from tunesmith.models.load import Precision
 from tunesmith.models.quantize import KINDS
 from tunesmith.serving.settings import Serve
@@ -134,7 +134,8 @@ class Recipe(Spec):
 
 PATHS = (("prepare", "source"), ("prepare", "test"), ("prepare", "validation"), ("evaluate", "general"))
 """Fields that name files; in a recipe they are relative to the recipe's folder, on the command line to the current one."""
-MODELS = (("model",), ("finetune", "objective", "models"), ("finetune", "objective", "teacher"))
+TRAININGS = (("finetune",), ("prune", "recovery"))
+MODELS = (("model",), *((*place, "objective", name) for place in TRAININGS for name in ("models", "teacher")))
 """Fields that name models: paths likewise, if there is something of that name."""
 
 
@@ -163,17 +164,7 @@ def _whole(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     chain = (*above, path.resolve())
     if (path.parent / below).resolve() in chain:
         raise ConfigError(f"{path}: extends: {below} extends this recipe in turn; break the circle")
-    return _laid(_whole(path.parent / below, chain), tree)
-
-
-def _laid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Two trees as one. A member of another kind replaces the one below, whose fields it need not have."""
-    found = {**under, **over}
-    for name in under.keys() & over.keys():
-        first, second = under[name], over[name]
-        if isinstance(first, dict) and isinstance(second, dict) and second.get("kind") in (None, first.get("kind")):
-            found[name] = _laid(first, second)
-    return found
+    return merged(_whole(path.parent / below, chain), tree, Recipe)
 
 
 def anchor(tree: dict[str, Any], folder: Path) -> None:
@@ -209,11 +200,11 @@ def _anchor_runs(tree: Any, folder: Path) -> None:
 
 
 def _beside(folder: Path, value: Any) -> Any:
-    """A path below `folder`; lists likewise; what is no path stays."""
+    """A path below `folder`; lists likewise; what is no path stays, as does what a showdown refers to by a `$`."""
     if isinstance(value, list):
         return [_beside(folder, part) for part in value]
     return (
         value
-        if not isinstance(value, str) or value == "bundled" or Path(value).is_absolute()
+        if not isinstance(value, str) or value == "bundled" or value.startswith("$") or Path(value).is_absolute()
         else str((folder / value).resolve())
     )

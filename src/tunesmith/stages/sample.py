@@ -114,7 +114,8 @@ def _beside(example: Example) -> dict[str, Any]:
 
 
 def sample(
-    spec: Sample, prepared: Artifact, *finetuned: Artifact, out: Output, model: str, precision: Precision, adapter: dict[str, Any], seed: int
+    spec: Sample, prepared: Artifact, finetuned: Artifact | None = None, pruned: Artifact | None = None, *, out: Output, model: str,
+    precision: Precision, adapter: dict[str, Any], seed: int,
 ) -> None:  # fmt: skip
     """Write `rows.jsonl` in a form that prepare reads, `answers.jsonl` with every answer and what it earned, and `summary.json`.
 
@@ -125,8 +126,8 @@ def sample(
     _check(spec, examples)
     peak = Peak()
     loaded = load(model, served(precision))
-    for each in finetuned:
-        merge(loaded, adapter, each, precision)
+    if finetuned is not None:
+        merge(loaded, adapter, finetuned, precision, pruned)
     answers = _answered(spec, loaded, examples, seed, out)
     rows = [row for each in zip(examples, answers, _golds(spec, examples), strict=True) for row in spec.kept(*each)]
     if not rows:

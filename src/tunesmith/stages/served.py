@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tunesmith.base import Artifact, ConfigError, Run
+from tunesmith.base import Artifact, ConfigError
 from tunesmith.methods.merging.peft_file import rank_of
 from tunesmith.methods.several import BASE, Several
 from tunesmith.models.load import Loaded, load, served
+from tunesmith.models.quantize import KINDS
+
+from .judge import learnt_by
 
 
 def adapters_of(folders: Sequence[Path], deployed: Sequence[Artifact]) -> dict[str, Path]:
@@ -19,20 +22,31 @@ def adapters_of(folders: Sequence[Path], deployed: Sequence[Artifact]) -> dict[s
     if len(folders) == 1:
         return found
     for folder, one in zip(folders, deployed, strict=True):
-        name, context, run = folder.resolve().name, one.manifest["context"], Run(folder)
-        adapter = run.artifact("merge" if "merge" in run.states else "finetune") / "adapter"
+        name, context = folder.resolve().name, one.manifest["context"]
+        made = {parent["stage"]: parent["folder"] for parent in one.manifest["parents"]}
+        learnt = Artifact.open(folder / (made["merge"] if "merge" in made else made["finetune"]))
+        adapter = learnt / "adapter"
         if any(context[part] != first[part] for part in ("model", "precision")):
             theirs, ours = (f"{each['model']} in {each['precision']}" for each in (context, first))
             raise ConfigError(f"{folder}: was tuned from {theirs}, {folders[0]} from {ours}; serve them apart")
-        if context["precision"] == "int8" or rank_of(adapter) is None:
-            reason = (
-                "learnt more than low-rank corrections" if rank_of(adapter) is None else "was trained on a base in int8"
-            )
-            raise ConfigError(f"{folder}: {reason}, so it cannot share a base in memory; serve it alone")
+        if reason := _apart(context["precision"], adapter, made, learnt):
+            raise ConfigError(f"{folder}: {reason}")
         if name in (BASE, *found):
             raise ConfigError(f"{folder}: there is a model called {name} already; rename the folder")
         found[name] = adapter
     return found
+
+
+def _apart(precision: str, adapter: Path, made: Mapping[str, str], learnt: Artifact) -> str | None:
+    """Why what a run deployed is no base with low-rank corrections beside it; None where it is."""
+    alone = "so it cannot share a base in memory; serve it alone"
+    if "finetune" in made and learnt_by(learnt).scores:
+        return "scores answers and writes none; leave it out"
+    if "prune" in made:
+        return f"was pruned, {alone}"
+    if rank_of(adapter) is None:
+        return f"learnt more than low-rank corrections, {alone}"
+    return f"was trained on a base in {precision}, {alone}" if precision in KINDS else None
 
 
 def models_of(deployed: Artifact, adapters: Mapping[str, Path]) -> dict[str, Loaded]:

@@ -8,11 +8,14 @@ from typing import Any
 
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import read_json
+from tunesmith.data.prepared import load_examples
 from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.merging import Merging
 from tunesmith.methods.merging.peft_file import rank_of
+from tunesmith.models.quantize import KINDS
 
 from .evaluate import Evaluate
+from .judge import learnt_by
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Source:
             raise ConfigError(f"{folder}: was merged from other runs itself; merge these in one go")
         prepared, initialised, finetuned = (run.artifact(stage) for stage in ("prepare", "initialise", "finetune"))
         evaluated = run.artifact("evaluate")
+        if any(parent["stage"] == "prune" for parent in evaluated.manifest["parents"]):
+            raise ConfigError(
+                f"{folder}: was pruned, and what is left of a model is no sum of base and corrections; give a run with prune.method=null"
+            )
         measured = [parent["id"] for parent in evaluated.manifest["parents"]]
         if measured != [prepared.id, initialised.id, finetuned.id]:
             raise ConfigError(f"{folder}: was changed since it was evaluated; run `tunesmith evaluate {folder}` first")
@@ -112,6 +119,12 @@ def check(sources: Sequence[Source], method: Merging) -> None:
                 f"{first.loaded['precision']}"
             )
     for one in sources:
+        if learnt_by(one.finetuned).scores:
+            raise ConfigError(f"runs: {one.name} learnt to score answers, and a merged run writes them; leave it out")
+        if all(example.text is not None for example in load_examples(one.prepared.path, "test")):
+            raise ConfigError(
+                f"runs: {one.name} was measured on plain text, which asks nothing a merged run could be compared by; leave it out"
+            )
         if not one.adapter.merges:
             raise ConfigError(
                 f"runs: {one.name} learnt with the adapter {one.adapter.kind}, which adds nothing to weights; leave it out"
@@ -119,10 +132,10 @@ def check(sources: Sequence[Source], method: Merging) -> None:
     ranks = [rank_of(one.finetuned / "adapter") for one in sources]
     known = [rank for rank in ranks if rank is not None]
     method.check(known if len(known) == len(ranks) else None)
-    if len(known) < len(ranks) and first.loaded["precision"] == "int8":
+    if len(known) < len(ranks) and first.loaded["precision"] in KINDS:
         odd = sources[ranks.index(None)]
         raise ConfigError(
-            f"runs: {odd.name} learnt with the adapter {odd.adapter.kind} on a base in int8, to which whole weights cannot be added; only adapters of kind "
+            f"runs: {odd.name} learnt with the adapter {odd.adapter.kind} on a base in {first.loaded['precision']}, to which whole weights cannot be added; only adapters of kind "
             "lora can be merged there"
         )
 

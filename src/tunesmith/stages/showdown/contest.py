@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.base import Artifact, Run
+from tunesmith.base import Artifact, DataError, Run
 from tunesmith.base.files import write_atomic
+from tunesmith.data.prepared import load_examples
 
 from .. import divergence
 from ..pipeline import Pipeline
@@ -74,7 +75,10 @@ class Contest:
 
         def make() -> Artifact:
             pipeline.record()
-            return pipeline.stage(stage)
+            made = pipeline.stage(stage)
+            if (name, stage) == (START, "prepare"):
+                _check_asked(made)
+            return made
 
         return Work(name, pipeline.run, stage, make)
 
@@ -120,6 +124,14 @@ class Contest:
                 part: tune[part] for part in ("objective", "rollouts", "optimizer", "schedule", "batch", "epochs")
             }
         return found
+
+
+def _check_asked(prepared: Artifact) -> None:
+    """Refuse test rows that no road can answer, before anything is trained."""
+    if any(example.text is not None for example in load_examples(prepared.path, "test")):
+        raise DataError(
+            f"{START}: the test rows are plain text, which asks nothing; give base.prepare.test rows of prompt and answer"
+        )
 
 
 def open_contest(given: Path, folder: Path | None = None, assignments: tuple[str, ...] = ()) -> Contest:

@@ -10,6 +10,7 @@ from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
 from tunesmith.grading import AnswerGrader
+from tunesmith.training.balance import Balance
 from tunesmith.training.batches import Dataset
 
 from ..estimate import Passes, Workload, measuring
@@ -48,7 +49,7 @@ def per_token(recipe: Recipe) -> float:
     if tune.rollouts is None:
         return learning
     made = 1 + sum(not isinstance(each.grader, AnswerGrader) for each in tune.rollouts.rewards)  # a model reads them
-    data = tune.dataset([], recipe.seed)
+    data = tune.model_copy(update={"balance": Balance()}).dataset([], recipe.seed)  # there are no rows to draw from
     return learning + made / data.repeats + measuring(tune.objective, data)
 
 
@@ -64,8 +65,7 @@ def affordable(recipe: Recipe, prepared: Artifact, left: float, name: str) -> Re
     tune.objective.check(rows)
     rows = list(tune.objective.arranged(rows))
     once = in_an_epoch(tune.model_copy(update=_expected(recipe, rows)).dataset(rows, recipe.seed))
-    before = once * tune.objective.references if tune.rollouts is None else 0
-    epochs = (left - before) / (once * per_token(recipe))
+    epochs = (left - _measuring(recipe, rows)) / (once * per_token(recipe))
     if epochs * tune.dataset(rows, recipe.seed).steps_per_epoch < 1:
         raise ConfigError(
             f"{name}: of its budget {max(left, 0):,.0f} token passes are left for training, not enough for one step; raise budget, or sample less"
@@ -81,10 +81,20 @@ def _expected(recipe: Recipe, rows: list[Row]) -> dict[str, Any]:
     return {"rollouts": rollouts.model_copy(update={"max_tokens": min(max(length, 1), rollouts.max_tokens)})}
 
 
+def _measuring(recipe: Recipe, rows: list[Row]) -> float:
+    """Token passes in which the start and other models read all rows, once for all epochs; where answers are sampled, a token of a step counts them."""
+    tune = recipe.finetune
+    if tune.rollouts is not None:
+        return 0.0
+    data = replace(tune.dataset(rows, recipe.seed), draw=None)
+    return in_an_epoch(data) * measuring(tune.objective, data) * data.epochs
+
+
 def in_an_epoch(data: Dataset) -> float:
-    """Tokens that are computed in an epoch."""
-    once = sum(len(sequence) for row in data.rows for sequence in row.sequences)
-    return once * data.repeats * Workload(data).shared
+    """Tokens that are computed in an epoch, of the rows that it draws."""
+    work = Workload(data)
+    once = sum(int(epoch.sum()) for epoch in work.epochs) / len(work.epochs)
+    return once * data.repeats * work.shared
 
 
 def of_sampling(made: Artifact) -> Cost:
@@ -100,13 +110,11 @@ def of_training(recipe: Recipe, run: Run, prepared: Artifact, made: Artifact) ->
     events = run.events.tagged(artifact=made.path.name).read("step")
     steps = list({event["step"]: event for event in events}.values())  # a resumed run repeats some
     distinct = sum(event["distinct"] for event in steps)
-    before, sampled = 0.0, 0
-    if tune.rollouts is None:
-        rows = list(tune.objective.arranged(load_split(prepared.path, "train")))
-        before = in_an_epoch(tune.dataset(rows, recipe.seed)) * tune.objective.references
-    else:
+    sampled = 0
+    if tune.rollouts is not None:
         sampled = sum(event["sampled_tokens"] for event in steps[:: tune.rollouts.updates])
-    passes = round(before + distinct * per_token(recipe))
+    rows = list(tune.objective.arranged(load_split(prepared.path, "train")))
+    passes = round(_measuring(recipe, rows) + distinct * per_token(recipe))
     return Cost(passes, distinct, sampled, found["step_seconds"], found["peak_memory_mb"])
 
 

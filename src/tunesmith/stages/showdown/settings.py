@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from tunesmith.base import Spec
+from tunesmith.base import ConfigError, Spec
 from tunesmith.base.spec import merged, override, read_yaml, validate
 
 from ..divergence import Divergence
@@ -96,8 +96,11 @@ class Showdown(Spec):
             ConfigError: the run's settings make no sense.
         """
         model = {} if name == START else {"model": f"${START}.model"}
-        tree = _resolved(merged(merged(self.base, model), self.changes[name]), find)
-        return validate(Recipe, tree, name)
+        tree = _resolved(merged(merged(self.base, model), self.changes[name], Recipe), find)
+        found = validate(Recipe, tree, name)
+        if name != START and found.prune.method is not None:
+            raise ConfigError(f"{name}: prune: what pruning spends is no part of the budget; prune the start alone")
+        return found
 
     def taken(self, name: str) -> set[str]:
         """What others take of a run: names in PRODUCTS."""
@@ -136,20 +139,26 @@ def _resolved(tree: Any, find: Callable[[str, str], str]) -> Any:
 
 
 def read_showdown(path: Path, assignments: tuple[str, ...] = ()) -> Showdown:
-    """Read a showdown and apply `path.to.field=value` overrides; paths in `base` are relative to its folder.
+    """Read a showdown and apply `path.to.field=value` overrides; paths are relative to its folder.
 
     Raises:
         ConfigError: the file, an override or the recipe of one of its runs is wrong.
     """
     tree = read_yaml(path)
-    base = tree.get("base")
-    if isinstance(base, dict):
-        anchor(base, path.parent)
+    _anchor_all(tree, path.parent)
     for assignment in assignments:
         override(tree, assignment)
-    if isinstance(base, dict):
-        anchor(base, Path.cwd())
+    _anchor_all(tree, Path.cwd())
     found = validate(Showdown, tree, str(path))
     for name in found.changes:  # what makes no sense is refused before anything is computed
         found.recipe(name, lambda other, product: f"{other}.{product}")
     return found
+
+
+def _anchor_all(tree: Tree, folder: Path) -> None:
+    """Make the paths of every run's settings absolute, as seen from `folder`."""
+    several = [tree.get(name) for name in ("steps", "roads")]
+    named = [run for runs in several if isinstance(runs, dict) for run in runs.values()]
+    for settings in (tree.get("base"), tree.get("start"), *named):
+        if isinstance(settings, dict):
+            anchor(settings, folder)
