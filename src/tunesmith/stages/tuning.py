@@ -1,0 +1,130 @@
+"""One training: its steps with validation, early stopping, and checkpoints from which a killed one goes on to the same bits."""
+
+import shutil
+import time
+from typing import TYPE_CHECKING, cast
+
+from tunesmith.base import ConfigError, Output
+from tunesmith.base.signals import deferred
+from tunesmith.kernels.memory import Peak, give_back
+from tunesmith.methods.adapters import Adapter, trainable
+from tunesmith.methods.optimizers.hybrid import TorchHybrid
+from tunesmith.models.heads import detach_head, save_head
+from tunesmith.models.load import Loaded, Precision, load
+from tunesmith.training import checkpoint
+from tunesmith.training.batches import Dataset
+from tunesmith.training.loop import Step, train
+
+from .validation import Judge, Watch
+
+if TYPE_CHECKING:
+    from .finetune import Finetune
+
+
+class Training:
+    """One training with everything it needs at hand."""
+
+    def __init__(self, spec: "Finetune", loaded: Loaded, data: Dataset, judge: Judge, out: Output):
+        self.spec, self.loaded, self.data, self.judge, self.out = spec, loaded, data, judge, out
+        self.parameters = trainable(loaded.model)
+        frozen = {name: one for name, one in loaded.model.named_parameters() if name not in self.parameters}
+        self.optimizer = spec.optimizer.over(self.parameters, frozen)
+        self.watch, self.peak, self.saved = Watch(), Peak(), 0
+        every = spec.validation.every
+        self.every = every if isinstance(every, int) else max(1, round(every * data.steps_per_epoch))
+
+    def resume(self) -> int:
+        """Steps already done; weights, optimizer and watch are put back as they were then."""
+        found = checkpoint.load_newest(
+            self.out / "checkpoints", lambda reason: self.out.events.write("damaged", reason=reason)
+        )
+        if found is None:
+            return 0
+        checkpoint.restore(found, self.parameters, self.optimizer)
+        notes = {**found.notes, "history": [tuple(pair) for pair in found.notes["history"]]}
+        self.watch = Watch(**notes)
+        self.out.events.write("resumed", step=found.step)
+        self.saved = found.step
+        return found.step
+
+    def save(self, step: int, kind: str = "checkpoints") -> None:
+        """Commit a checkpoint of `step` steps done; memory that steps of other lengths left in pieces goes back to the system."""
+        self.optimizer.zero_grad()
+        give_back()  # what follows reads all weights and moments
+        checkpoint.save(self.out / kind, step, self.parameters, self.optimizer, vars(self.watch))
+        give_back()
+
+    def validate(self, step: int) -> None:
+        """Judge, and keep the weights if they are the best so far."""
+        found = self.judge.look(self.loaded)
+        best = self.watch.take(step, found)
+        self.out.events.write("validation", step=step, metric=found.metric, value=found.value, best=best)
+        if best:
+            self.save(step, "best")
+
+    def run(self) -> int:
+        """Train to the end or to an early stop; the number of steps done.
+
+        Raises:
+            Interrupted: a signal arrived; the step under way was finished and saved.
+        """
+        first = self.resume()
+        factor = lambda step: self.spec.schedule.factor(step, self.data.steps)  # noqa: E731
+        done, last_time = first, time.monotonic()
+        if self._over(done):
+            return done
+        with deferred() as stop:
+            steps = train(
+                self.loaded, self.spec.objective, self.data.from_step(first), self.optimizer, factor,
+                seed=self.data.seed, first=first, clip=self.spec.clip,
+            )  # fmt: skip
+            for step in steps:
+                done = step.number + 1
+                self._note(step, time.monotonic() - last_time)
+                if self.judge.rows and (done % self.every == 0 or done == self.data.steps):
+                    self.validate(done)
+                if self.data.settled(done):
+                    over = self._over(done)
+                    if over or stop.signal or done - self.saved >= self.spec.checkpoint_every:
+                        self.save(done)
+                        self.saved = done
+                    stop.check()
+                    if over:
+                        break
+                last_time = time.monotonic()
+        return done
+
+    def _over(self, done: int) -> bool:
+        patience = self.spec.validation.patience
+        return done >= self.data.steps or bool(patience and self.watch.waited >= patience)
+
+    def _note(self, step: Step, seconds: float) -> None:
+        self.out.events.write(
+            "step", step=step.number + 1, steps=self.data.steps, loss=step.loss, gradient_norm=step.gradient_norm,
+            learning_rate=step.learning_rate, tokens=step.tokens, distinct=step.distinct, seconds=round(seconds, 4),
+            **step.stats, **self.data.facts,
+        )  # fmt: skip
+
+    def keep_best(self) -> None:
+        """Put the best weights back, if validation chose some."""
+        if self.watch.best_step:
+            found = checkpoint.load_newest(
+                self.out / "best", lambda reason: self.out.events.write("damaged", reason=reason)
+            )
+            if found is None or found.step != self.watch.best_step:
+                raise ConfigError(
+                    f"{self.out / 'best'}: the best checkpoint (step {self.watch.best_step}) is damaged; delete {self.out.path} and run again"
+                )
+            if isinstance(self.optimizer, TorchHybrid):
+                self.optimizer.reset(load(self.loaded.name, cast(Precision, self.loaded.precision)).model.parameters())
+            checkpoint.restore(found, self.parameters, self.optimizer)
+
+    def keep(self, adapter: Adapter) -> None:
+        """Write what was learnt."""
+        shutil.rmtree(self.out / "adapter", ignore_errors=True)
+        head = detach_head(self.loaded) if self.spec.objective.head else None
+        adapter.save(self.loaded, self.out / "adapter")
+        if head is not None:
+            save_head(head, self.out / "adapter")
+        if isinstance(self.optimizer, TorchHybrid):
+            self.optimizer.save(self.out / "adapter")
