@@ -1,4 +1,4 @@
-"""Sixteen codes that nobody can know, taught to SmolLM2-135M by memory experts in about a minute: what is recalled, and what other text costs."""
+"""Sixteen codes that nobody can know, taught to SmolLM2-135M by memory experts: what is recalled, and what other text costs."""
 
 import random
 import time
