@@ -29,6 +29,15 @@ SMALL = {
 """What every tiny model has in common; an architecture that does not know a field ignores it."""
 
 
+LONG = ("test_pipeline.py", "test_fused_operations.py", "test_wrong_inputs.py")
+"""Files whose tests start programs: they begin, so that the end is many short files, which two processes share evenly."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order tests by their file: the long ones, those of the stages, the rest."""
+    items.sort(key=lambda item: (item.path.name not in LONG, item.path.parent.name != "stages"))
+
+
 @pytest.fixture(scope="session")
 def smollm_tokenizer():
     """The real tokenizer of SmolLM2; take a copy before changing it."""

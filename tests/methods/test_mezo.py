@@ -28,7 +28,7 @@ def equal(found, expected):
 
 def test_a_small_step_along_many_directions_is_a_step_against_the_gradient(model, random_rows):
     loaded, batch = model(), Batch.of(random_rows(4))
-    LoRA(rank=2).attach(loaded, 0)
+    LoRA(rank=2, targets=("gate_proj", "up_proj")).attach(loaded, 0)
     weights = trainable(loaded.model)
     (SFT()(loaded, batch).total / batch.supervised).backward()
     gradient = torch.cat([weight.grad.flatten() for weight in weights.values()])
