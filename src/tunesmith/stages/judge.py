@@ -29,12 +29,23 @@ def answer(loaded: Loaded, examples: Sequence[Example], sampling: Sampling, shot
     """A greedy or sampled answer to each example's prompt, after `shots` if given; of plain text, what follows its beginning."""
     renderer = Renderer(loaded.tokenizer)
     prompts = [
-        renderer.prompt(_with_shots(example, shots), example.tools)
+        renderer.prompt(with_shots(example, shots), example.tools)
         if example.text is None
         else _opening(renderer, example)
         for example in examples
     ]
+    return said(loaded, prompts, sampling)
+
+
+def said(loaded: Loaded, prompts: Sequence[list[int]], sampling: Sampling) -> list[str]:
+    """The answer to each prompt, given as tokens."""
     return [completion.text.strip() for completion in generate(loaded, prompts, sampling)]
+
+
+def room(loaded: Loaded, max_tokens: int) -> int:
+    """Tokens that a prompt may have, so that it and an answer fit into the model's context."""
+    context: int = loaded.model.config.get_text_config().max_position_embeddings
+    return context - len(loaded.prefix) - max_tokens
 
 
 def _opening(renderer: Renderer, example: Example) -> list[int]:
@@ -43,7 +54,7 @@ def _opening(renderer: Renderer, example: Example) -> list[int]:
     return list(tokens[: max(1, min(OPENING, len(tokens) // 2))])
 
 
-def _with_shots(example: Example, shots: Sequence[Message]) -> list[Message]:
+def with_shots(example: Example, shots: Sequence[Message]) -> list[Message]:
     """The prompt with worked examples between its system message, if it has one, and the rest."""
     system = [message for message in example.prompt if message["role"] == "system"]
     rest = [message for message in example.prompt if message["role"] != "system"]

@@ -2,8 +2,8 @@
 
 from tunesmith.base import load_members
 
-from .base import Index, Retriever, nearest, words
+from .base import Index, Retriever, nearest
 
 load_members(__name__, __path__)
 
-__all__ = ["Index", "Retriever", "nearest", "words"]
+__all__ = ["Index", "Retriever", "nearest"]

@@ -1,6 +1,5 @@
 """What a retriever is: it keeps texts so that each question finds those most like it."""
 
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from numpy.typing import NDArray
 
 from tunesmith.base import Family
 
-_WORD = re.compile(r"\w+")
-
 
 @dataclass(frozen=True)
 class Index:
@@ -22,6 +19,8 @@ class Index:
     """How texts are compared, in words."""
     scores: Callable[[Sequence[str]], NDArray[np.float64]]
     """How like Q questions are to them, [Q, N]; more is likelier to be of use."""
+    vectors_ND: NDArray[np.float64] | None = None
+    """The texts as vectors of length 1, where that is how they are compared."""
 
 
 class Retriever(Family):
@@ -44,8 +43,3 @@ def nearest(scores_QN: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """For each question the places of its `count` best texts, [Q, count], the best first; of equals the earlier one."""
     found: NDArray[np.int64] = np.argsort(-scores_QN, axis=1, kind="stable")[:, :count]
     return found
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, in lower case."""
-    return _WORD.findall(text.casefold())

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from tunesmith.base.extras import extra
 
-from .base import Index, Retriever, words
+from ..wording import split_words
+from .base import Index, Retriever
 
 
 class BM25(Retriever):
@@ -23,14 +24,14 @@ class BM25(Retriever):
 
     def index(self, texts: Sequence[str]) -> Index:
         """Count words; no word is left out, since common ones weigh next to nothing."""
-        made = extra("bm25s", "rag", "retriever bm25").BM25(k1=self.k1, b=self.b, method="lucene")
-        split = [words(text) for text in texts]
+        made = extra("bm25s", "eval", "retriever bm25").BM25(k1=self.k1, b=self.b, method="lucene")
+        split = [split_words(text) for text in texts]
         known = {word for each in split for word in each}
         if known:
             made.index(split, show_progress=False)
 
         def scores(questions: Sequence[str]) -> NDArray[np.float64]:
-            asked = [[word for word in words(question) if word in known] for question in questions]
+            asked = [[word for word in split_words(question) if word in known] for question in questions]
             found = [made.get_scores(each) if each else np.zeros(len(texts)) for each in asked]
             return np.array(found, dtype=np.float64).reshape(len(asked), len(texts))
 

@@ -35,13 +35,9 @@ class Embedding(Retriever):
 
     def index(self, texts: Sequence[str]) -> Index:
         """Embed them; a score is the cosine."""
-        about, embed = self.embedder(texts)
+        about, embed = _minilm() if self.settled().model == "minilm" else _svd(texts)
         known_ND = embed(texts)
-        return Index(about, lambda questions: embed(questions) @ known_ND.T)
-
-    def embedder(self, texts: Sequence[str]) -> tuple[str, Embed]:
-        """What turns texts into vectors, and what it is called."""
-        return _minilm() if self.settled().model == "minilm" else _svd(texts)
+        return Index(about, lambda questions: embed(questions) @ known_ND.T, known_ND)
 
 
 def _minilm() -> tuple[str, Embed]:
@@ -68,6 +64,7 @@ def _svd(texts: Sequence[str]) -> tuple[str, Embed]:
     def embed(asked: Sequence[str]) -> NDArray[np.float64]:
         found = vectorizer.transform([f"{MARK} {each}" for each in asked])
         vectors_ND = np.asarray(svd.transform(found) if svd is not None else found.toarray(), dtype=np.float64)
-        return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+        vectors_ND /= np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+        return vectors_ND
 
     return f"TF-IDF, reduced to {size} directions" if size else "TF-IDF", embed
