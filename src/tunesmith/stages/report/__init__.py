@@ -57,7 +57,9 @@ def _before(result: dict[str, Any] | None) -> str | None:
         return None
     block = result["board"]["graders"][result["kind"]]
     systems = {
-        name: found for name, found in block["systems"].items() if name in ("base", "few-shot", result["subject"])
+        name: found
+        for name, found in block["systems"].items()
+        if name in ("base", "few-shot", "prompted", result["subject"])
     }
     return strongest({**block, "systems": systems}, result["subject"])
 
