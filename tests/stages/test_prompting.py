@@ -1,15 +1,18 @@
 """The best prompt is chosen by training rows that stand in no prompt; the test rows say what it is worth and have no part in it."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from tunesmith.base import ConfigError, DataError
 from tunesmith.base.files import read_json
+from tunesmith.cli.app import app
 from tunesmith.data.example import Example
 from tunesmith.data.prepared import load_examples
 from tunesmith.data.wording import read
@@ -20,7 +23,9 @@ from tunesmith.stages.prompting.optimiser import Scored, optimise
 from tunesmith.stages.prompting.proposers import Situation
 from tunesmith.stages.prompting.settings import Optimiser, Prompt
 from tunesmith.stages.prompting.way import Prompter, Way, instructed
+from tunesmith.stages.report import write
 
+ROOT = Path(__file__).parents[2]
 SVD = {"kind": "embedding", "model": "svd"}
 COLOURS = ["red", "green", "blue", "black"]
 
@@ -273,3 +278,36 @@ def test_the_best_prompt_stands_beside_tuned_and_the_gate_asks_tuned_to_beat_it(
     assert any("beat prompted" in reason or "beats prompted" in reason for reason in results["gate"]["reasons"])
     assert "chosen from 6 by 8 training rows" in results["notes"]["prompted"]
     assert [parent["stage"] for parent in evaluated.manifest["parents"]] == ["prepare", "initialise", "finetune", "prompt"]  # fmt: skip
+    page = write(pipeline.run).read_text()
+    for said in ("Ways of prompting", "by 8 training rows", "optimised", artifact.path.name):
+        assert said in page
+
+
+def test_the_command_prints_every_way_and_the_file_of_the_best(made, recipe):
+    artifact, asked, pipeline = made
+    before = len(asked)
+    done = CliRunner().invoke(app, ["prompt", str(recipe), "--run", str(pipeline.run.path)], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == str(artifact / "prompt.json")
+    assert len(asked) == before
+
+
+def test_a_prompt_is_looked_for_before_training_or_refused(recipe, tmp_path):
+    pipeline = open_run(recipe, tmp_path / "run", ("prompt.development=60",))
+    with pytest.raises(DataError, match=r"48 of 48 training rows ask something of their own; prompt\.development=60"):
+        pipeline.stage("initialise")
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Paragraph {number} says something." for number in range(40)))
+    pipeline = open_run(recipe, tmp_path / "text", (f"prepare.source={text}", "evaluate.graders=[{kind: perplexity}]", "evaluate.prompted=false"))  # fmt: skip
+    with pytest.raises(ConfigError, match=r"evaluate\.graders has only perplexity; add one that judges answers"):
+        pipeline.stage("prompt")
+    pipeline = open_run(recipe, tmp_path / "text", (f"prepare.source={text}", "evaluate.prompted=false"))
+    with pytest.raises(DataError, match="plain text asks for no answer"):
+        pipeline.stage("prompt")
+
+
+def test_the_recipe_that_is_shipped_finds_its_files():
+    found = open_run(ROOT / "recipes" / "prompt.yaml").recipe.evaluate
+    assert found.prompted
+    passages, questions = found.retrieval.read()
+    assert (len({one.document for one in passages}), len(questions)) == (8, 36)
