@@ -173,6 +173,10 @@ def test_a_server_that_is_not_there_and_a_key_that_is_not_set(monkeypatch):
     monkeypatch.delenv("SOME_KEY", raising=False)
     with pytest.raises(ConfigError, match="the environment variable SOME_KEY is empty"):
         Endpoint(url="http://x/v1", model="m", key_from_environment="SOME_KEY").check()
+    monkeypatch.setenv("SOME_KEY", "two\nlines")
+    with pytest.raises(ConfigError, match="holds blanks or letters that no key has") as found:
+        Endpoint(url="http://x/v1", model="m", key_from_environment="SOME_KEY").check()
+    assert "lines" not in str(found.value)
 
 
 def test_an_instruction_without_marks_is_taken_as_it_is():
@@ -191,7 +195,7 @@ def test_a_run_asks_the_server_once_shows_it_no_held_out_row_and_keeps_no_key(
     serve, tmp_path, tiny_folder, monkeypatch
 ):
     monkeypatch.setenv("SOME_KEY", KEY)
-    server = serve(*[f"<instruction>Say the colour {number}.</instruction>" for number in range(9)])
+    server = serve(*[f"<instruction>Say the colour {number}, not {KEY}.</instruction>" for number in range(9)])
     lines = [{"prompt": f"Shade {number}?", "answer": ["red", "green"][number % 2]} for number in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     tree = {
@@ -208,7 +212,7 @@ def test_a_run_asks_the_server_once_shows_it_no_held_out_row_and_keeps_no_key(
     made = pipeline.locked("prompt")
     assert len(server.asked) == 2  # a step's other candidate is a change of examples
     steps = read_json(made / "trajectory.json")
-    assert any(each["instruction"] == "Say the colour 0." for each in steps[0]["tried"])
+    assert any(each["instruction"] == "Say the colour 0, not <key>." for each in steps[0]["tried"])
     train, test = (load_examples(pipeline.stage("prepare").path, split) for split in ("train", "test"))
     divided = divide(train, test, 6, 1, seed=0)
     sent = json.dumps(server.asked)

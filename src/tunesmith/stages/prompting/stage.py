@@ -134,7 +134,7 @@ def _write(out: Output, spec: Prompt, prompter: Prompter, best: Scored, results:
     about = next(each for each in results["ways"] if each["chosen"])
     scores = {name: about[name] for name in ("development", "test", "tokens", "shortened")}
     measured = {"grader": results["grader"], "unit": results["unit"], "scores": scores}
-    write_json(out / "prompt.json", {**written(best.way, prompter.pool, retriever), **measured})
+    write_json(out / "prompt.json", {**written(best.way, prompter, retriever), **measured})
     if retriever is not None:
         lines = [json.dumps({"messages": [*row.prompt, *row.answers[0]]}, ensure_ascii=False) for row in prompter.pool]
         write_atomic(out / "examples.jsonl", "\n".join(lines) + "\n")

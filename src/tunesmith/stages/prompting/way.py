@@ -121,8 +121,8 @@ def question(example: Example) -> str:
     return "\n".join(str(each.get("content") or "") for each in example.prompt if each["role"] != "system")
 
 
-def written(way: Way, pool: Sequence[Example], retriever: Retriever | None) -> dict[str, Any]:
-    """A way so that a person can use it: the system text, and the examples as messages or how they are chosen."""
+def written(way: Way, prompter: Prompter, retriever: Retriever | None) -> dict[str, Any]:
+    """A way so that a person can use it: the system text with what it replaces, and the examples as messages or how they are chosen."""
     choose = None
     if retriever is not None:
         choose = {"retriever": retriever.model_dump(mode="json"), "shots": way.shots, "from": "examples.jsonl", "most_like_last": True}  # fmt: skip
@@ -130,6 +130,7 @@ def written(way: Way, pool: Sequence[Example], retriever: Retriever | None) -> d
         "way": way.name,
         "about": way.about,
         "system": way.instruction or None,
-        "examples": [as_shots([pool[place]]) for place in way.examples],
+        "replaces": prompter.common if way.instruction else None,
+        "examples": [as_shots([prompter.pool[place]]) for place in way.examples],
         "choose": choose,
     }

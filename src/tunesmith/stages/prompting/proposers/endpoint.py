@@ -55,11 +55,15 @@ class Endpoint(Proposer):
         """Refuse a key that is not there.
 
         Raises:
-            ConfigError: the environment variable is empty.
+            ConfigError: the environment variable is empty, or holds something else.
         """
         if self.key_from_environment and not self._key:
             raise ConfigError(
                 f"prompt.proposer.key_from_environment: the environment variable {self.key_from_environment} is empty; set it to the key, or leave the setting out"
+            )
+        if not re.fullmatch(r"[!-~]*", self._key):
+            raise ConfigError(
+                f"prompt.proposer.key_from_environment: the environment variable {self.key_from_environment} holds blanks or letters that no key has; set it to the key"
             )
 
     def propose(self, situation: Situation, count: int, generator: np.random.Generator) -> list[str]:
@@ -84,7 +88,7 @@ class Endpoint(Proposer):
         request = Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
         try:
             with build_opener(_Stay).open(request, timeout=self.timeout) as answer:
-                return _said(answer.read())
+                return self._hidden(_said(answer.read()))
         except HTTPError as error:
             said = error.read().decode("utf-8", "replace")
             raise MachineError(self._refused(f"answered {error.code} {error.reason}: {said}")) from None
@@ -93,8 +97,12 @@ class Endpoint(Proposer):
         except (ValueError, LookupError, TypeError) as error:
             raise MachineError(self._refused(f"did not answer as OpenAI's servers do: {error!r}")) from None
 
+    def _hidden(self, text: str) -> str:
+        """What a server said, without the key, should it repeat it."""
+        return text.replace(self._key, "<key>") if self._key else text
+
     def _refused(self, what: str) -> str:
-        told = " ".join((what.replace(self._key, "<key>") if self._key else what).split())[:LONGEST]
+        told = " ".join(self._hidden(what).split())[:LONGEST]
         return f"prompt.proposer: {self.url} {told}; mend url, model or key and run again, or set prompt.proposer={{kind: edits}}"
 
 
