@@ -1,8 +1,9 @@
 """Answers from retrieved passages, before and after tuning: what a model forgets of reading is seen here (Fine-Tuning or Fine-Failing, arXiv:2406.11201)."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +18,10 @@ from tunesmith.data.retrieval.bm25 import BM25
 from tunesmith.data.retrieval.embedding import Embedding
 from tunesmith.data.sources import find_files
 from tunesmith.grading.grounded import Asked, Match, compared, contains
+from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded
 
-from .judge import room
+from .judge import kept, room, said
 
 
 class Retrieval(Spec):
@@ -145,26 +147,41 @@ def holds(passages: Sequence[Passage], question: Question) -> bool:
     )
 
 
-def beside(reading: Reading, answers: Mapping[str, Sequence[str]], match: Match, seed: int) -> dict[str, Any]:
-    """The measures of base and tuned answers to the same requests."""
-    about = {"about": reading.about, "shortened": reading.shortened}
-    return {**about, **compared(reading.rows, answers["base"], answers["tuned"], match, seed)}
+class Documents:
+    """What models answer to questions about documents; nothing, where there are none."""
 
+    def __init__(self, spec: Retrieval | None, loaded: Loaded, max_tokens: int, out: Output) -> None:
+        """Find passages; requests are as the model `loaded` reads them, and its tuned form reads the same."""
+        self.spec, self.sampling, self.out = spec, Sampling(max_tokens=max_tokens), out
+        self.found = readings(spec, loaded, max_tokens) if spec is not None else {}
+        self.answers: dict[str, dict[str, list[str]]] = {kind: {} for kind in self.found}
 
-def write_readings(
-    out: Output, found: Mapping[str, Reading], answers: Mapping[str, Mapping[str, Sequence[str]]]
-) -> None:
-    """One line for each retriever and question, with its passages and every system's answer, for people."""
-    lines = []
-    for kind, reading in found.items():
-        for number, row in enumerate(reading.rows):
-            told = {
-                "retriever": kind,
-                "question": row.question.text,
-                "right": row.question.answers,
-                "found": row.found,
-                "passages": row.passages,
+    def ask(self, system: str, loaded: Loaded) -> None:
+        """Let a model answer every question, once for each retriever."""
+        for kind, reading in self.found.items():
+            self.answers[kind][system] = kept(self.out, system, partial(said, loaded, reading.prompts, self.sampling), kind)  # fmt: skip
+
+    def results(self, seed: int) -> dict[str, Any] | None:
+        """By retriever, what tuning did; all answers are written to `documents.jsonl`, for people."""
+        if self.spec is None:
+            return None
+        lines = [json.dumps(line, ensure_ascii=False) for line in self._lines()]
+        write_atomic(self.out / "documents.jsonl", "\n".join(lines) + "\n")
+        match = self.spec.accuracy
+        return {
+            kind: {
+                "about": reading.about,
+                "shortened": reading.shortened,
+                **compared(reading.rows, self.answers[kind]["base"], self.answers[kind]["tuned"], match, seed),
             }
-            given = {system: said[number] for system, said in answers[kind].items()}
-            lines.append(json.dumps({**told, "answers": given}, ensure_ascii=False))
-    write_atomic(out / "documents.jsonl", "\n".join(lines) + "\n")
+            for kind, reading in self.found.items()
+        }
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """One for each retriever and question, with its passages and every system's answer."""
+        for kind, reading in self.found.items():
+            for number, row in enumerate(reading.rows):
+                yield {
+                    "retriever": kind, "question": row.question.text, "right": row.question.answers, "found": row.found, "passages": row.passages,
+                    "answers": {system: given[number] for system, given in self.answers[kind].items()},
+                }  # fmt: skip

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,9 +24,9 @@ from tunesmith.methods.objectives.reward import Reward
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded, Precision, load, served
 
-from .documents import Reading, Retrieval, beside, readings, write_readings
+from .documents import Documents, Retrieval
 from .general import general_examples
-from .judge import answer, as_shots, learnt_by, likelihoods, merge, said
+from .judge import answer, as_shots, kept, learnt_by, likelihoods, merge
 from .scoring import evaluate_scores
 
 PROBE = 8
@@ -106,16 +105,12 @@ def evaluate(
         about: dict[str, Any] = {"model": model, "precision": precision, "adapter": adapter, "seed": seed}
         out.metrics.update(headline(evaluate_scores(spec, objective, prepared, finetuned, out=out, **about)))
         return
-    pruned, prompted = (
-        next((one for one in further if one.manifest["stage"] == name), None) for name in ("prune", "prompt")
-    )
+    pruned, prompted = (_of(stage, further) for stage in ("prune", "prompt"))
     loaded = load(model, served(precision))
     general = _general(spec, loaded)
-    answers, notes = _systems(spec, loaded, train, test, out)
-    if prompted is not None:
-        answers[PROMPTED], notes[PROMPTED] = _best_prompt(prompted)
-    reading = readings(spec.retrieval, loaded, spec.max_tokens) if spec.retrieval is not None else {}
-    looked_up = {"base": _look_up("base", reading, loaded, spec, out)}
+    answers, notes = _systems(spec, loaded, train, test, prompted, out)
+    documents = Documents(spec.retrieval, loaded, spec.max_tokens, out)
+    documents.ask("base", loaded)
     reads = any(grader.reads == "likelihoods" for grader in spec.graders)
     read = rows if reads else rows[:PROBE]  # without such a grader a few serve the proof
     base, base_general = likelihoods(loaded, read), likelihoods(loaded, general)
@@ -123,17 +118,21 @@ def evaluate(
     tuned, tuned_general = likelihoods(loaded, read), likelihoods(loaded, general)
     if answers:
         answers["tuned"] = kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
-    looked_up["tuned"] = _look_up("tuned", reading, loaded, spec, out)
+    documents.ask("tuned", loaded)
     found = {"base": base, "tuned": tuned} if reads else {}
     board = scoreboard(test, answers, spec.graders, likelihoods=found, slices=spec.slices, seed=seed)
     results = {"task": board, "notes": notes, **_generally(spec, loaded, base_general, tuned_general)}
-    results["prompting"] = prompted.metrics if prompted is not None else None
-    results["retrieval"] = _retrieved(spec, reading, looked_up, seed, out)
+    results |= {"prompting": prompted.metrics if prompted is not None else None, "retrieval": documents.results(seed)}
     results["gate"] = spec.gate(board, results["general"], results["retrieval"])
     write_json(out / "results.json", results)
     _write_answers(out, test, answers)
     _prove(base, tuned, len(test), answers).write(out / "proof.json")
     out.metrics.update(headline(results))
+
+
+def _of(stage: str, further: tuple[Artifact, ...]) -> Artifact | None:
+    """What a stage made that not every run has."""
+    return next((one for one in further if one.manifest["stage"] == stage), None)
 
 
 def check(spec: Evaluate, prepared: Artifact) -> None:
@@ -154,7 +153,7 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
 
 
 def _systems(
-    spec: Evaluate, loaded: Loaded, train: list[Example], test: list[Example], out: Output
+    spec: Evaluate, loaded: Loaded, train: list[Example], test: list[Example], prompted: Artifact | None, out: Output
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Answers of everything that the tuned model is compared with, and how each was made or why it is missing."""
     if all(example.text is not None for example in test):
@@ -166,6 +165,8 @@ def _systems(
         shots = train[: spec.shots]
         answers["few-shot"] = kept(out, "few-shot", lambda: answer(loaded, test, sampling, as_shots(shots)))
         notes["few-shot"] = f"base with {len(shots)} training rows as worked examples in the prompt"
+    if prompted is not None:
+        answers[PROMPTED], notes[PROMPTED] = _best_prompt(prompted)
     if spec.baselines:
         for name, made in (("majority", majority(train, test)), ("svm", svm(train, test))):
             notes[name] = made.reason
@@ -183,40 +184,6 @@ def _best_prompt(prompted: Artifact) -> tuple[list[str], str]:
         f"chosen from {many} by {prompted.metrics['rows']['development']} training rows" if many > 1 else "not chosen"
     )
     return answers, f"base with the prompt {best['way']} ({best['about']}), {chosen}"
-
-
-def _look_up(
-    system: str, reading: dict[str, Reading], loaded: Loaded, spec: Evaluate, out: Output
-) -> dict[str, list[str]]:
-    """By retriever, the answers to every question from its passages."""
-    sampling = Sampling(max_tokens=spec.max_tokens)
-    return {
-        kind: kept(out, system, lambda: said(loaded, one.prompts, sampling), kind)  # noqa: B023  called at once
-        for kind, one in reading.items()
-    }
-
-
-def _retrieved(
-    spec: Evaluate, reading: dict[str, Reading], answers: dict[str, dict[str, list[str]]], seed: int, out: Output
-) -> dict[str, Any] | None:  # fmt: skip
-    """By retriever, what tuning did to answers from passages."""
-    if spec.retrieval is None:
-        return None
-    by_kind = {kind: {system: given[kind] for system, given in answers.items()} for kind in reading}
-    write_readings(out, reading, by_kind)
-    return {kind: beside(one, by_kind[kind], spec.retrieval.accuracy, seed) for kind, one in reading.items()}
-
-
-def kept(out: Output, system: str, make: Callable[[], list[str]], rows: str = "test") -> list[str]:
-    """Answers made once, to test rows or to others: a killed evaluation finds those of the systems it had finished."""
-    path = out / (f"{system}.json" if rows == "test" else f"{rows}-{system}.json")
-    if path.exists():
-        found: list[str] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    out.events.write("answering", system=system, rows=rows)
-    made = make()
-    write_json(path, made)
-    return made
 
 
 def _general(spec: Evaluate, loaded: Loaded) -> list[Row]:

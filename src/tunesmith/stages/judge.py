@@ -1,11 +1,13 @@
 """Answers and likelihoods of a model on held-out rows: what finetune stops by and evaluate reports."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from tunesmith.base import Artifact
+from tunesmith.base import Artifact, Output
+from tunesmith.base.files import write_json
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Message, Row
 from tunesmith.data.render import Renderer
@@ -69,6 +71,18 @@ def as_shots(examples: Sequence[Example]) -> list[Message]:
         for message in (*example.prompt, *example.answers[0])
         if message["role"] != "system"
     ]
+
+
+def kept(out: Output, system: str, make: Callable[[], list[str]], rows: str = "test") -> list[str]:
+    """Answers made once, to test rows or to others: a killed evaluation finds those of the systems it had finished."""
+    path = out / (f"{system}.json" if rows == "test" else f"{rows}-{system}.json")
+    if path.exists():
+        found: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    out.events.write("answering", system=system, rows=rows)
+    made = make()
+    write_json(path, made)
+    return made
 
 
 def load_exact(name: str, precision: Precision) -> Loaded:

@@ -16,7 +16,7 @@ from tunesmith.grading import HEADLINE, Grader
 from tunesmith.grading.statistics import interval
 from tunesmith.models.load import Precision, load, served
 
-from ..evaluate import kept
+from ..judge import kept
 from .choice import Divided, divide, ways
 from .optimiser import NAME, Scored, optimise
 from .settings import Prompt
