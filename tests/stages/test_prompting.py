@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tunesmith.base import ConfigError, DataError
+from tunesmith.base import ConfigError, DataError, Interrupted
 from tunesmith.base.files import read_json
 from tunesmith.cli.app import app
 from tunesmith.data.example import Example
@@ -24,6 +24,7 @@ from tunesmith.stages.prompting.proposers import Situation
 from tunesmith.stages.prompting.settings import Optimiser, Prompt
 from tunesmith.stages.prompting.way import Prompter, Way, instructed
 from tunesmith.stages.report import write
+from tunesmith.stages.sources import Source
 
 ROOT = Path(__file__).parents[2]
 SVD = {"kind": "embedding", "model": "svd"}
@@ -281,6 +282,33 @@ def test_the_best_prompt_stands_beside_tuned_and_the_gate_asks_tuned_to_beat_it(
     page = write(pipeline.run).read_text()
     for said in ("Ways of prompting", "by 8 training rows", "optimised", artifact.path.name):
         assert said in page
+
+
+def test_a_run_with_a_best_prompt_can_still_be_merged(made):
+    _, _, pipeline = made
+    evaluated = pipeline.stage("evaluate")
+    assert Source.read("one", pipeline.run.path).evaluated.path == evaluated.path
+
+
+def test_a_search_that_was_stopped_goes_on_and_asks_nothing_twice(recipe, tmp_path, monkeypatch):
+    settings_ = ("prompt.ways=[zero-shot, random, optimised]", "prompt.optimiser.steps=1", "prompt.measure=best")
+    whole = open_run(recipe, tmp_path / "whole", settings_).stage("prompt")
+    answers, asked = Prompter.answers, []
+
+    def stop(self, way, rows):
+        if len(asked) == 4:
+            raise Interrupted(15)
+        asked.append(way)
+        return answers(self, way, rows)
+
+    monkeypatch.setattr(Prompter, "answers", stop)
+    with pytest.raises(Interrupted):
+        open_run(recipe, tmp_path / "stopped", settings_).stage("prompt")
+    asked.append(None)
+    again = open_run(recipe, tmp_path / "stopped", settings_).stage("prompt")
+    assert len(asked) == 1 + len(list(whole.path.glob("development-*.json"))) + 1  # and the best one's test answers
+    assert read_json(again / "results.json") == read_json(whole / "results.json")
+    assert sum(way["test"] is not None for way in again.metrics["ways"]) == 1
 
 
 def test_the_command_prints_every_way_and_the_file_of_the_best(made, recipe):
