@@ -50,6 +50,9 @@ _stage_command(
 _stage_command(
     "sample", "Rows of a model's own answers: the best ones, or pairs of a right and a wrong one; prints their file."
 )
+_stage_command(
+    "prompt", "How far the model gets untuned: ways of prompting it, compared; prints the file of the best prompt."
+)
 
 
 @app.command()

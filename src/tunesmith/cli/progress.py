@@ -49,7 +49,7 @@ class Follower:
             elif event["event"] == "classes":
                 self._classes(event["classes"])
             elif event["event"] == "answering":
-                self._say(f"answering the test rows: {event['system']}")
+                self._say(f"answering the {event['rows']} rows: {event['system']}")
             elif event["event"] == "sampled":
                 self._say(f"{event['prompts']}/{event['of']} prompts answered, reward {event['reward']:.3f}")
             elif event["event"] == "resumed":

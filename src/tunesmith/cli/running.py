@@ -8,13 +8,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from tunesmith.base import Artifact, ConfigError, Run
-from tunesmith.stages.headline import cells
+from tunesmith.base.files import read_json
+from tunesmith.stages.headline import cells, prompt_cells
 from tunesmith.stages.merged import Merger, merged_from
 from tunesmith.stages.pipeline import Pipeline, open_any, open_run
 
 from .progress import following
 
 console = Console(stderr=True, highlight=False)
+
+WRITTEN = {"sample": "rows.jsonl", "prompt": "prompt.json"}
+"""The file that a stage is run for, where it is one."""
 
 
 def run_all(given: Path, folder: Path | None, assignments: tuple[str, ...]) -> int:
@@ -50,7 +54,9 @@ def run_stage(name: str, given: Path, folder: Path | None, assignments: tuple[st
     with pipeline.run.lock():
         pipeline.record()
         made = _stages(pipeline, (*pipeline.before(name), name))
-    print(made / "rows.jsonl" if name == "sample" else made.path)
+    if name == "prompt":
+        _print_prompts(made)
+    print(made / WRITTEN[name] if name in WRITTEN else made.path)
     if name == "monitor":
         for alert in made.metrics["alerts"]:
             console.print(f"[bold red]alert[/] {alert}")
@@ -64,6 +70,28 @@ def _stages(pipeline: Pipeline | Merger, names: tuple[str, ...]) -> Artifact:
         with following(pipeline.run.events, name, console):
             made = pipeline.stage(name)
     return made
+
+
+def _print_prompts(made: Artifact) -> None:
+    """Every way of prompting with its scores, then the best prompt itself."""
+    found = made.metrics
+    title = (
+        f"{found['grader']} in {found['unit']}; chosen by {found['rows']['development']} training rows, 95 % intervals"
+    )
+    table = Table(title=title, title_justify="left")
+    for heading in ("prompt", "development", f"{found['rows']['test']} test rows", "tokens a request"):
+        table.add_column(heading, justify="left" if heading == "prompt" else "right")
+    for row in prompt_cells(found):
+        table.add_row(*map(escape, row))
+    console.print(table)
+    for kind, about in found["retrievers"].items():
+        console.print(f"  {kind}: {about}", markup=False)
+    for way in (each for each in found["ways"] if each["shortened"]):
+        console.print(f"  {way['way']}: {way['shortened']} requests had to do with fewer examples, all would not fit into the model's context", markup=False)  # fmt: skip
+    best = read_json(made / "prompt.json")
+    console.print(f"Best: {best['way']} ({best['about']}).", markup=False)
+    if best["system"]:
+        console.print(f"  {best['system']}", markup=False)
 
 
 def compare_variants(

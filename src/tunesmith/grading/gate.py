@@ -8,6 +8,9 @@ from tunesmith.base import ConfigError, Spec
 
 from .scoreboard import SUBJECT
 
+PROMPTED = "prompted"
+"""The system that answers by the best prompt, where one was looked for."""
+
 
 class Gate(Spec):
     """Promote only what is shown to be better at the task and shown not to be worse elsewhere."""
@@ -16,14 +19,21 @@ class Gate(Spec):
     """Grader that decides on the task; empty means the scoreboard's headline."""
     beat: tuple[str, ...] = ("base",)
     """Systems it must beat on the task: the 95 % interval of the paired difference must lie above zero."""
+    prompted: bool = True
+    """Whether it must beat the best prompt too, where `evaluate.prompted` has one looked for."""
+    retrieval: bool = True
+    """Whether a drop of accuracy, completeness or grounding that is shown on `evaluate.retrieval` keeps it back: the 95 % interval of a paired difference
+    lies below zero, with any retriever."""
     margin: float | None = Field(default=5.0, gt=0)
     """By how many percent perplexity on the general rows may rise, at the upper end of its 95 % interval; empty turns
     this check off."""
     rows: int = Field(default=30, ge=1)
     """Fewest rows that a decision may rest on."""
 
-    def __call__(self, task: dict[str, Any], general: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Decide from the scoreboard of the task's held-out rows and that of general rows (grader `perplexity`).
+    def __call__(
+        self, task: dict[str, Any], general: dict[str, Any] | None = None, retrieval: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Decide from the scoreboard of the task's held-out rows, that of general rows (grader `perplexity`), and by retriever what `grounded.compared` found.
 
         Returns:
             `{"promote": bool, "reasons": [sentence, ...]}`; the figure that is missing speaks against promotion.
@@ -31,9 +41,12 @@ class Gate(Spec):
         Raises:
             ConfigError: the grader named by `task` is not on the scoreboard.
         """
-        checks = [self._beats(task, other) for other in self.beat]
+        best = [PROMPTED] if self.prompted and PROMPTED in task["systems"] else []
+        checks = [self._beats(task, other) for other in dict.fromkeys([*self.beat, *best])]
         if self.margin is not None:
             checks.append(self._keeps(general, self.margin))
+        if self.retrieval and retrieval:
+            checks += [_reads(kind, found, task["subject"]) for kind, found in retrieval.items()]
         return {"promote": all(passed for passed, _ in checks), "reasons": [reason for _, reason in checks]}
 
     def _beats(self, board: dict[str, Any], other: str) -> tuple[bool, str]:
@@ -69,6 +82,23 @@ class Gate(Spec):
         if rise["high"] < margin:
             return True, f"{subject} keeps its general ability: {seen}, within the margin of {margin:g} %."
         return False, f"{subject} is not shown to keep its general ability: {seen}, the margin is {margin:g} %."
+
+
+def _reads(kind: str, found: dict[str, Any], subject: str) -> tuple[bool, str]:
+    """Whether answers from passages are not shown to have got worse."""
+    apart = {name: each["difference"] for name, each in found["measures"].items() if each["difference"] is not None}
+    told = {name: f"{name} {each['value']:+.1f} points ({_range(each)})" for name, each in apart.items()}
+    dropped = [name for name, each in apart.items() if each["high"] < 0]
+    recall = f"passages with what is needed were found for {found['recall']['value']:.0f} % of questions"
+    if dropped:
+        return (
+            False,
+            f"{subject} answers worse from passages found by {kind}: {'; '.join(told[name] for name in dropped)}; {recall}.",
+        )
+    return (
+        True,
+        f"{subject} is not shown to answer worse from passages found by {kind}: {'; '.join(told.values())}; {recall}.",
+    )
 
 
 def _range(found: dict[str, Any]) -> str:

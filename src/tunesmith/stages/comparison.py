@@ -16,10 +16,10 @@ from tunesmith.grading.scoreboard import scoreboard
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded, Precision, load, served
 
-from .evaluate import PROBE, headline, kept
+from .evaluate import PROBE, headline
 from .general import general_examples
 from .headline import cells
-from .judge import answer, likelihoods, merge
+from .judge import answer, kept, likelihoods, merge
 from .sources import Source
 
 SUBJECT = "merged"

@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunesmith.base import Artifact, ConfigError, DataError, Output, Spec, Stage
 from tunesmith.base.files import read_json, write_atomic, write_json
@@ -13,18 +13,20 @@ from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.data.render import Renderer
+from tunesmith.data.sources import find_files
 from tunesmith.grading import Grader, Likelihood
 from tunesmith.grading.baselines import majority, svm
 from tunesmith.grading.exact import Exact
-from tunesmith.grading.gate import Gate
+from tunesmith.grading.gate import PROMPTED, Gate
 from tunesmith.grading.perplexity import Perplexity
 from tunesmith.grading.scoreboard import scoreboard
 from tunesmith.methods.objectives.reward import Reward
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded, Precision, load, served
 
+from .documents import Documents, Retrieval
 from .general import general_examples
-from .judge import answer, as_shots, learnt_by, likelihoods, merge
+from .judge import answer, as_shots, kept, learnt_by, likelihoods, merge
 from .scoring import evaluate_scores
 
 PROBE = 8
@@ -41,24 +43,55 @@ class Evaluate(Spec):
     max_tokens: int = Field(128, ge=1)
     """Length of an answer."""
     shots: int = Field(4, ge=0)
-    """Worked examples in the few-shot prompt; 0 leaves it out."""
+    """Worked examples in the few-shot prompt, the first training rows; 0 leaves it out."""
+    prompted: bool = False
+    """Whether the best prompt that is found before training (see `prompt`) is measured too; that takes as long as some hundred answers more."""
     baselines: bool = True
     """Whether majority class and TF-IDF with a linear SVM are trained on the same rows, where the task is one of classes."""
     slices: tuple[str, ...] = ()
     """What results are split by, named as in `prepare.classes`."""
     general: str | None = "bundled"
     """Rows of other tasks, on which perplexity must not rise: the bundled set, or a messages .jsonl file; null skips it."""
+    retrieval: Retrieval | None = None
+    """Documents and questions on which answers from retrieved passages must not get worse; null skips it."""
     gate: Gate = Gate()
     """What it takes to be promoted."""
 
+    @model_validator(mode="after")
+    def _prompts_are_judged(self) -> Self:
+        deciding = (
+            next((each for each in self.graders if each.kind == self.gate.task), self.graders[0])
+            if self.graders
+            else None
+        )
+        if self.prompted and self.gate.prompted and deciding is not None and deciding.reads != "answers":
+            raise ValueError(
+                f"the best prompt is worth what its answers are, and the gate decides by {deciding.kind}; set gate.task to a grader of answers, or gate.prompted to false"
+            )
+        return self
+
+    def settled(self) -> Self:
+        """With what depends on this installation decided."""
+        return self if self.retrieval is None else self.model_copy(update={"retrieval": self.retrieval.settled()})
+
+
+def input_files(spec: Evaluate) -> tuple[Path, ...]:
+    """Files that are read beside the rows.
+
+    Raises:
+        DataError: one is missing.
+    """
+    general = find_files(spec.general, "general") if spec.general not in (None, "bundled") else ()
+    return (*general, *(spec.retrieval.files() if spec.retrieval is not None else ()))
+
 
 def evaluate(
-    spec: Evaluate, prepared: Artifact, initialised: Artifact, finetuned: Artifact, pruned: Artifact | None = None, *, out: Output,
-    model: str, precision: Precision, adapter: dict[str, Any], seed: int,
+    spec: Evaluate, prepared: Artifact, initialised: Artifact, finetuned: Artifact, *further: Artifact, out: Output, model: str,
+    precision: Precision, adapter: dict[str, Any], seed: int,
 ) -> None:  # fmt: skip
     """Write every system's answers, `results.json` with the scoreboards and the gate's decision, and the proof.
 
-    The tuned model is the pruned one where there is one.
+    The tuned model is the pruned one where there is one among `further`; the best prompt's answers are there too if it was looked for.
 
     Raises:
         DataError: there are no test rows.
@@ -72,9 +105,12 @@ def evaluate(
         about: dict[str, Any] = {"model": model, "precision": precision, "adapter": adapter, "seed": seed}
         out.metrics.update(headline(evaluate_scores(spec, objective, prepared, finetuned, out=out, **about)))
         return
+    pruned, prompted = (_of(stage, further) for stage in ("prune", "prompt"))
     loaded = load(model, served(precision))
     general = _general(spec, loaded)
-    answers, notes = _systems(spec, loaded, train, test, out)
+    answers, notes = _systems(spec, loaded, train, test, prompted, out)
+    documents = Documents(spec.retrieval, loaded, spec.max_tokens, out)
+    documents.ask("base", loaded)
     reads = any(grader.reads == "likelihoods" for grader in spec.graders)
     read = rows if reads else rows[:PROBE]  # without such a grader a few serve the proof
     base, base_general = likelihoods(loaded, read), likelihoods(loaded, general)
@@ -82,21 +118,29 @@ def evaluate(
     tuned, tuned_general = likelihoods(loaded, read), likelihoods(loaded, general)
     if answers:
         answers["tuned"] = kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
+    documents.ask("tuned", loaded)
     found = {"base": base, "tuned": tuned} if reads else {}
     board = scoreboard(test, answers, spec.graders, likelihoods=found, slices=spec.slices, seed=seed)
     results = {"task": board, "notes": notes, **_generally(spec, loaded, base_general, tuned_general)}
-    results["gate"] = spec.gate(board, results["general"])
+    results |= {"prompting": prompted.metrics if prompted is not None else None, "retrieval": documents.results(seed)}
+    results["gate"] = spec.gate(board, results["general"], results["retrieval"])
     write_json(out / "results.json", results)
     _write_answers(out, test, answers)
     _prove(base, tuned, len(test), answers).write(out / "proof.json")
     out.metrics.update(headline(results))
 
 
+def _of(stage: str, further: tuple[Artifact, ...]) -> Artifact | None:
+    """What a stage made that not every run has."""
+    return next((one for one in further if one.manifest["stage"] == stage), None)
+
+
 def check(spec: Evaluate, prepared: Artifact) -> None:
-    """Refuse graders of answers where all rows are plain text, before anything is trained.
+    """Refuse graders of answers where all rows are plain text, and documents that cannot be asked about, before anything is trained.
 
     Raises:
-        ConfigError: naming them.
+        ConfigError: naming the graders.
+        DataError: documents or questions are not what they should be.
     """
     formats = {source["format"] for source in read_json(prepared / "summary.json")["sources"]}
     reading = [grader.kind for grader in spec.graders if grader.reads == "answers"]
@@ -104,10 +148,12 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
         raise ConfigError(
             f"evaluate.graders: {', '.join(reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
         )
+    if spec.retrieval is not None:
+        spec.retrieval.check()
 
 
 def _systems(
-    spec: Evaluate, loaded: Loaded, train: list[Example], test: list[Example], out: Output
+    spec: Evaluate, loaded: Loaded, train: list[Example], test: list[Example], prompted: Artifact | None, out: Output
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Answers of everything that the tuned model is compared with, and how each was made or why it is missing."""
     if all(example.text is not None for example in test):
@@ -119,6 +165,8 @@ def _systems(
         shots = train[: spec.shots]
         answers["few-shot"] = kept(out, "few-shot", lambda: answer(loaded, test, sampling, as_shots(shots)))
         notes["few-shot"] = f"base with {len(shots)} training rows as worked examples in the prompt"
+    if prompted is not None:
+        answers[PROMPTED], notes[PROMPTED] = _best_prompt(prompted)
     if spec.baselines:
         for name, made in (("majority", majority(train, test)), ("svm", svm(train, test))):
             notes[name] = made.reason
@@ -127,16 +175,15 @@ def _systems(
     return answers, notes
 
 
-def kept(out: Output, system: str, make: Callable[[], list[str]]) -> list[str]:
-    """Answers made once: a killed evaluation finds those of the systems it had finished."""
-    path = out / f"{system}.json"
-    if path.exists():
-        found: list[str] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    out.events.write("answering", system=system)
-    made = make()
-    write_json(path, made)
-    return made
+def _best_prompt(prompted: Artifact) -> tuple[list[str], str]:
+    """What the best prompt's requests were answered, and how it was found."""
+    best = read_json(prompted / "prompt.json")
+    answers: list[str] = read_json(prompted / f"{best['way']}.json")
+    many = len(prompted.metrics["ways"])
+    chosen = (
+        f"chosen from {many} by {prompted.metrics['rows']['development']} training rows" if many > 1 else "not chosen"
+    )
+    return answers, f"base with the prompt {best['way']} ({best['about']}), {chosen}"
 
 
 def _general(spec: Evaluate, loaded: Loaded) -> list[Row]:

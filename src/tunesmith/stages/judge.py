@@ -1,11 +1,13 @@
 """Answers and likelihoods of a model on held-out rows: what finetune stops by and evaluate reports."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from tunesmith.base import Artifact
+from tunesmith.base import Artifact, Output
+from tunesmith.base.files import write_json
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Message, Row
 from tunesmith.data.render import Renderer
@@ -29,12 +31,23 @@ def answer(loaded: Loaded, examples: Sequence[Example], sampling: Sampling, shot
     """A greedy or sampled answer to each example's prompt, after `shots` if given; of plain text, what follows its beginning."""
     renderer = Renderer(loaded.tokenizer)
     prompts = [
-        renderer.prompt(_with_shots(example, shots), example.tools)
+        renderer.prompt(with_shots(example, shots), example.tools)
         if example.text is None
         else _opening(renderer, example)
         for example in examples
     ]
+    return said(loaded, prompts, sampling)
+
+
+def said(loaded: Loaded, prompts: Sequence[list[int]], sampling: Sampling) -> list[str]:
+    """The answer to each prompt, given as tokens."""
     return [completion.text.strip() for completion in generate(loaded, prompts, sampling)]
+
+
+def room(loaded: Loaded, max_tokens: int) -> int:
+    """Tokens that a prompt may have, so that it and an answer fit into the model's context."""
+    context: int = loaded.model.config.get_text_config().max_position_embeddings
+    return context - len(loaded.prefix) - max_tokens
 
 
 def _opening(renderer: Renderer, example: Example) -> list[int]:
@@ -43,7 +56,7 @@ def _opening(renderer: Renderer, example: Example) -> list[int]:
     return list(tokens[: max(1, min(OPENING, len(tokens) // 2))])
 
 
-def _with_shots(example: Example, shots: Sequence[Message]) -> list[Message]:
+def with_shots(example: Example, shots: Sequence[Message]) -> list[Message]:
     """The prompt with worked examples between its system message, if it has one, and the rest."""
     system = [message for message in example.prompt if message["role"] == "system"]
     rest = [message for message in example.prompt if message["role"] != "system"]
@@ -58,6 +71,18 @@ def as_shots(examples: Sequence[Example]) -> list[Message]:
         for message in (*example.prompt, *example.answers[0])
         if message["role"] != "system"
     ]
+
+
+def kept(out: Output, system: str, make: Callable[[], list[str]], rows: str = "test") -> list[str]:
+    """Answers made once, to test rows or to others: a killed evaluation finds those of the systems it had finished."""
+    path = out / (f"{system}.json" if rows == "test" else f"{rows}-{system}.json")
+    if path.exists():
+        found: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    out.events.write("answering", system=system, rows=rows)
+    made = make()
+    write_json(path, made)
+    return made
 
 
 def load_exact(name: str, precision: Precision) -> Loaded:

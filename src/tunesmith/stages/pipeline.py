@@ -10,12 +10,11 @@ from tunesmith.base.files import digest, read_json, write_atomic, write_json
 from tunesmith.base.run import deployed
 from tunesmith.base.spec import read_yaml, validate
 from tunesmith.data.prepared import load_split
-from tunesmith.data.sources import find_files
 from tunesmith.grading import Grader
 from tunesmith.models.load import locate
 from tunesmith.serving.log import settle
 
-from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, prune, sample, search
+from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, prompting, prune, sample, search
 from .merged import Merger, is_merged, read_merged
 from .order import Stages
 from .plan import Plan, check_memory, plans, recovery_plans
@@ -39,7 +38,7 @@ SAID = {"ask": "compare; look at the evaluation of each", "sample": "sample; set
 class Pipeline(Stages[Recipe]):
     """A recipe's stages in a run folder."""
 
-    ORDER, AFTER = ORDER, ("ask", "sample", "monitor")
+    ORDER, AFTER = ORDER, ("ask", "sample", "prompt", "monitor")
 
     def __init__(self, recipe: Recipe, run: Run, notes: Path | None = None, split_seed: int | None = None) -> None:
         """A pipeline.
@@ -54,6 +53,7 @@ class Pipeline(Stages[Recipe]):
         self.notes = notes or run.path
         self.split_seed = recipe.seed if split_seed is None else split_seed
         self.adapter = recipe.initialise.adapter.model_dump(mode="json")
+        self.checked: set[str] = set()
         self.about: dict[str, Any] = {"model": recipe.model, "precision": recipe.precision}
 
     def before(self, name: str) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ class Pipeline(Stages[Recipe]):
             raise ConfigError(
                 f"{self.run.path}: objective {objective.kind} leaves a model that scores answers and writes none, so there is nothing to {SAID[name]}"
             )
-        if from_base:
+        if from_base or name == "prompt":
             return super().before("initialise")
         return super().before("evaluate" if name in ("ask", "sample") else name)
 
@@ -90,11 +90,20 @@ class Pipeline(Stages[Recipe]):
         """
         prepared = self.prepare()
         self.recipe.prune.check(locate(self.recipe.model))
-        evaluate.check(self.recipe.evaluate, prepared)
+        if prepared.id not in self.checked:
+            self._check(prepared)
         self._plan(prepared)
         return self.run.once(
             initialise.STAGE, self.recipe.initialise, prepared, inputs=_named(self.recipe.model), **self.about, seed=self.recipe.seed
         )  # fmt: skip
+
+    def _check(self, prepared: Artifact) -> None:
+        """Find out before training what would stop the evaluation after it."""
+        measured = self.recipe.evaluate
+        evaluate.check(measured, prepared)
+        if measured.prompted:
+            prompting.check(self.recipe.prompt, prepared, measured.graders, self.recipe.seed)
+        self.checked.add(prepared.id)
 
     def _plan(self, prepared: Artifact) -> None:
         """Estimate each training once, keep that in `plan.json` for the report to compare with, refuse what cannot fit, and settle what memory decides."""
@@ -138,13 +147,22 @@ class Pipeline(Stages[Recipe]):
         pruned = self.prune()
         return (pruned,) if self.recipe.prune.method else ()
 
+    def prompt(self) -> Artifact:
+        """The best prompt for the model before training."""
+        measured = self.recipe.evaluate
+        about = {"graders": [grader.model_dump(mode="json") for grader in measured.graders], "rows": measured.rows}
+        return self.run.once(
+            prompting.STAGE, self.recipe.prompt.settled(), self.prepare(), inputs=(*_named(self.recipe.model), *_read_by(measured.graders)),
+            **self.about, **about, max_tokens=measured.max_tokens, seed=self.recipe.seed,
+        )  # fmt: skip
+
     def evaluate(self) -> Artifact:
         """What it is worth."""
-        parents = (self.prepare(), self.initialise(), self.finetune(), *self._pruned())
-        spec = self.recipe.evaluate
-        general = find_files(spec.general, "general") if spec.general not in (None, "bundled") else ()
+        prompted = (self.prompt(),) if self.recipe.evaluate.prompted else ()
+        parents = (self.prepare(), self.initialise(), self.finetune(), *self._pruned(), *prompted)
+        spec = self.recipe.evaluate.settled()
         return self.run.once(
-            evaluate.STAGE, spec, *parents, inputs=(*_read_by(spec.graders), *general), **self.about, adapter=self.adapter,
+            evaluate.STAGE, spec, *parents, inputs=(*_read_by(spec.graders), *evaluate.input_files(spec)), **self.about, adapter=self.adapter,
             seed=self.recipe.seed,
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from .finetune import Finetune
 from .initialise import Initialise
 from .monitor import Monitor
 from .prepare import Prepare
+from .prompting import Prompt
 from .prune import Prune
 from .sample import Sample
 from .search import Search
@@ -53,6 +54,8 @@ class Recipe(Spec):
     """How the result is written out."""
     monitor: Monitor = Monitor()
     """How the served model is watched."""
+    prompt: Prompt = Prompt()
+    """How a prompt is looked for that gets the most out of the model before training."""
     sample: Sample = Sample()
     """How a model's own answers become rows for another run."""
     serve: Serve = Serve()
@@ -116,6 +119,11 @@ class Recipe(Spec):
                 f"objective {objective.kind} leaves a model that scores answers and writes none: set evaluate.graders to what judges scores "
                 "(pairwise, or score_error and rank_correlation), evaluate.general and evaluate.gate.margin to null"
             )
+        if objective.scores and (evaluate.prompted or evaluate.retrieval is not None):
+            raise ValueError(
+                f"objective {objective.kind} leaves a model that scores answers and writes none, so neither prompts nor answers from documents can be compared: set "
+                "evaluate.prompted to false, evaluate.retrieval to null"
+            )
         if odd:
             raise ValueError(
                 f"evaluate.graders: {odd[0]} judges the scores of a reward model, and objective {objective.kind} leaves a model that writes answers"
@@ -132,7 +140,10 @@ class Recipe(Spec):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
-PATHS = (("prepare", "source"), ("prepare", "test"), ("prepare", "validation"), ("evaluate", "general"))
+PATHS = (
+    ("prepare", "source"), ("prepare", "test"), ("prepare", "validation"), ("evaluate", "general"), ("evaluate", "retrieval", "documents"),
+    ("evaluate", "retrieval", "questions"),
+)  # fmt: skip
 """Fields that name files; in a recipe they are relative to the recipe's folder, on the command line to the current one."""
 TRAININGS = (("finetune",), ("prune", "recovery"))
 MODELS = (("model",), *((*place, "objective", name) for place in TRAININGS for name in ("models", "teacher")))
@@ -169,17 +180,14 @@ def _whole(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def anchor(tree: dict[str, Any], folder: Path) -> None:
     """Make relative paths absolute, as seen from `folder`; the run folder's copy of the recipe then works from anywhere."""
-    for stage, name in PATHS:
-        section = tree.get(stage)
-        if isinstance(section, dict) and name in section:
-            section[name] = _beside(folder, section[name])
+    for places, beside in ((PATHS, _beside), (MODELS, _model_beside)):
+        for *sections, name in places:
+            below: Any = tree
+            for section in sections:
+                below = below.get(section) if isinstance(below, dict) else None
+            if isinstance(below, dict) and name in below:
+                below[name] = beside(folder, below[name])
     _anchor_runs(tree, folder)
-    for *sections, name in MODELS:
-        below: Any = tree
-        for section in sections:
-            below = below.get(section) if isinstance(below, dict) else None
-        if isinstance(below, dict) and name in below:
-            below[name] = _model_beside(folder, below[name])
 
 
 def _model_beside(folder: Path, value: Any) -> Any:

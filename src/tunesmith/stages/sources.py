@@ -47,7 +47,7 @@ class Source:
             raise ConfigError(
                 f"{folder}: was pruned, and what is left of a model is no sum of base and corrections; give a run with prune.method=null"
             )
-        measured = [parent["id"] for parent in evaluated.manifest["parents"]]
+        measured = [parent["id"] for parent in evaluated.manifest["parents"] if parent["stage"] != "prompt"]
         if measured != [prepared.id, initialised.id, finetuned.id]:
             raise ConfigError(f"{folder}: was changed since it was evaluated; run `tunesmith evaluate {folder}` first")
         return cls(name, prepared, initialised, finetuned, evaluated)

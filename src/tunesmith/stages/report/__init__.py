@@ -12,7 +12,7 @@ from tunesmith.base.files import write_atomic
 from . import account, words
 from .answers import KINDS, shown
 from .course import course
-from .source import STAGES, Source
+from .source import Source
 from .verdict import strongest, verdict
 
 FILTERS = ("number", "signed", "span", "signed_span", "p_value", "duration", "size", "millions", "plain")
@@ -57,14 +57,16 @@ def _before(result: dict[str, Any] | None) -> str | None:
         return None
     block = result["board"]["graders"][result["kind"]]
     systems = {
-        name: found for name, found in block["systems"].items() if name in ("base", "few-shot", result["subject"])
+        name: found
+        for name, found in block["systems"].items()
+        if name in ("base", "few-shot", "prompted", result["subject"])
     }
     return strongest({**block, "systems": systems}, result["subject"])
 
 
 def _status(source: Source, trained: dict[str, Any] | None) -> dict[str, str] | None:
     """What keeps the run from being complete, the earliest stage first; None if nothing does."""
-    for stage in STAGES:
+    for stage in source.stages:
         waits = stage in ("prune", "deploy", "monitor")  # for who asks for it, for the gate, and for requests
         state = source.states.get(stage, {"state": "done" if waits else "missing"})
         progress = (

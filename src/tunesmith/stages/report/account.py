@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import words
-from .source import STAGES, Source
+from .source import Source
 
 SHOWN_ROWS = 50
 """Rows listed that were not used as they are."""
@@ -98,7 +98,7 @@ def proofs(source: Source) -> list[dict[str, Any]]:
     """Every claim of every stage with its figures as text."""
     return [
         {"stage": stage, "claim": claim["claim"], "holds": claim["holds"], "figures": _figures(claim)}
-        for stage in STAGES
+        for stage in source.stages
         for claim in source.proof(stage)
     ]
 
@@ -110,7 +110,7 @@ def _figures(claim: Mapping[str, Any]) -> str:
 def lineage(source: Source) -> list[dict[str, Any]]:
     """Every stage with its state, folder, content hash and parents."""
     found = []
-    for stage in STAGES:
+    for stage in source.stages:
         state, artifact = source.states.get(stage), source.artifacts.get(stage)
         parents = artifact.manifest["parents"] if artifact else []
         found.append({

@@ -28,7 +28,7 @@ Rows = list[dict[str, Any]]
 
 
 def shown(source: Source, before: str | None) -> dict[str, Any] | None:
-    """About a dozen test rows with the answers of `before`, `few-shot` and `tuned`; None where they cannot be graded one by one."""
+    """About a dozen test rows with the answers of `before`, the prompts and `tuned`; None where they cannot be graded one by one."""
     evaluated, prepared = source.artifacts.get("evaluate"), source.artifacts.get("prepare")
     grader = the_grader(evaluated) if evaluated else None
     if evaluated is None or prepared is None or grader is None or before is None:
@@ -38,7 +38,7 @@ def shown(source: Source, before: str | None) -> dict[str, Any] | None:
         row["scores"] = {
             name: grader.score(answer, row["example"])
             for name, answer in row["answers"].items()
-            if name in ("base", "few-shot", "tuned")
+            if name in ("base", "few-shot", "prompted", "tuned")
         }
         row["kind"] = _kind(row["scores"][before].share, row["scores"]["tuned"].share)
     counts = {kind: sum(row["kind"] == kind for row in rows) for kind in KINDS}

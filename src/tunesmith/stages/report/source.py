@@ -9,7 +9,7 @@ from tunesmith.base import Artifact, ArtifactError, Run
 from tunesmith.base.files import read_json
 from tunesmith.base.spec import read_yaml
 
-STAGES = ("prepare", "initialise", "search", "finetune", "prune", "evaluate", "deploy", "monitor")
+STAGES = ("prepare", "initialise", "search", "finetune", "prune", "prompt", "evaluate", "deploy", "monitor")
 
 
 @dataclass
@@ -24,6 +24,11 @@ class Source:
         return self.run.states
 
     @cached_property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of a run, and the one that looks for a prompt where one was looked for."""
+        return tuple(stage for stage in STAGES if stage != "prompt" or stage in self.states)
+
+    @cached_property
     def artifacts(self) -> dict[str, Artifact]:
         """Every finished artifact whose files are as they were committed."""
         return {stage: found for stage, found in self._opened.items() if isinstance(found, Artifact)}
@@ -36,7 +41,7 @@ class Source:
     @cached_property
     def _opened(self) -> dict[str, Artifact | str]:
         opened: dict[str, Artifact | str] = {}
-        for stage in STAGES:
+        for stage in self.stages:
             if self.states.get(stage, {}).get("state") == "done":
                 try:
                     opened[stage] = self.run.artifact(stage)

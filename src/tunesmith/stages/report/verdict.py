@@ -16,6 +16,7 @@ Block = Mapping[str, Any]
 SPOKEN = {
     "base": "the base model",
     "few-shot": "few-shot prompting",
+    "prompted": "the best prompt",
     "majority": "the majority class",
     "svm": "the SVM",
 }
@@ -62,6 +63,8 @@ def verdict(source: Source) -> dict[str, Any] | None:
         "every": every_grader(board),
         "graders": [_grader(name, found, subject) for name, found in board["graders"].items()],
         "general": _general(results["general"]),
+        "prompting": results.get("prompting"),
+        "retrieval": results.get("retrieval"),
     }
 
 

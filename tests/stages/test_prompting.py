@@ -1,0 +1,341 @@
+"""The best prompt is chosen by training rows that stand in no prompt; the test rows say what it is worth and have no part in it."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from tunesmith.base import ConfigError, DataError, Interrupted
+from tunesmith.base.files import read_json
+from tunesmith.cli.app import app
+from tunesmith.data.example import Example
+from tunesmith.data.prepared import load_examples
+from tunesmith.data.wording import read
+from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.prompting import optimiser as optimising
+from tunesmith.stages.prompting.choice import centers, divide, ways
+from tunesmith.stages.prompting.optimiser import Scored, optimise
+from tunesmith.stages.prompting.proposers import Situation
+from tunesmith.stages.prompting.settings import Optimiser, Prompt
+from tunesmith.stages.prompting.way import Prompter, Way, instructed
+from tunesmith.stages.report import write
+from tunesmith.stages.sources import Source
+
+ROOT = Path(__file__).parents[2]
+SVD = {"kind": "embedding", "model": "svd"}
+COLOURS = ["red", "green", "blue", "black"]
+
+
+def example(number: int, prompt: str, answer: str = "red", **fields: object) -> Example:
+    asked = ({"role": "user", "content": prompt},)
+    return Example(f"x:{number}", asked, (({"role": "assistant", "content": answer},),), **fields)
+
+
+def asks(example: Example) -> bytes:
+    return read(example)[1][1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    train=st.lists(st.integers(0, 30), min_size=1, max_size=60),
+    test=st.lists(st.integers(0, 30), max_size=10),
+    development=st.integers(2, 8),
+    seed=st.integers(0, 9),
+)
+def test_no_two_uses_of_rows_ask_the_same(train, test, development, seed):
+    """Whatever is given twice, in whatever capitals: examples, development and test rows ask different things, and nothing is lost."""
+    rows = [example(number, f"Shade {what}?") for number, what in enumerate(train)]
+    held = [example(1000 + number, f"shade  {what}") for number, what in enumerate(test)]
+    left = set(train) - set(test)
+    if len(left) < development + 1:
+        with pytest.raises(DataError, match=f"{len(left)} of {len(train)} training rows ask something of their own"):
+            divide(rows, held, development, 1, seed)
+        return
+    found = divide(rows, held, development, 1, seed)
+    uses = [{asks(row) for row in part} for part in (found.pool, found.development, held)]
+    assert len(found.development) == development
+    assert len(uses[0] | uses[1] | uses[2]) == sum(map(len, uses))
+    assert len(found.pool) + len(found.development) == len(left)
+
+
+def test_answers_that_were_refused_are_no_examples():
+    rows = [example(number, f"Shade {number}?", columns={"label": float(number % 2)}) for number in range(20)]
+    found = divide(rows, [], 4, 1, 0)
+    assert len(found.pool) == 6
+    assert all(row.columns["label"] for row in (*found.pool, *found.development))
+
+
+def test_the_edit_limit_falls_on_a_cosine_as_in_the_paper():
+    assert [Optimiser(steps=5).limit(step) for step in range(5)] == [50, 44, 30, 16, 10]
+    assert Optimiser(steps=1).limit(0) == 50
+
+
+def test_no_candidate_differs_by_more_words_than_its_step_allows_and_none_is_tried_twice(tmp_path):
+    near, far = "Say the colour now.", " ".join(["word"] * 60)
+    spec = Optimiser(steps=3, candidates=2, words=(8, 2))
+    asked: list[Way] = []
+
+    def score(way, name):
+        asked.append(way)
+        merit = 10.0 * (way.instruction == near) - len(way.examples)
+        return Scored(way, SimpleNamespace(point=merit), merit, 5.0, 0)
+
+    start = score(Way("zero-shot"), "start")
+    pool = [example(number, f"Shade {number}?") for number in range(9)]
+    told: list[Situation] = []
+    proposals = [near, far, near, "", "Say the colour now, in one word please."]
+    wild = SimpleNamespace(propose=lambda situation, *_: told.append(situation) or proposals)
+    best, trajectory = optimise(spec, wild, start, score, pool, common="", unit="%", seed=3, folder=tmp_path)
+    assert (best.way.name, best.way.instruction) == ("optimised", near)
+    assert [step["limit"] for step in trajectory] == [8, 5, 2]
+    assert all(one["words_changed"] <= step["limit"] for step in trajectory for one in step["tried"])
+    said = [way.instruction for way in asked if way.instruction]
+    assert far not in said
+    assert said.count(near) == 1 + sum(bool(way.examples) for way in asked if way.instruction == near)
+    assert trajectory[0]["refused"] == 3  # the far one, the second time, and nothing at all
+    assert told[1].current.instruction == near
+    assert {trial.instruction for trial in told[1].past} <= {"", "Say the colour now, in one word please."}
+    # what was proposed is not asked for again
+    told.clear()
+    assert optimise(spec, wild, start, score, pool, common="", unit="%", seed=3, folder=tmp_path)[0] == best
+    assert not told
+
+
+def test_example_sets_differ_in_one_place():
+    generator = np.random.default_rng(0)
+    for examples in ((), (3,), (1, 5, 7)):
+        for found in optimising._other_examples(Way("w", examples=examples), 9, 6, generator):
+            assert len(set(found)) == len(found)
+            added, gone = set(found) - set(examples), set(examples) - set(found)
+            assert max(len(added), len(gone)) <= 1
+            assert found != examples
+    assert optimising._other_examples(Way("w", similar="bm25", shots=2), 9, 6, generator) == []
+
+
+def test_centers_are_as_far_apart_as_greedy_choice_makes_them():
+    vectors = np.random.default_rng(1).normal(size=(40, 3))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    chosen = centers(vectors, 6)
+    assert chosen[0] == max(range(40), key=lambda row: sum(vectors[row] @ other for other in vectors))
+    for place in range(1, 6):  # the slow way
+        apart = [min(1 - vectors[row] @ vectors[other] for other in chosen[:place]) for row in range(40)]
+        assert chosen[place] == int(np.argmax(apart))
+    assert sorted(centers(vectors[:3], 9)) == [0, 1, 2]
+
+
+def test_an_instruction_stands_in_the_place_of_what_all_rows_have_and_before_what_is_a_rows_own():
+    asked = [{"role": "user", "content": "?"}]
+    own = [{"role": "system", "content": "Be brief."}, *asked]
+    system = {"role": "system", "content": "New."}
+    assert instructed(asked, "New.", None) == instructed(own, "New.", "Be brief.") == [system, *asked]
+    assert instructed(own, "New.", None)[0]["content"] == "New.\n\nBe brief."
+    assert instructed(own, "", None) == own
+
+
+@pytest.fixture(scope="module")
+def prompter(build):
+    loaded = build()
+    pool = [example(number, f"What colour is thing {number} of kind {'abc'[number % 3]}?", COLOURS[number % 4]) for number in range(12)]  # fmt: skip
+    return Prompter(loaded, pool, Prompt(retrievers=[{"kind": "bm25"}, SVD]).retrievers, None, 8)
+
+
+def test_the_example_most_like_a_row_stands_last_and_what_does_not_fit_is_left_out(prompter):
+    asked = [example(99, "What colour is thing 7 of kind b?")]
+    way = Way("bm25", similar="bm25", shots=2)
+    text = prompter.renderer.decode(prompter.requests(way, asked).prompts[0])
+    assert text.count("What colour") == 3
+    assert text.rindex("thing 7 of kind b?\n") > text.index("thing 7 of kind b")  # the row's own twin, then the row
+    every = Way("all", examples=tuple(range(12)))
+    found = prompter.requests(every, asked)
+    assert found.shortened == 1
+    assert len(found.prompts[0]) <= prompter.room == 256 - 8
+    kept = prompter.renderer.decode(found.prompts[0])
+    assert "thing 11 " in kept
+    assert "thing 0 " not in kept
+    assert found.tokens == len(found.prompts[0])
+
+
+def test_each_count_of_shots_is_a_way_of_its_own_and_smaller_sets_are_part_of_larger_ones(prompter):
+    spec = Prompt(ways=["zero-shot", "random", "similar", "diverse"], shots=[1, 3], retrievers=[{"kind": "bm25"}, SVD])
+    found = ways(spec, 12, prompter.indexes, seed=5)
+    assert [way.name for way in found] == [
+        "zero-shot", "random, 1 shots", "random, 3 shots", "bm25, 1 shots", "bm25, 3 shots", "embedding, 1 shots", "embedding, 3 shots",
+        "diverse, 1 shots", "diverse, 3 shots",
+    ]  # fmt: skip
+    assert found[2].examples[:1] == found[1].examples
+    assert found != ways(spec, 12, prompter.indexes, seed=6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("prompt.shots=[0]", "counts from 1 on"),
+        ("prompt.ways=[optimised]", "needs another way to begin with"),
+        ("prompt.retrievers=[{kind: bm25}]", "diverse tells examples apart by an embedding"),
+        ("prompt.retrievers=[{kind: bm25}, {kind: bm25}, {kind: embedding}]", "each named once"),
+        ("prompt.optimiser.words=[5, 9]", "falls from the first number to the second"),
+        ("prompt.proposer={kind: endpoint, url: 'ftp://x', model: m}", "begins with http"),
+        ("prompt.proposer={kind: endpoint, url: 'https://me:secret@x/v1', model: m}", "holds no password and no key"),
+        ("evaluate={prompted: true, graders: [{kind: perplexity}]}", "the gate decides by perplexity"),
+        ("evaluate.retrieval={documents: d, questions: q, retrievers: [{kind: bm25}, {kind: bm25}]}", "name each kind once"),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(recipe, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        open_run(recipe, None, (setting,))
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny_folder):
+    folder = tmp_path_factory.mktemp("prompting")
+    lines = [{"prompt": f"Shade {number} of {COLOURS[number % 4]} kind?", "answer": COLOURS[number % 4]} for number in range(60)]  # fmt: skip
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tree = {
+        "model": str(tiny_folder),
+        "precision": "fp32",
+        "prepare": {"source": "rows.jsonl", "test_fraction": 12, "validation_fraction": 0, "cleaners": []},
+        "initialise": {"adapter": {"rank": 2}},
+        "finetune": {"epochs": 0.5, "batch": 8, "optimizer": {"learning_rate": 0.02}},
+        "prompt": {"shots": [2], "development": 8, "retrievers": [{"kind": "bm25"}, SVD], "optimiser": {"steps": 2}},
+        "evaluate": {
+            "graders": [{"kind": "chrf"}, {"kind": "exact"}], "max_tokens": 4, "prompted": True, "baselines": False, "shots": 0,
+            "general": None, "gate": {"margin": None, "rows": 1},
+        },
+    }  # fmt: skip
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(recipe, monkeypatch_module):
+    """The stage in a folder, and per call the rows that were asked."""
+    asked: list[tuple[str, list[str]]] = []
+    answers = Prompter.answers
+    monkeypatch_module.setattr(
+        Prompter,
+        "answers",
+        lambda self, way, rows: asked.append((way.name, [row.origin for row in rows])) or answers(self, way, rows),
+    )
+    pipeline = open_run(recipe, recipe.parent / "run")
+    return pipeline.stage("prompt"), asked, pipeline
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def test_test_rows_are_asked_only_after_the_choice_and_have_no_part_in_it(made):
+    artifact, asked, pipeline = made
+    test = {row.origin for row in load_examples(pipeline.stage("prepare").path, "test")}
+    first = next(place for place, (_, rows) in enumerate(asked) if set(rows) & test)
+    before, after = asked[:first], asked[first:]
+    assert all(set(rows) == test for _, rows in after)
+    development = set(before[0][1])
+    assert len(development) == 8
+    assert all(set(rows) == development for _, rows in before)
+    assert [name for name, _ in after] == [way["way"] for way in artifact.metrics["ways"]]
+    assert 5 + 2 < len(before) <= 5 + 2 * 4
+    claims = {claim["claim"]: claim for claim in read_json(artifact / "proof.json")["claims"]}
+    assert claims["no row is used twice"]["holds"]
+    assert claims["no row is used twice"]["development"] == 8
+
+
+def test_the_best_on_development_rows_is_written_so_that_a_person_can_use_it(made):
+    artifact, _, _ = made
+    ways = artifact.metrics["ways"]
+    assert [way["way"] for way in ways] == ["zero-shot", "random", "bm25", "embedding", "diverse", "optimised"]
+    (best,) = (way for way in ways if way["chosen"])
+    assert best["development"]["value"] == max(way["development"]["value"] for way in ways)
+    assert all(way["test"]["n"] == 12 and way["tokens"] > 0 for way in ways)
+    told = read_json(artifact / "prompt.json")
+    assert told["way"] == best["way"]
+    assert told["scores"]["test"] == best["test"]
+    if told["choose"]:
+        lines = (artifact / "examples.jsonl").read_text().splitlines()
+        assert len(lines) == artifact.metrics["rows"]["examples"] == 60 - 12 - 8
+    assert artifact.metrics["retrievers"] == {"bm25": "BM25 (k1=1.5, b=0.75)", "embedding": "TF-IDF"}
+    assert len(read_json(artifact / "trajectory.json")) == 2
+
+
+def test_the_best_prompt_stands_beside_tuned_and_the_gate_asks_tuned_to_beat_it(made):
+    artifact, asked, pipeline = made
+    before = len(asked)
+    evaluated = pipeline.stage("evaluate")
+    assert len(asked) == before  # answered once
+    results = read_json(evaluated / "results.json")
+    board = results["task"]
+    assert board["systems"] == ["base", "prompted", "tuned"]
+    best = next(way for way in artifact.metrics["ways"] if way["chosen"])
+    assert board["graders"]["chrf"]["systems"]["prompted"] == best["test"]
+    assert "tuned - prompted" in board["graders"]["chrf"]["differences"]
+    assert any("beat prompted" in reason or "beats prompted" in reason for reason in results["gate"]["reasons"])
+    assert "chosen from 6 by 8 training rows" in results["notes"]["prompted"]
+    assert [parent["stage"] for parent in evaluated.manifest["parents"]] == ["prepare", "initialise", "finetune", "prompt"]  # fmt: skip
+    page = write(pipeline.run).read_text()
+    for said in ("Ways of prompting", "by 8 training rows", "optimised", artifact.path.name):
+        assert said in page
+
+
+def test_a_run_with_a_best_prompt_can_still_be_merged(made):
+    _, _, pipeline = made
+    evaluated = pipeline.stage("evaluate")
+    assert Source.read("one", pipeline.run.path).evaluated.path == evaluated.path
+
+
+def test_a_search_that_was_stopped_goes_on_and_asks_nothing_twice(recipe, tmp_path, monkeypatch):
+    settings_ = ("prompt.ways=[zero-shot, random, optimised]", "prompt.optimiser.steps=1", "prompt.measure=best")
+    whole = open_run(recipe, tmp_path / "whole", settings_).stage("prompt")
+    answers, asked = Prompter.answers, []
+
+    def stop(self, way, rows):
+        if len(asked) == 4:
+            raise Interrupted(15)
+        asked.append(way)
+        return answers(self, way, rows)
+
+    monkeypatch.setattr(Prompter, "answers", stop)
+    with pytest.raises(Interrupted):
+        open_run(recipe, tmp_path / "stopped", settings_).stage("prompt")
+    asked.append(None)
+    again = open_run(recipe, tmp_path / "stopped", settings_).stage("prompt")
+    assert len(asked) == 1 + len(list(whole.path.glob("development-*.json"))) + 1  # and the best one's test answers
+    assert read_json(again / "results.json") == read_json(whole / "results.json")
+    assert sum(way["test"] is not None for way in again.metrics["ways"]) == 1
+
+
+def test_the_command_prints_every_way_and_the_file_of_the_best(made, recipe):
+    artifact, asked, pipeline = made
+    before = len(asked)
+    done = CliRunner().invoke(app, ["prompt", str(recipe), "--run", str(pipeline.run.path)], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == str(artifact / "prompt.json")
+    assert len(asked) == before
+
+
+def test_a_prompt_is_looked_for_before_training_or_refused(recipe, tmp_path):
+    pipeline = open_run(recipe, tmp_path / "run", ("prompt.development=60",))
+    with pytest.raises(DataError, match=r"48 of 48 training rows ask something of their own; prompt\.development=60"):
+        pipeline.stage("initialise")
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Paragraph {number} says something." for number in range(40)))
+    pipeline = open_run(recipe, tmp_path / "text", (f"prepare.source={text}", "evaluate.graders=[{kind: perplexity}]", "evaluate.prompted=false"))  # fmt: skip
+    with pytest.raises(ConfigError, match=r"evaluate\.graders has only perplexity; add one that judges answers"):
+        pipeline.stage("prompt")
+    pipeline = open_run(recipe, tmp_path / "text", (f"prepare.source={text}", "evaluate.prompted=false"))
+    with pytest.raises(DataError, match="plain text asks for no answer"):
+        pipeline.stage("prompt")
+
+
+def test_the_recipe_that_is_shipped_finds_its_files():
+    found = open_run(ROOT / "recipes" / "prompt.yaml").recipe.evaluate
+    assert found.prompted
+    passages, questions = found.retrieval.read()
+    assert (len({one.document for one in passages}), len(questions)) == (8, 36)
