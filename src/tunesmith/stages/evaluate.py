@@ -23,6 +23,7 @@ from tunesmith.methods.objectives.reward import Reward
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded, Precision, load, served
 
+from .finetune import Finetune
 from .general import general_examples
 from .judge import answer, as_shots, learnt_by, likelihoods, merge
 from .scoring import evaluate_scores
@@ -63,7 +64,7 @@ def evaluate(
     Raises:
         DataError: there are no test rows.
     """
-    train, test = load_examples(prepared.path, "train"), load_examples(prepared.path, "test")[: spec.rows]
+    train, test = learnt_from(prepared, finetuned), load_examples(prepared.path, "test")[: spec.rows]
     rows = load_split(prepared.path, "test")[: spec.rows]
     if not test:
         raise DataError("evaluate: there are no test rows; set prepare.test or prepare.test_fraction")
@@ -90,6 +91,15 @@ def evaluate(
     _write_answers(out, test, answers)
     _prove(base, tuned, len(test), answers).write(out / "proof.json")
     out.metrics.update(headline(results))
+
+
+def learnt_from(prepared: Artifact, finetuned: Artifact) -> list[Example]:
+    """The examples that a training had."""
+    train, spec = load_examples(prepared.path, "train"), Finetune.model_validate(finetuned.manifest["spec"])
+    if spec.rows is None:
+        return train
+    places = spec.places(load_split(prepared.path, "train"), finetuned.manifest["context"]["seed"])
+    return [train[place] for place in places]
 
 
 def check(spec: Evaluate, prepared: Artifact) -> None:
