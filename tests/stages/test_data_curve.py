@@ -19,7 +19,7 @@ from tunesmith.stages.curve import Curve, data_curve
 from tunesmith.stages.curve.settings import doubling
 from tunesmith.stages.pipeline import open_run
 
-SETTINGS = Curve(sizes=(0, 4, 8, 16), seeds=2, once_from=16, least_steps=2, most_steps=3, target=0.9, price=0.5)
+SETTINGS = Curve(sizes=(0, 4, 8, 16), seeds=2, once_from=8, least_steps=2, most_steps=3, target=0.9, price=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_killed_curve_computes_only_what_is_missing(made):
     done = [event["artifact"] for event in Run(folder).events.read("done")]
     assert len(done) == len(set(done))
     assert set(before) <= set(done)
-    for stage, count in {"prepare": 1, "finetune": 5, "rivals": 5, "ask": 5 + 2}.items():
+    for stage, count in {"prepare": 1, "finetune": 4, "rivals": 4, "ask": 4 + 2}.items():
         assert sum(name.startswith(f"{stage}-") for name in done) == count, stage
 
 
@@ -93,7 +93,7 @@ def test_sizes_are_nested_stratified_and_measured_on_the_same_rows(made):
     finetunes = [run["finetune"] for each in found["sizes"] for run in each["runs"]]
     parents = {read_json(folder / name / "manifest.json")["parents"][0]["id"] for name in finetunes}
     assert parents == {prepared.id}
-    assert [run["rows"] for each in found["sizes"] for run in each["runs"]] == [4, 4, 8, 8, 16]
+    assert [run["rows"] for each in found["sizes"] for run in each["runs"]] == [4, 4, 8, 16]
     assert found["stratified"] == "answer.*"
     assert {figure["points"][0]["n"] for figure in found["figures"] if figure["name"] == "headline"} == {16}
 
@@ -147,7 +147,7 @@ def test_the_forecast_tells_rows_and_what_they_cost(made):
 def test_the_command_computes_nothing_again_and_writes_pages(made, recipe):
     folder, _, found = made
     before = sum(1 for _ in Run(folder).events.read("done"))
-    command = ["data-curve", str(recipe), "--run", str(folder), "--sizes", "0,4,8,16", "--seeds", "2", "--once-from", "16",
+    command = ["data-curve", str(recipe), "--run", str(folder), "--sizes", "0,4,8,16", "--seeds", "2", "--once-from", "8",
                "--least-steps", "2", "--most-steps", "3", "--target", "0.9", "--price", "0.5"]  # fmt: skip
     done = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output

@@ -1,8 +1,7 @@
 """A score as a function of the rows learnt from, fitted to a few sizes: what more rows would bring, with a band.
 
 What is missing to the best possible score falls with n rows to a floor d: as a power, d + b n^-c (Hestness et al. 2017, arXiv:1712.00409), or towards
-saturation, d + b exp(-n / c) or d + b c / (n + c) (Michaelis and Menten 1913). Which of them is chosen by how well it foretells larger sizes from
-smaller ones.
+saturation, d + b exp(-n / c) or d + b c / (n + c) (Michaelis and Menten 1913). Which of them is chosen by how well it tells sizes that were held out.
 """
 
 import math
@@ -17,13 +16,13 @@ from .extras import extra
 from .statistics import CONFIDENCE, SEED, Array, Figure, replicates
 
 RESAMPLES = 300
-"""Bootstrap samples that a band is made of; each is fitted anew, form included."""
+"""Bootstrap samples that a band is made of; each is fitted anew."""
 FEWEST = 3
 """Sizes that a form with three numbers needs."""
 FARTHEST = 1000
 """How many times as many rows as were learnt from are still asked about."""
 ALIKE = 2.0
-"""Forms whose errors are no further apart than this factor foretell about as well."""
+"""Forms whose errors are no further apart than this factor are about as good."""
 _STEPS = 12  # of the first look for c, before it is refined between neighbours
 
 
@@ -91,26 +90,23 @@ def fit(form: Form, size_K: Array, short_K: Array, weight_K: Array) -> Fit:
     return Fit(form, float(d), float(b), math.exp(log_c))
 
 
-def foretold(form: Form, size_K: Array, short_K: Array, weight_K: Array) -> float:
-    """Root mean square of what the form, fitted to the first sizes, is off at those after them; infinite if there are none to look at."""
-    gaps = [
-        fit(form, size_K[:first], short_K[:first], weight_K[:first])(size_K[first:]) - short_K[first:]
-        for first in range(FEWEST, len(size_K))
-    ]
-    return float(np.sqrt(np.mean(np.concatenate(gaps) ** 2))) if gaps else math.inf
+def held_out(form: Form, size_K: Array, short_K: Array, weight_K: Array) -> float:
+    """Root mean square of what the form is off at sizes that it was not fitted to; infinite if there are none to spare.
 
-
-def chosen(size_K: Array, short_K: Array, weight_K: Array, draw: int | None = None) -> Fit:
-    """The form that foretells best, fitted to all sizes; the first where nothing can be foretold.
-
-    With a number, one of those that foretell about as well, in turn: a band must not be surer of the form than the sizes are.
+    Half of it is of each size left out in turn, half of each size from those below it alone: the one sees the whole shape, the other what lies ahead.
     """
-    error = {form.name: foretold(form, size_K, short_K, weight_K) for form in FORMS}
-    best = min(FORMS, key=lambda form: error[form.name])
-    if draw is not None:
-        alike = [form for form in FORMS if error[form.name] <= ALIKE * error[best.name]]
-        best = alike[draw % len(alike)]
-    return fit(best, size_K, short_K, weight_K)
+    count = len(size_K)
+    if count <= FEWEST:
+        return math.inf
+
+    def off(kept: Any, place: int) -> float:
+        found = fit(form, size_K[kept], short_K[kept], weight_K[kept])
+        return float(found(size_K[place]) - short_K[place]) ** 2
+
+    places = np.arange(count)
+    apart = [off(places[places != place], place) for place in range(count)]
+    ahead = [off(places[:place], place) for place in range(FEWEST, count)]
+    return math.sqrt((np.mean(apart) + np.mean(ahead)) / 2)
 
 
 @dataclass(frozen=True)
@@ -141,16 +137,23 @@ class LearningCurve:
         return np.asarray(1.0 / np.maximum(error_K, max(error_K.max() / 10, 1e-9)))
 
     @cached_property
+    def errors(self) -> dict[str, float]:
+        """Per form how far it is off at sizes held out, see `held_out`."""
+        return {form.name: held_out(form, self.size_K, self.short(self.value_K), self.weights) for form in FORMS}
+
+    @cached_property
     def fit(self) -> Fit:
-        """What is taken to be the curve."""
-        return chosen(self.size_K, self.short(self.value_K), self.weights)
+        """What is taken to be the curve: the form that is least off; the first where that cannot be told."""
+        best = min(FORMS, key=lambda form: self.errors[form.name])
+        return fit(best, self.size_K, self.short(self.value_K), self.weights)
 
     @cached_property
     def fits(self) -> list[Fit]:
-        """A curve for each bootstrap sample, its form chosen anew."""
-        return [
-            chosen(self.size_K, short_K, self.weights, draw) for draw, short_K in enumerate(self.short(self.value_RK))
-        ]
+        """A curve for each bootstrap sample, by those forms in turn that are about as little off: a band must not be surer of the form than the sizes are."""
+        most = ALIKE * min(self.errors.values())
+        alike = [form for form in FORMS if self.errors[form.name] <= most]
+        samples = enumerate(self.short(self.value_RK))
+        return [fit(alike[number % len(alike)], self.size_K, short_K, self.weights) for number, short_K in samples]
 
     def at(self, size: Array) -> Array:
         """The score at each size."""
@@ -245,14 +248,15 @@ def resampled(figures: Sequence[Sequence[Figure]], *, resamples: int = RESAMPLES
         resamples: bootstrap samples.
         seed: of the bootstrap.
     """
-    apart = [np.array([one.point for one in each]) - np.mean([one.point for one in each]) for each in figures]
-    several = [place for place, gaps in enumerate(apart) if len(gaps) > 1]
+    value_KSR = [np.stack([replicates(one, seed=seed, resamples=resamples) for one in each]) for each in figures]
+    several = [place for place, value_SR in enumerate(value_KSR) if len(value_SR) > 1]
     columns = []
-    for place, each in enumerate(figures):
-        value_R = np.mean([replicates(one, seed=seed, resamples=resamples) for one in each], axis=0)
+    for place, value_SR in enumerate(value_KSR):
+        value_R, count = value_SR.mean(axis=0), len(value_SR)
         if several:
-            nearest = max((one for one in several if one <= place), default=several[0])
-            gaps = apart[nearest] * math.sqrt(len(apart[nearest]) / (len(apart[nearest]) - 1))
-            value_R = value_R + np.random.default_rng([seed, place]).choice(gaps, (resamples, len(each))).mean(axis=1)
+            like_SR = value_KSR[max((one for one in several if one <= place), default=several[0])]
+            gap_SR = math.sqrt(len(like_SR) / (len(like_SR) - 1)) * (like_SR - like_SR.mean(axis=0))
+            drawn_CR = np.random.default_rng([seed, place]).integers(0, len(like_SR), size=(count, resamples))
+            value_R = value_R + np.take_along_axis(gap_SR, drawn_CR, axis=0).mean(axis=0)
         columns.append(value_R)
     return np.stack(columns, axis=1)

@@ -10,12 +10,10 @@ from tunesmith.grading import Figure, Grader
 from tunesmith.grading.learning_curve import (
     FARTHEST,
     FEWEST,
-    FORMS,
     RESAMPLES,
     LearningCurve,
     Rows,
     best_possible,
-    foretold,
     resampled,
 )
 
@@ -45,12 +43,11 @@ def forecast(
         few = f"{len(sizes)} sizes are too few for a curve; measure {FEWEST} or more, besides 0"
         return {"reason": few if best is not None else f"{grader.kind} has no best possible score to fall short of"}
     curve = LearningCurve(np.array(sizes, dtype=np.float64), value_K, resampled(series), best)
-    errors = {form.name: foretold(form, curve.size_K, curve.short(curve.value_K), curve.weights) for form in FORMS}
     fit, known, held = curve.fit, len(sizes) > FEWEST, curve.calibration()
     return {
         "grader": grader.kind, "unit": grader.unit, "better": grader.better, "resamples": RESAMPLES,
         "form": fit.form.name, "formula": fit.form.formula, "d": fit.d, "b": fit.b, "c": fit.c, "best": best,
-        "errors": errors if known else None,
+        "errors": curve.errors if known else None,
         "forms": dict(Counter(one.form.name for one in curve.fits)),
         "calibration": {"held": sum(each["held"] for each in held), "of": len(held), "points": held},
         "at": [_at(curve, times * sizes[-1], total, spec) | {"times": times} for times in TIMES],

@@ -75,7 +75,9 @@ def sentences(found: dict[str, Any]) -> Iterator[str]:
     errors = told["errors"] or {}
     off = "; ".join(f"{name} {error:.2f}" for name, error in errors.items())
     yield f"form: {told['form']}" + (
-        f"; root mean square of what each form is off at larger sizes: {off}" if off else "; too few sizes to choose by"
+        f"; root mean square of what each form is off at sizes held out: {off}"
+        if off
+        else "; too few sizes to choose by"
     )
     for each in told["at"]:
         yield f"{each['times']} times as many ({each['rows']:,} rows): {spoken(each)}{_paid(each)}"
