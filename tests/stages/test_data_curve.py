@@ -1,6 +1,7 @@
 """A data curve: sizes are nested and stratified, share test rows and schedule, go on where they were stopped, and say what more rows would bring."""
 
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -8,16 +9,25 @@ from hypothesis import given as examples_of
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tunesmith.base import ConfigError, Run
+from tunesmith.base import Artifact, ConfigError, DataError, Run
 from tunesmith.base.errors import Interrupted
 from tunesmith.base.files import read_json
 from tunesmith.cli.app import app
+from tunesmith.data.example import Example
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.data.subset import ordered
+from tunesmith.grading.bleu import Bleu
+from tunesmith.grading.chrf import Chrf
+from tunesmith.grading.ter import Ter
 from tunesmith.stages import ask
 from tunesmith.stages.curve import Curve, data_curve
+from tunesmith.stages.curve.forecast import forecast
 from tunesmith.stages.curve.settings import doubling
+from tunesmith.stages.evaluate import learnt_from
+from tunesmith.stages.finetune import Finetune
 from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.plan import plans
+from tunesmith.stages.recipe import read_recipe
 
 SETTINGS = Curve(sizes=(0, 4, 8, 16), seeds=2, once_from=8, least_steps=2, most_steps=3, target=0.9, price=0.5)
 
@@ -44,7 +54,7 @@ def recipe(tmp_path_factory, tiny_folder):
         "initialise": {"adapter": {"rank": 2}},
         "finetune": {"epochs": 1.0, "batch": 8, "optimizer": {"learning_rate": 0.02}, "schedule": {"warmup": 0}},
         "evaluate": {
-            "graders": [{"kind": "json_fields"}, {"kind": "chrf"}, {"kind": "perplexity"}], "max_tokens": 3, "shots": 1,
+            "graders": [{"kind": "chrf"}, {"kind": "json_fields"}, {"kind": "perplexity"}], "max_tokens": 3, "shots": 1,
             "general": None,
         },
     }  # fmt: skip
@@ -98,6 +108,31 @@ def test_sizes_are_nested_stratified_and_measured_on_the_same_rows(made):
     assert {figure["points"][0]["n"] for figure in found["figures"] if figure["name"] == "headline"} == {16}
 
 
+def test_what_a_training_learnt_from_is_what_its_rivals_and_shots_come_from(made):
+    folder, _, found = made
+    prepared = Run(folder).artifact("prepare")
+    rows = load_split(prepared.path, "train")
+    parts = [
+        [each.origin for each in learnt_from(prepared, Artifact.open(folder / run["finetune"]))]
+        for run in (found["sizes"][0]["runs"] + found["sizes"][1]["runs"])
+    ]
+    assert [len(part) for part in parts] == [4, 4, 8]
+    assert set(parts[0]) < set(parts[2])  # one seed
+    assert set(parts[0]) != set(parts[1])  # another
+    for size, part in ((4, parts[0]), (8, parts[2])):
+        assert [rows[place].origin for place in Finetune(rows=size).places(rows, 0)] == part
+    with pytest.raises(DataError, match=r"finetune.rows: 21 are wanted and there are 20"):
+        Finetune(rows=21).places(rows, 0)
+
+
+def test_a_plan_is_of_the_rows_that_are_learnt_from(recipe, made):
+    rows = load_split(Run(made[0]).artifact("prepare").path, "train")
+    few, all_rows = (
+        next(plans(read_recipe(recipe, settings), rows)).estimate for settings in (("finetune.rows=8",), ())
+    )
+    assert (few.rows, few.steps, all_rows.rows, all_rows.steps) == (8, 1, 20, 3)
+
+
 def test_every_size_takes_the_recipes_epochs_between_the_floor_and_the_cap(made):
     _, _, found = made
     assert [{run["steps"] for run in each["runs"]} for each in found["sizes"]] == [{2}, {2}, {2}]
@@ -139,7 +174,7 @@ def test_the_forecast_tells_rows_and_what_they_cost(made):
     for each in told["at"]:
         assert each["low"] <= each["high"]
         assert (each["more"], each["cost"]) == (each["rows"] - 20, (each["rows"] - 20) * 0.5)
-    assert told["target"]["score"] == 90
+    assert told["target"]["score"] == 0.9  # of no percentage
     assert told["calibration"]["of"] == 0
     assert told["errors"] is None
 
@@ -155,12 +190,10 @@ def test_the_command_computes_nothing_again_and_writes_pages(made, recipe):
     assert sum(1 for _ in Run(folder).events.read("done")) == before
     assert read_json(folder / "curve.json") == json.loads(json.dumps(found))
     page, told = (folder / "curve.html").read_text(), (folder / "curve.md").read_text()
-    assert page.count('<svg class="plot"') > 3
+    assert page.count('<svg class="plot"') > 1
     assert "SVM" in page
     assert "few-shot" in page
     assert "| 16 | 2 | 1 |" in told
-    import xml.etree.ElementTree as ElementTree
-
     assert ElementTree.parse(folder / "curve.svg").getroot().tag.endswith("svg")
 
 
@@ -178,6 +211,33 @@ def test_sizes_worse_than_the_base_are_flagged(recipe, tmp_path, monkeypatch):
     assert "too few for a curve" in found["forecast"]["reason"]
 
 
+def told_by(grader, wrong, spec=SETTINGS, rows=60):
+    """A forecast of answers of four words, of which so many per hundred rows are one word off, by size."""
+    gold = [Example(f"t:{n}", (), (({"role": "assistant", "content": f"one two three {n}"},),)) for n in range(rows)]
+    series = [
+        [grader.figures(gold, [f"one two three {n if (7 * n + seed) % 100 >= count else 'x'}" for n in range(rows)])["headline"] for seed in (0, 3)]
+        for count in wrong.values()
+    ]  # fmt: skip
+    return forecast(grader, list(wrong), series, 100, spec)
+
+
+@pytest.mark.parametrize("grader", [Ter(), Bleu(), Chrf(word_order=2)])
+def test_a_corpus_score_has_a_curve_too_whichever_way_is_better(grader):
+    spec = SETTINGS.model_copy(update={"target": 5.0 if grader.better == "lower" else 95.0, "least_gain": 0.5})
+    told = told_by(grader, {10: 90, 20: 70, 40: 45, 80: 30}, spec)
+    first, last = told["line"][0], told["line"][-1]
+    assert (last["value"] - first["value"]) * (1 if grader.better == "higher" else -1) > 0
+    assert all(point["low"] <= point["high"] for point in told["line"])
+    assert told["target"]["rows"] is None or told["target"]["rows"] > 80
+    assert told["calibration"]["of"] == 1
+    assert [each["more"] for each in told["at"]] == [60, 700]
+
+
+def test_nothing_is_foretold_where_nothing_differs():
+    assert "scores the same" in told_by(Ter(), {10: 100, 20: 100, 40: 100})["reason"]
+    assert "2 sizes are too few" in told_by(Ter(), {10: 50, 20: 40})["reason"]
+
+
 @pytest.mark.parametrize(("total", "expected"), [(3, [1, 2, 3]), (20, [2, 4, 8, 20]), (200, [25, 50, 100, 200]), (220, [25, 50, 100, 220]),
                                                  (299, [25, 50, 100, 299]), (300, [25, 50, 100, 200, 300])])  # fmt: skip
 def test_sizes_double_up_to_all_rows(total, expected):
@@ -189,7 +249,7 @@ def test_sizes_double_up_to_all_rows(total, expected):
     [
         ((), {"sizes": (99,)}, "99 rows are wanted and there are 20"),
         (("prune.method={kind: magnitude}",), {}, "set prune.method=null"),
-        ((), {"target": 120.0}, "a target of 120 is none in % of fields"),
+        (("evaluate.graders=[{kind: exact}]",), {"target": 120.0}, "a target of 120 is none in % of rows"),
         (("finetune.rows=30",), {"sizes": (25,)}, "25 rows are wanted and there are 20"),
     ],
 )

@@ -16,6 +16,7 @@ from tunesmith.grading.learning_curve import (
     best_possible,
     resampled,
 )
+from tunesmith.grading.statistics import Array
 
 from .settings import Curve
 
@@ -37,12 +38,12 @@ def forecast(
         total: rows there are; what is beyond them must be labelled.
         spec: what is wanted.
     """
-    best = best_possible(series[0][0], grader.better)
+    best, value_RK = best_possible(series[0][0], grader.better), resampled(series)
+    if reason := _silent(grader, sizes, best, value_RK):
+        return {"reason": reason}
+    assert best is not None
     value_K = np.array([np.mean([one.point for one in each]) for each in series])
-    if len(sizes) < FEWEST or best is None:
-        few = f"{len(sizes)} sizes are too few for a curve; measure {FEWEST} or more, besides 0"
-        return {"reason": few if best is not None else f"{grader.kind} has no best possible score to fall short of"}
-    curve = LearningCurve(np.array(sizes, dtype=np.float64), value_K, resampled(series), best)
+    curve = LearningCurve(np.array(sizes, dtype=np.float64), value_K, value_RK, best)
     fit, known, held = curve.fit, len(sizes) > FEWEST, curve.calibration()
     return {
         "grader": grader.kind, "unit": grader.unit, "better": grader.better, "resamples": RESAMPLES,
@@ -56,6 +57,17 @@ def forecast(
         "asked_up_to": FARTHEST * sizes[-1],
         "line": _line(curve),
     }  # fmt: skip
+
+
+def _silent(grader: Grader, sizes: Sequence[int], best: float | None, value_RK: Array) -> str:
+    """Why nothing can be foretold; empty if something can."""
+    if len(sizes) < FEWEST:
+        return f"{len(sizes)} sizes are too few for a curve; measure {FEWEST} or more, besides 0"
+    if best is None:
+        return f"{grader.kind} has no best possible score to fall short of"
+    if not np.ptp(value_RK):
+        return "every size scores the same on any test rows; there is no curve"
+    return ""
 
 
 def _at(curve: LearningCurve, rows: int, total: int, spec: Curve) -> dict[str, Any]:
