@@ -59,16 +59,18 @@ def test_a_surer_score_counts_more():
     assert abs(unsure(np.array(1600.0)) - SHORT["power law"](1600)) < abs(sure(np.array(1600.0)) - short[-1] + 6)
 
 
-def test_the_band_holds_the_true_score_about_as_often_as_it_says():
+def test_the_band_holds_the_true_score_about_as_often_as_it_says_and_the_form_is_mostly_right():
     """Each form in turn; sizes of one curve err together, so that 95 % are not to be had exactly from a few."""
-    generator, held, wide = np.random.default_rng(5), [], []
+    generator, held, wide, right = np.random.default_rng(5), [], [], []
     places = np.append(SIZES, [3200.0, 16000.0])
-    for short in [*SHORT.values()] * 10:
+    for name, short in [*SHORT.items()] * 10:
         curve = noisy(generator, 100 - short(SIZES), 0.7)
         low, high = curve.band(places)
         true = 100 - short(places)
         held.append((low <= true) & (true <= high))
         wide.append(high - low)
+        right.append(curve.fit.form.name == name)
+    assert np.mean(right) > 0.6
     assert 0.85 < np.mean(held) < 0.99
     assert np.mean(np.array(held)[:, -2:]) > 0.85  # beyond what was measured
     assert np.mean(wide, axis=0)[-2] < 6  # and it says something
