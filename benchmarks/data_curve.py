@@ -38,6 +38,7 @@ def result(found: dict[str, Any]) -> dict[str, Any]:
     figures = [
         one for one in found["figures"] if one["grader"] == first or (one["grader"] == second and one["summary"])
     ]
+    figures = json.loads(json.dumps(figures), parse_float=lambda text: round(float(text), 3))
     stamp = {"date": datetime.date.today().isoformat(), "environment": environment()}
     return {**stamp, **found, "figures": figures, "published": PUBLISHED}
 

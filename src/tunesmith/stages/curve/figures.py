@@ -1,7 +1,7 @@
 """Every figure of a data curve, with intervals over test rows and trainings, and what it says beside the base and the classifiers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -143,14 +143,15 @@ def _size(point: Point) -> dict[str, Any]:
 
 
 def _figures(grader: Grader, graded: Graded, measured: Measured) -> Iterator[dict[str, Any]]:
-    """A grader's headline, its parts, and its headline by slice."""
+    """A grader's headline, its parts, and its headline by slice; beside parts that are not the first grader's no classifiers stand."""
     about = {"grader": grader.kind, "unit": grader.unit, "better": grader.better, "signature": grader.signature}
-    for name in graded.names:
-        summary = name == HEADLINE or name in grader.summaries
-        yield {**about, "name": name, "summary": summary, **_figure(graded.taken(name), measured.sizes, grader.better)}
-    for name, rows in groups(measured.examples, measured.slices).items():
-        part = graded.taken(HEADLINE, rows)
-        yield {**about, "name": name, "summary": False, **_figure(part, measured.sizes, grader.better)}
+    first = grader is measured.recipe.evaluate.graders[0]
+    found = [(name, name == HEADLINE or name in grader.summaries, graded.taken(name)) for name in graded.names]
+    slices = groups(measured.examples, measured.slices).items()
+    found += [(name, False, graded.taken(HEADLINE, rows)) for name, rows in slices]
+    for name, summary, part in found:
+        shown = part if first or summary else replace(part, rivals={})
+        yield {**about, "name": name, "summary": summary, **_figure(shown, measured.sizes, grader.better)}
 
 
 def _series(series: list[list[dict[str, Figure]]]) -> Series:

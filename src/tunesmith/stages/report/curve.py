@@ -11,7 +11,7 @@ from .charts import Line, plot
 
 SMALL = 12
 """Parts that get a plot of their own: those whom the last doubling moved most."""
-NAMES = {"svm": "SVM", "majority": "majority class", "few-shot": "few-shot", "base": "base"}
+NAMES = {"svm": "SVM", "majority": "majority", "few-shot": "few-shot", "base": "base"}
 
 
 def page(found: Mapping[str, Any]) -> str:
