@@ -11,7 +11,7 @@ import methods
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 FINETUNE, SERVING = ROOT / "docs" / "stages" / "finetune.md", ROOT / "docs" / "serving.md"
-METHODS = ROOT / "docs" / "methods.md"
+METHODS, DATA_CURVE = ROOT / "docs" / "methods.md", ROOT / "docs" / "data-curve.md"
 
 
 def minutes(seconds: float) -> str:
@@ -138,6 +138,22 @@ def scaled(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Measured on {measured(last)}; rounds: {counts} (`python benchmarks/scaling.py`)."])
 
 
+def curved(result: dict[str, Any]) -> str:
+    """The figure, the score at each size and what they foretell."""
+    from tunesmith.stages.curve import text
+
+    lines = ["![The share of attributes that are right, over rows learnt from](data-curve.svg)", ""]
+    lines += [f"| {' | '.join(text.HEADS)} |", "|--:|--:|--:|--:|--:|--:|---|"]
+    lines += [f"| {' | '.join(cells)} |" for cells in text.rows(result)]
+    lines += ["", *(f"* {line}" for line in (*text.beside(result), *text.sentences(result)))]
+    gained = [f"{one['name']} {one['gained']['value']:+.1f}" for one in text.gains(result)[:5]]
+    published = result["published"]
+    said = ", ".join(f"{value:.0f} % with {size} rows" for size, value in published["points"].items())
+    lines += [f"* what the last doubling brought most: {', '.join(gained)}"]
+    lines += [f"* published of {published['task']} ({published['source']}): {said}; {published['said']}", ""]
+    return "\n".join([*lines, f"Measured on {measured(result)} (`python benchmarks/data_curve.py`)."])
+
+
 FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "first_run": (README, first_run),
     "training": (README, against),
@@ -148,6 +164,7 @@ FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "serving": (SERVING, served),
     "scaling": (FINETUNE, scaled),
     "methods": (METHODS, compared),
+    "data_curve": (DATA_CURVE, curved),
 }
 
 
@@ -174,7 +191,7 @@ def kept(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Write, or say what is out of date."""
-    for page in (README, FINETUNE, SERVING, METHODS):
+    for page in (README, FINETUNE, SERVING, METHODS, DATA_CURVE):
         before = page.read_text()
         after = written(page, before)
         if "--check" in sys.argv and before != after:

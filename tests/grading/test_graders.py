@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics import BLEU, CHRF, TER
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score, mean_squared_error
 
@@ -27,6 +27,7 @@ from tunesmith.grading.reading import canonical, read_object
 from tunesmith.grading.reward_model import RewardModel
 from tunesmith.grading.score_error import ScoreError
 from tunesmith.grading.statistics import interval
+from tunesmith.grading.ter import Ter
 
 
 def example(gold: str, prompt: str = "Which?", **meta: object) -> Example:
@@ -58,9 +59,10 @@ def test_perfect_answers_get_the_best_and_empty_ones_the_worst(member: type[Answ
     grader = member()  # type: ignore[call-arg]
     best, worst = grader.figures(EXAMPLES, GOLDS), grader.figures(EXAMPLES, [""] * len(GOLDS))
     assert best.keys() == worst.keys()
+    right, wrong = (100.0, 0.0) if grader.better == "higher" else (0.0, 100.0)
     for name in best:
-        assert best[name].point == pytest.approx(100.0)
-        assert worst[name].point == 0.0
+        assert best[name].point == pytest.approx(right)
+        assert worst[name].point == wrong
     assert grader.score(GOLDS[0], EXAMPLES[0]).share == pytest.approx(1.0)
     assert grader.score("", EXAMPLES[0]).share == 0.0
 
@@ -193,16 +195,31 @@ def test_json_valid_is_strict_unless_told() -> None:
     assert JsonValid(reading="lenient").score(fenced, EXAMPLES[0]).hits == 1
 
 
-def test_bleu_and_chrf_are_sacrebleus_corpus_scores() -> None:
+def test_bleu_chrf_and_ter_are_sacrebleus_corpus_scores() -> None:
     golds = ["the cat sat on the mat today", "a dog ran through the green park", "nothing at all is the same"]
     answers = ["the cat sat on a mat today", "the dog ran in the park", "nothing is the same at all"]
     rows = [example(gold) for gold in golds]
-    for grader, metric in ((Bleu(), BLEU()), (Chrf(), CHRF()), (Chrf(word_order=2), CHRF(word_order=2))):
+    pairs = [(Bleu(), BLEU()), (Chrf(), CHRF()), (Chrf(word_order=2), CHRF(word_order=2)), (Ter(), TER())]
+    pairs += [(Ter(punctuation=False, case_sensitive=True), TER(no_punct=True, case_sensitive=True))]
+    for grader, metric in pairs:
         figure = grader.figures(rows, answers)[HEADLINE]
         assert figure.point == pytest.approx(metric.corpus_score(answers, [golds]).score)
         twice = figure.value(np.stack([figure.statistics.sum(axis=0), figure.statistics[:2].sum(axis=0)]))
         assert twice[1] == pytest.approx(metric.corpus_score(answers[:2], [golds[:2]]).score)
         assert f"{metric.get_signature().format()}" in grader.signature
+
+
+def test_ter_is_better_when_lower_has_no_worst_and_pays_for_what_is_right() -> None:
+    rows = [example("one two three four"), example("five")]
+    figure = Ter().figures(rows, ["one two three", "six seven eight"])[HEADLINE]
+    assert (Ter.better, figure.top) == ("lower", None)
+    assert figure.point == pytest.approx(100 * (1 + 3) / 5)
+    found = interval(figure)
+    assert found.low <= figure.point <= found.high
+    assert Ter().worth(["one two three", "six seven eight"], rows) == [
+        0.75,
+        0.0,
+    ]  # three edits of a word are not worse than one
 
 
 def test_perplexity_is_over_tokens_not_over_rows() -> None:

@@ -89,6 +89,36 @@ def compare(
 
 
 @app.command()
+def data_curve(
+    given: Given,
+    overrides: Overrides = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(metavar="0,25,50,...", help="Rows to learn from; doubling from 25 to all there are by default."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each size.")] = 3,
+    once_from: Annotated[int | None, typer.Option(min=1, help="Sizes from this one on are trained once.")] = None,
+    least_steps: Annotated[int, typer.Option(min=1, help="Fewest steps of a training.")] = 50,
+    most_steps: Annotated[int, typer.Option(min=1, help="Most steps of a training.")] = 1000,
+    target: Annotated[float | None, typer.Option(help="A score: how many rows does it take? 0.9 is 90 %.")] = None,
+    least_gain: Annotated[
+        float, typer.Option(help="What a doubling must bring to be worth it, in the headline's unit.")
+    ] = 1.0,
+    price: Annotated[float | None, typer.Option(min=0, help="What labelling a row costs.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--run", help="Where the curve lives; runs/NAME-curve by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """How much data is enough: train on nested parts of the rows, and fit a curve; what is there already is not trained again."""
+    from .running import draw_curve
+
+    asked = {"sizes": sizes, "seeds": seeds, "once_from": once_from, "least_steps": least_steps, "most_steps": most_steps,
+             "target": target, "least_gain": least_gain, "price": price}  # fmt: skip
+    draw_curve(given, folder, tuple(overrides or ()), asked, as_json)
+
+
+@app.command()
 def merge(
     given: Annotated[
         list[str],

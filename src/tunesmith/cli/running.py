@@ -1,7 +1,9 @@
 """Runs stages and says what they came to."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,6 +11,7 @@ from rich.table import Table
 
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import read_json
+from tunesmith.base.spec import validate
 from tunesmith.stages.headline import cells, prompt_cells
 from tunesmith.stages.merged import Merger, merged_from
 from tunesmith.stages.pipeline import Pipeline, open_any, open_run
@@ -114,6 +117,40 @@ def compare_variants(
     console.print(table)
     path = open_run(given, folder, assignments).run.path / "compare.md"
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else path)
+
+
+def draw_curve(
+    given: Path, folder: Path | None, assignments: tuple[str, ...], asked: dict[str, Any], as_json: bool
+) -> None:
+    """Train every size with every seed, then the table; the path of `curve.html`, or the whole as JSON, goes to standard output."""
+    from tunesmith.stages.curve import Curve, data_curve
+    from tunesmith.stages.curve.measure import folder_of
+    from tunesmith.stages.curve.text import HEADS, headline, rows, sentences
+
+    path = folder_of(given, folder)
+
+    def work(pipeline: Pipeline, name: str) -> Artifact:
+        console.rule(f"{name}, seed {pipeline.recipe.seed}", align="left")
+        return _stages(pipeline, (*pipeline.before("ask"), "ask"))
+
+    def beside(stage: str, make: Callable[[], Artifact]) -> Artifact:
+        with following(Run(path).events, stage, console):
+            return make()
+
+    sizes = [part.strip() for part in asked["sizes"].split(",")] if asked["sizes"] else []
+    spec = validate(Curve, {**asked, "sizes": sizes}, "data-curve")
+    found = data_curve(given, spec, assignments=assignments, folder=folder, work=work, beside=beside)
+    head = headline(found)
+    title = f"{head['grader']}, {head['unit']}; {found['rows']:,} test rows, 95 % intervals over rows and trainings"
+    table = Table(title=title, title_justify="left")
+    for heading in HEADS:
+        table.add_column(heading, justify="right" if heading else "left")
+    for point in rows(found):
+        table.add_row(*map(escape, point))
+    console.print(table)
+    for line in sentences(found):
+        console.print(f"  {line}", markup=False)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else path / "curve.html")
 
 
 def _conclude(pipeline: Pipeline | Merger, evaluated: Artifact) -> None:

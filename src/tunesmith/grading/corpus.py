@@ -1,8 +1,8 @@
-"""What BLEU and chrF share: sacrebleu's metrics as figures over sums of their segment statistics."""
+"""What BLEU, chrF and TER share: sacrebleu's metrics as figures over sums of their segment statistics."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,6 +17,9 @@ class CorpusGrader(AnswerGrader):
 
     The statistics are taken and summed the way sacrebleu's own significance tests do it.
     """
+
+    top: ClassVar[float | None] = 100.0
+    """The best score where 0 is the worst; None where there is no such limit."""
 
     @abstractmethod
     def metric(self, sentence: bool = False) -> Any:
@@ -37,7 +40,7 @@ class CorpusGrader(AnswerGrader):
             scores = [metric._compute_score_from_stats(row.tolist()).score for row in rows]
             return np.array(scores, dtype=np.float64).reshape(sums.shape[:-1])
 
-        return {HEADLINE: Figure(np.array(statistics, dtype=np.float64), value, top=100.0)}
+        return {HEADLINE: Figure(np.array(statistics, dtype=np.float64), value, top=self.top)}
 
     @property
     def signature(self) -> str:

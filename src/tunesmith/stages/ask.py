@@ -1,4 +1,4 @@
-"""Ask: a tuned model's answers to the test rows and nothing else, for comparisons of many trainings."""
+"""Ask: a tuned model's answers to the test rows and nothing else, for comparisons of many trainings; or those of its base."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Precision, load, served
 
 from .evaluate import Evaluate
-from .judge import answer, likelihoods, merge
+from .judge import answer, as_shots, likelihoods, merge
 
 
 class Ask(Spec):
@@ -30,10 +30,10 @@ class Ask(Spec):
 
 
 def ask(
-    spec: Ask, prepared: Artifact, finetuned: Artifact, pruned: Artifact | None = None, *, out: Output, model: str,
-    precision: Precision, adapter: dict[str, Any],
+    spec: Ask, prepared: Artifact, finetuned: Artifact | None = None, pruned: Artifact | None = None, *, out: Output, model: str,
+    precision: Precision, adapter: dict[str, Any], shots: int = 0,
 ) -> None:  # fmt: skip
-    """Write `answers.json`, one for each test row, and `likelihoods.json`.
+    """Write `answers.json`, one for each test row, and `likelihoods.json`; of the base where nothing was tuned, after `shots` worked examples.
 
     Raises:
         DataError: there are no test rows.
@@ -42,9 +42,11 @@ def ask(
     if not test:
         raise DataError("compare: there are no test rows; set prepare.test or prepare.test_fraction")
     loaded = load(model, served(precision))
-    merge(loaded, adapter, finetuned, precision, pruned)
-    write_json(out / "answers.json", answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
-    rows = load_split(prepared.path, "test")[: spec.rows] if spec.likelihoods else []
+    if finetuned is not None:
+        merge(loaded, adapter, finetuned, precision, pruned)
+    worked = as_shots(load_examples(prepared.path, "train")[:shots]) if shots else ()
+    write_json(out / "answers.json", answer(loaded, test, Sampling(max_tokens=spec.max_tokens), worked))
+    rows = load_split(prepared.path, "test")[: spec.rows] if spec.likelihoods and not shots else []
     write_json(out / "likelihoods.json", [[each.loss, each.tokens] for each in likelihoods(loaded, rows)])
 
 

@@ -132,6 +132,17 @@ def pipelines(variant: Variant, folder: Path, seeds: int) -> Iterator[Pipeline]:
         yield Pipeline(recipe, Run(folder), notes, variant.recipe.seed)
 
 
+def trained(variant: Variant, folder: Path, seeds: int, work: Callable[[Pipeline, str], Artifact]) -> Trained:
+    """A variant's trainings; `work` trains and asks a pipeline of the variant of that name, and gives its artifact of answers."""
+    finetuned, asked = [], []
+    for pipeline in pipelines(variant, folder, seeds):
+        pipeline.notes.mkdir(parents=True, exist_ok=True)
+        pipeline.record()
+        asked.append(work(pipeline, variant.name))
+        finetuned.append(pipeline.finetune())
+    return Trained(variant, tuple(finetuned), tuple(asked))
+
+
 def quietly(pipeline: Pipeline, variant: str) -> Artifact:
     """Train and ask, with nothing shown."""
     del variant
@@ -166,15 +177,7 @@ def compare(
     found, run = variants(given, assignments, vary), open_run(given, folder, assignments).run
     with run.lock():
         examples = _held_out(found, run.path)
-        made = []
-        for variant in found:
-            finetuned, asked = [], []
-            for pipeline in pipelines(variant, run.path, seeds):
-                pipeline.notes.mkdir(parents=True, exist_ok=True)
-                pipeline.record()
-                asked.append(work(pipeline, variant.name))
-                finetuned.append(pipeline.finetune())
-            made.append(Trained(variant, tuple(finetuned), tuple(asked)))
+        made = [trained(variant, run.path, seeds, work) for variant in found]
         next(pipelines(found[0], run.path, 1)).stage("ask")
         told = compared(made, examples, found[0].recipe.evaluate)
         write_json(run.path / "compare.json", told)

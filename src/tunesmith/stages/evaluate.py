@@ -25,6 +25,7 @@ from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded, Precision, load, served
 
 from .documents import Documents, Retrieval
+from .finetune import Finetune
 from .general import general_examples
 from .judge import answer, as_shots, kept, learnt_by, likelihoods, merge
 from .scoring import evaluate_scores
@@ -96,7 +97,7 @@ def evaluate(
     Raises:
         DataError: there are no test rows.
     """
-    train, test = load_examples(prepared.path, "train"), load_examples(prepared.path, "test")[: spec.rows]
+    train, test = learnt_from(prepared, finetuned), load_examples(prepared.path, "test")[: spec.rows]
     rows = load_split(prepared.path, "test")[: spec.rows]
     if not test:
         raise DataError("evaluate: there are no test rows; set prepare.test or prepare.test_fraction")
@@ -133,6 +134,15 @@ def evaluate(
 def _of(stage: str, further: tuple[Artifact, ...]) -> Artifact | None:
     """What a stage made that not every run has."""
     return next((one for one in further if one.manifest["stage"] == stage), None)
+
+
+def learnt_from(prepared: Artifact, finetuned: Artifact) -> list[Example]:
+    """The examples that a training had."""
+    train, spec = load_examples(prepared.path, "train"), Finetune.model_validate(finetuned.manifest["spec"])
+    if spec.rows is None:
+        return train
+    places = spec.places(load_split(prepared.path, "train"), finetuned.manifest["context"]["seed"])
+    return [train[place] for place in places]
 
 
 def check(spec: Evaluate, prepared: Artifact) -> None:

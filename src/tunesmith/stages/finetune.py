@@ -14,6 +14,7 @@ from tunesmith.base.files import sha256
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.subset import subset
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.sft import SFT
@@ -44,6 +45,9 @@ class Finetune(Spec):
     """How the learning rate changes."""
     epochs: float = Field(3.0, gt=0)
     """Passes over the training rows."""
+    rows: int | None = Field(None, ge=1)
+    """Learn from so many of the prepared rows, each of `prepare.classes` in proportion; what a smaller number takes, a larger one takes too. Null
+    learns from all."""
     balance: Balance = Balance()
     """What is done about rare classes."""
     batch: int = Field(8, ge=1)
@@ -98,6 +102,20 @@ class Finetune(Spec):
             )
         return self
 
+    def places(self, rows: Sequence[Row], seed: int) -> list[int]:
+        """Places of the prepared training rows that are learnt from.
+
+        Raises:
+            DataError: there are not so many.
+        """
+        if self.rows is None:
+            return list(range(len(rows)))
+        if self.rows > len(rows):
+            raise DataError(
+                f"finetune.rows: {self.rows:,} are wanted and there are {len(rows):,} to learn from; take fewer, or prepare more"
+            )
+        return subset(rows, self.rows, seed)
+
     def dataset(self, rows: Sequence[Row], seed: int) -> Dataset:
         """Rows in the batches that these settings make of them; answers yet to be sampled are as long as they may be."""
         parts, draw = (*self._cut(), self.epochs, seed, self.share_prefixes), self.balance.draw(rows)
@@ -142,7 +160,7 @@ def finetune(
         ModelError: the loss is not finite.
     """
     del searched  # its overrides are part of `spec` already
-    learnt, held_out = splits(spec, prepared, model, precision)
+    learnt, held_out = splits(spec, prepared, model, precision, seed)
     loaded = load(model, precision)
     loaded.checkpointing = spec.activation_checkpointing is True
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
@@ -168,18 +186,20 @@ def finetune(
     out.metrics.update(figures(training, done, out))
 
 
-def splits(spec: Finetune, prepared: Artifact, model: str, precision: Precision) -> list[Split]:
+def splits(spec: Finetune, prepared: Artifact, model: str, precision: Precision, seed: int) -> list[Split]:
     """What is learnt from and what validation looks at, as the objective reads it, with what other models say of it.
 
     Raises:
-        DataError: the objective cannot learn from a row.
+        DataError: the objective cannot learn from a row, or there are fewer than are wanted.
         ModelError: another model cannot be had.
     """
     train, held_out = (load_split(prepared.path, name) for name in ("train", "validation"))
+    examples, places = load_examples(prepared.path, "train"), spec.places(train, seed)
+    train = [train[place] for place in places]
     spec.objective.check([*train, *held_out])
     rows, first = spec.balance.weighted(train), slice(spec.validation.rows)
     found = [
-        Split(list(spec.objective.arranged(rows)), load_examples(prepared.path, "train")),
+        Split(list(spec.objective.arranged(rows)), [examples[place] for place in places]),
         Split(list(spec.objective.arranged(held_out))[first], load_examples(prepared.path, "validation")[first]),
     ]
     size, supervise = spec.micro_batch or spec.batch, prepared.manifest["spec"]["supervise"]

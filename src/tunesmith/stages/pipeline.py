@@ -14,7 +14,7 @@ from tunesmith.grading import Grader
 from tunesmith.models.load import locate
 from tunesmith.serving.log import settle
 
-from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, prompting, prune, sample, search
+from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, prompting, prune, rivals, sample, search
 from .merged import Merger, is_merged, read_merged
 from .order import Stages
 from .plan import Plan, check_memory, plans, recovery_plans
@@ -170,6 +170,17 @@ class Pipeline(Stages[Recipe]):
         """Answers alone, to compare many trainings by."""
         spec, parents = ask.Ask.of(self.recipe.evaluate), (self.prepare(), self.finetune(), *self._pruned())
         return self.run.once(ask.STAGE, spec, *parents, **self.about, adapter=self.adapter)
+
+    def ask_base(self, shots: int = 0) -> Artifact:
+        """The same of the base, which was tuned for nothing; after worked examples, if any are wanted."""
+        spec = ask.Ask.of(self.recipe.evaluate)
+        worked: dict[str, Any] = {"shots": shots} if shots else {}
+        return self.run.once(ask.STAGE, spec, self.prepare(), **self.about, adapter=self.adapter, **worked)
+
+    def rivals(self) -> Artifact:
+        """What classifiers that learnt from the same rows answer."""
+        spec = rivals.Rivals(rows=self.recipe.finetune.rows, test_rows=self.recipe.evaluate.rows)
+        return self.run.once(rivals.STAGE, spec, self.prepare(), seed=self.recipe.seed)
 
     def deploy(self) -> Artifact:
         """What can be served."""

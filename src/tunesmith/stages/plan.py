@@ -92,8 +92,9 @@ def _plan(recipe: Recipe, settings: tuple[str, ...], rows: Sequence[Row], config
     for each in settings:
         override(tree, each)
     changed = validate(Recipe, tree, "plan")
-    changed.finetune.objective.check(rows)
     tune, precision, adapter = changed.finetune, resolve_precision(changed.precision), changed.initialise.adapter
+    rows = [rows[place] for place in tune.places(rows, changed.seed)]
+    tune.objective.check(rows)
     data, wanted = tune.dataset(tune.objective.arranged(rows), changed.seed), tune.activation_checkpointing
     beside = sum(each.grader.memory for each in tune.rollouts.rewards) if tune.rollouts is not None else 0
     for checkpointing in (False, True) if wanted == "auto" else (wanted,):

@@ -188,7 +188,7 @@ def _recover(
     loaded.checkpointing = spec.recovery.activation_checkpointing is True
     held = spec.method.zeros(loaded.model)
     spec.adapter.attach(loaded, seed)
-    given, held_out = splits(spec.recovery, prepared, str(cut), precision)
+    given, held_out = splits(spec.recovery, prepared, str(cut), precision, seed)
     training = set_up(spec.recovery, loaded, spec.adapter, given, held_out, out, seed)
     hold_at_zero(training.parameters, held, training.optimizer)
     done = training.run()

@@ -61,9 +61,7 @@ def affordable(recipe: Recipe, prepared: Artifact, left: float, name: str) -> Re
     Raises:
         ConfigError: not even one step can be afforded.
     """
-    tune, rows = recipe.finetune, load_split(prepared.path, "train")
-    tune.objective.check(rows)
-    rows = list(tune.objective.arranged(rows))
+    tune, rows = recipe.finetune, _learnt(recipe, prepared)
     once = in_an_epoch(tune.model_copy(update=_expected(recipe, rows)).dataset(rows, recipe.seed))
     epochs = (left - _measuring(recipe, rows)) / (once * per_token(recipe))
     if epochs * tune.dataset(rows, recipe.seed).steps_per_epoch < 1:
@@ -71,6 +69,14 @@ def affordable(recipe: Recipe, prepared: Artifact, left: float, name: str) -> Re
             f"{name}: of its budget {max(left, 0):,.0f} token passes are left for training, not enough for one step; raise budget, or sample less"
         )
     return recipe.model_copy(update={"finetune": tune.model_copy(update={"epochs": round(epochs, 4)})})
+
+
+def _learnt(recipe: Recipe, prepared: Artifact) -> list[Row]:
+    """The rows of a training, as its objective reads them."""
+    tune, rows = recipe.finetune, load_split(prepared.path, "train")
+    rows = [rows[place] for place in tune.places(rows, recipe.seed)]
+    tune.objective.check(rows)
+    return list(tune.objective.arranged(rows))
 
 
 def _expected(recipe: Recipe, rows: list[Row]) -> dict[str, Any]:
@@ -113,7 +119,7 @@ def of_training(recipe: Recipe, run: Run, prepared: Artifact, made: Artifact) ->
     sampled = 0
     if tune.rollouts is not None:
         sampled = sum(event["sampled_tokens"] for event in steps[:: tune.rollouts.updates])
-    rows = list(tune.objective.arranged(load_split(prepared.path, "train")))
+    rows = _learnt(recipe, prepared)
     passes = round(_measuring(recipe, rows) + distinct * per_token(recipe))
     return Cost(passes, distinct, sampled, found["step_seconds"], found["peak_memory_mb"])
 

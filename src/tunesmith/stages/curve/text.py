@@ -1,0 +1,143 @@
+"""A data curve in words: tables to publish, and for the terminal."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from tunesmith.grading import HEADLINE
+
+HEADS = ("rows", "steps", "trainings", "score", "against base", "SVM", "")
+FLAGS = {"worse": "worse than base", "below": "below base, not shown", "": ""}
+MOST_PARTS = 60
+"""Most figures in the table of parts."""
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The curve as tables to publish."""
+    head = headline(found)
+    lines = [
+        f"# Data curve: {found['name']}", "",
+        f"{head['grader']}, {head['unit']}; {found['rows']:,} test rows, the same at every size; in brackets 95 % intervals over test rows and trainings.",
+        f"Each training: {found['schedule']}. {drawn(found)}", "",
+        _row(HEADS), _row(["---:"] * 4 + ["---:", "---:", "---"]), *(_row(cells) for cells in rows(found)), "",
+        *(f"* {line}" for line in beside(found)), "",
+        "## What more rows would bring", "", *(f"* {line}" for line in sentences(found)), "",
+        "## Every figure", "", *_parts(found), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def headline(found: dict[str, Any]) -> dict[str, Any]:
+    """The first grader's first figure."""
+    first: dict[str, Any] = found["figures"][0]
+    return first
+
+
+def drawn(found: dict[str, Any]) -> str:
+    """How rows are chosen."""
+    by = f", each class of {found['stratified']} in proportion" if found["stratified"] else ""
+    return f"A smaller size's rows are among a larger one's{by}; another seed draws other rows."
+
+
+def rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The headline at each size."""
+    head = headline(found)
+    steps = {each["size"]: sorted({run["steps"] for run in each["runs"]}) for each in found["sizes"]}
+    svm = {point["size"]: point for point in head["systems"].get("svm", ())}
+    for point in head["points"]:
+        size, against = point["size"], point["against"].get("base")
+        taken = steps.get(size, [0])
+        span = f"{taken[0]:,}" if len(taken) == 1 else f"{taken[0]:,} to {taken[-1]:,}"
+        apart = spoken(against, "+") if against else ""
+        rival = spoken(svm[size]) if size in svm else ""
+        times = str(len(point["seeds"])) if size else "base"
+        yield f"{size:,}", span, times, spoken(point), apart, rival, FLAGS[point["flag"]]
+
+
+def beside(found: dict[str, Any]) -> Iterator[str]:
+    """What stands beside the curve."""
+    systems = headline(found)["systems"]
+    if "few-shot" in systems:
+        yield f"few-shot: {spoken(systems['few-shot'])}"
+    if "majority" in systems:
+        yield f"majority class, of {systems['majority'][-1]['size']:,} rows: {spoken(systems['majority'][-1])}"
+    worse = [f"{point['size']:,}" for point in headline(found)["points"] if point["flag"] == "worse"]
+    if worse:
+        yield f"**worse than the base model with {', '.join(worse)} rows**"
+
+
+def sentences(found: dict[str, Any]) -> Iterator[str]:
+    """What the fitted curve foretells, or why it does not."""
+    told = found["forecast"]
+    if "reason" in told:
+        yield told["reason"]
+        return
+    far, unit = told["asked_up_to"], told["unit"]
+    errors = told["errors"] or {}
+    off = "; ".join(f"{name} {error:.2f}" for name, error in errors.items())
+    yield f"form: {told['form']}" + (
+        f"; root mean square of what each form is off at sizes held out: {off}"
+        if off
+        else "; too few sizes to choose by"
+    )
+    for each in told["at"]:
+        yield f"{each['times']} times as many ({each['rows']:,} rows): {spoken(each)}{_paid(each)}"
+    if told["target"]:
+        yield f"to reach {told['target']['score']:g} {unit}: {_span(told['target'], far)}{_paid(told['target'])}"
+    least = told["enough"]
+    yield f"past {_span(least, far)} another doubling gains less than {least['least_gain']:g}{_paid(least)}"
+    held = told["calibration"]
+    if held["of"]:
+        yield f"checked: of {held['of']} scores foretold from smaller sizes alone, the 95 % band held {held['held']}"
+
+
+def gains(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Parts by what the last doubling brought them, the most first."""
+    first = headline(found)
+    sign = 1 if first["better"] == "higher" else -1
+    parts = [
+        each
+        for each in found["figures"]
+        if each["grader"] == first["grader"] and not each["summary"] and each["gained"] is not None
+    ]
+    return sorted(parts, key=lambda each: -sign * each["gained"]["value"])
+
+
+def name_of(figure: dict[str, Any]) -> str:
+    """What a figure is called."""
+    return f"{figure['grader']}, {figure['unit']}" if figure["name"] == HEADLINE else figure["name"]
+
+
+def _parts(found: dict[str, Any]) -> Iterator[str]:
+    sizes = [point["size"] for point in headline(found)["points"]]
+    yield _row(["figure", *(f"{size:,}" for size in sizes), "last doubling"])
+    yield _row(["---"] + ["---:"] * (len(sizes) + 1))
+    for figure in found["figures"][:MOST_PARTS]:
+        values = [f"{point['value']:.1f}{'*' * (point['flag'] == 'worse')}" for point in figure["points"]]
+        gained = spoken(figure["gained"], "+") if figure["gained"] else ""
+        yield _row([name_of(figure), *values, gained])
+    if len(found["figures"]) > MOST_PARTS:
+        yield f"\n{len(found['figures']) - MOST_PARTS} more are in curve.json."
+    yield "\n`*` is worse than the base model, by its 95 % interval. Signatures of graders are in curve.json."
+
+
+def spoken(value: dict[str, Any], sign: str = "") -> str:
+    """A figure with its interval."""
+    return f"{value['value']:{sign}.1f} ({value['low']:{sign}.1f} to {value['high']:{sign}.1f})"
+
+
+def _span(found: dict[str, Any], far: int) -> str:
+    value, low, high = (
+        f"{found[name]:,}" if found[name] is not None else f"more than {far:,}" for name in ("rows", "low", "high")
+    )
+    return f"{value} rows ({low} to {high})"
+
+
+def _paid(found: dict[str, Any]) -> str:
+    """What is still to be labelled, and what it costs."""
+    if not found["more"]:
+        return ""
+    return f"; {found['more']:,} more to label" + (f", for {found['cost']:,.2f}" if found["cost"] is not None else "")
+
+
+def _row(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |".replace("\n", " ")

@@ -1,0 +1,69 @@
+"""The page of a data curve, and its figure: scores over rows on a logarithmic axis, with the band, the classifiers and what stands beside them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from ..curve import text
+from . import environment
+from .charts import Line, plot
+
+SMALL = 12
+"""Parts that get a plot of their own: those whom the last doubling moved most."""
+NAMES = {"svm": "SVM", "majority": "majority", "few-shot": "few-shot", "base": "base"}
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The HTML page, complete in itself."""
+    told = dict(found)
+    shown = {
+        "name": found["name"],
+        "rows": found["rows"],
+        "unit": text.headline(told)["unit"],
+        "kind": text.headline(told)["grader"],
+        "whole": drawing(found, text.headline(told), found["forecast"].get("line", ())),
+        "heads": text.HEADS,
+        "lines": list(text.rows(told)),
+        "beside": [line.replace("**", "") for line in text.beside(told)],
+        "sentences": list(text.sentences(told)),
+        "schedule": found["schedule"],
+        "drawn": text.drawn(told),
+        "parts": [drawing(found, part) | {"gained": part["gained"]} for part in text.gains(told)[:SMALL]],
+        "checked": found["forecast"].get("calibration", {}).get("points", []),
+    }
+    return environment().get_template("curve.html.j2").render(shown)
+
+
+def drawing(
+    found: Mapping[str, Any], figure: Mapping[str, Any], line: Sequence[Mapping[str, float]] = ()
+) -> dict[str, Any]:
+    """A figure as a plot."""
+    lines = [Line("tuned", figure["points"], "tuned")]
+    systems = figure["systems"]
+    lines += [Line(NAMES[name], systems[name], name) for name in ("svm", "majority") if name in systems]
+    level = {NAMES["base"]: figure["points"][0]["value"]}
+    if "few-shot" in systems:
+        level[NAMES["few-shot"]] = systems["few-shot"]["value"]
+    return {
+        "title": text.name_of(dict(figure)),
+        "chart": plot(lines, level, line, whole=figure["unit"].startswith("%")),
+    }
+
+
+def figure(found: Mapping[str, Any]) -> str:
+    """The headline's plot as an SVG file of its own."""
+    drawn = drawing(found, text.headline(dict(found)), found["forecast"].get("line", ()))
+    macro = environment().get_template("curve_plot.html.j2").module
+    style = re.sub(
+        r"@media[^{]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}",
+        "",
+        files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
+    )
+    root = style[: style.index("}") + 1].replace("color-scheme:light dark;", "")
+    rules = "".join(re.findall(r"^(?:\.plot|\.grid|svg)[^\n]*$", style, flags=re.MULTILINE))
+    inner = str(macro.plot(drawn["chart"]))  # type: ignore[attr-defined]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" width="760" height="400" viewBox="0 0 760 400" font-family="sans-serif"><style>{root}{rules}</style>'
+        f'<rect width="760" height="400" fill="var(--card)"/>{inner}</svg>\n'
+    )

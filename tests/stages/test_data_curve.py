@@ -1,0 +1,282 @@
+"""A data curve: sizes are nested and stratified, share test rows and schedule, go on where they were stopped, and say what more rows would bring."""
+
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given as examples_of
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from tunesmith.base import Artifact, ConfigError, DataError, Run
+from tunesmith.base.errors import Interrupted
+from tunesmith.base.files import read_json
+from tunesmith.cli.app import app
+from tunesmith.data.example import Example
+from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.subset import ordered
+from tunesmith.grading.bleu import Bleu
+from tunesmith.grading.chrf import Chrf
+from tunesmith.grading.ter import Ter
+from tunesmith.stages import ask
+from tunesmith.stages.curve import Curve, data_curve
+from tunesmith.stages.curve.forecast import forecast
+from tunesmith.stages.curve.settings import doubling
+from tunesmith.stages.evaluate import learnt_from
+from tunesmith.stages.finetune import Finetune
+from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.plan import plans
+from tunesmith.stages.recipe import read_recipe
+
+SETTINGS = Curve(sizes=(0, 4, 8, 16), seeds=2, once_from=8, least_steps=2, most_steps=3, target=0.9, price=0.5)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny_folder):
+    """A tiny model on two fields of a JSON answer, one value of them rare."""
+    folder = tmp_path_factory.mktemp("curve")
+    colours, sizes = ["red", "red", "green", "blue"], ["big", "big", "big", "small"]
+    lines = [
+        {
+            "prompt": f"Thing {number}, {colours[number % 4]}?",
+            "answer": json.dumps({"c": colours[number % 4], "s": sizes[number // 4 % 4]}),
+        }
+        for number in range(36)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {
+        "model": str(tiny_folder),
+        "precision": "fp32",
+        "prepare": {
+            "source": "rows.jsonl", "test_fraction": 16, "validation_fraction": 0, "cleaners": [], "classes": "answer.*",
+        },
+        "initialise": {"adapter": {"rank": 2}},
+        "finetune": {"epochs": 1.0, "batch": 8, "optimizer": {"learning_rate": 0.02}, "schedule": {"warmup": 0}},
+        "evaluate": {
+            "graders": [{"kind": "chrf"}, {"kind": "json_fields"}, {"kind": "perplexity"}], "max_tokens": 3, "shots": 1,
+            "general": None,
+        },
+    }  # fmt: skip
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def stopped(recipe):
+    """A curve that was killed while the second training of the first size answered."""
+    folder, asked = recipe.parent / "curve", []
+
+    def work(pipeline, name):
+        asked.append((name, pipeline.recipe.seed))
+        if len(asked) == 2:
+            pipeline.finetune()
+            raise Interrupted(2)
+        return pipeline.stage("ask")
+
+    with pytest.raises(Interrupted):
+        data_curve(recipe, SETTINGS, folder=folder, work=work)
+    return folder, [path.name for path in folder.glob("*-*") if path.is_dir()]
+
+
+@pytest.fixture(scope="module")
+def made(recipe, stopped):
+    folder, before = stopped
+    return folder, before, data_curve(recipe, SETTINGS, folder=folder)
+
+
+def test_a_killed_curve_computes_only_what_is_missing(made):
+    folder, before, _ = made
+    done = [event["artifact"] for event in Run(folder).events.read("done")]
+    assert len(done) == len(set(done))
+    assert set(before) <= set(done)
+    for stage, count in {"prepare": 1, "finetune": 4, "rivals": 4, "ask": 4 + 2}.items():
+        assert sum(name.startswith(f"{stage}-") for name in done) == count, stage
+
+
+def test_sizes_are_nested_stratified_and_measured_on_the_same_rows(made):
+    folder, _, found = made
+    prepared = Run(folder).artifact("prepare")
+    rows = load_split(prepared.path, "train")
+    assert len(rows) == found["total"] == 20
+    finetunes = [run["finetune"] for each in found["sizes"] for run in each["runs"]]
+    parents = {read_json(folder / name / "manifest.json")["parents"][0]["id"] for name in finetunes}
+    assert parents == {prepared.id}
+    assert [run["rows"] for each in found["sizes"] for run in each["runs"]] == [4, 4, 8, 16]
+    assert found["stratified"] == "answer.*"
+    assert {figure["points"][0]["n"] for figure in found["figures"] if figure["name"] == "headline"} == {16}
+
+
+def test_what_a_training_learnt_from_is_what_its_rivals_and_shots_come_from(made):
+    folder, _, found = made
+    prepared = Run(folder).artifact("prepare")
+    rows = load_split(prepared.path, "train")
+    parts = [
+        [each.origin for each in learnt_from(prepared, Artifact.open(folder / run["finetune"]))]
+        for run in (found["sizes"][0]["runs"] + found["sizes"][1]["runs"])
+    ]
+    assert [len(part) for part in parts] == [4, 4, 8]
+    assert set(parts[0]) < set(parts[2])  # one seed
+    assert set(parts[0]) != set(parts[1])  # another
+    for size, part in ((4, parts[0]), (8, parts[2])):
+        assert [rows[place].origin for place in Finetune(rows=size).places(rows, 0)] == part
+    with pytest.raises(DataError, match=r"finetune.rows: 21 are wanted and there are 20"):
+        Finetune(rows=21).places(rows, 0)
+
+
+def test_a_plan_is_of_the_rows_that_are_learnt_from(recipe, made):
+    rows = load_split(Run(made[0]).artifact("prepare").path, "train")
+    few, all_rows = (
+        next(plans(read_recipe(recipe, settings), rows)).estimate for settings in (("finetune.rows=8",), ())
+    )
+    assert (few.rows, few.steps, all_rows.rows, all_rows.steps) == (8, 1, 20, 3)
+
+
+def test_every_size_takes_the_recipes_epochs_between_the_floor_and_the_cap(made):
+    _, _, found = made
+    assert [{run["steps"] for run in each["runs"]} for each in found["sizes"]] == [{2}, {2}, {2}]
+    assert found["sizes"][0]["settings"] == ["finetune.rows=4", "finetune.epochs=2.0"]
+    assert found["sizes"][2]["settings"] == ["finetune.rows=16"]
+
+
+def test_size_0_is_the_base_and_differences_are_from_it(made, recipe):
+    folder, _, found = made
+    base = open_run(recipe, folder).ask_base()
+    test = load_examples(Run(folder).artifact("prepare").path, "test")
+    for place, grader in enumerate(open_run(recipe).recipe.evaluate.graders[:2]):
+        (head,) = (f for f in found["figures"] if f["grader"] == grader.kind and f["name"] == "headline")
+        point = grader.figures(test, read_json(base / "answers.json"))["headline"].point
+        assert head["points"][0]["value"] == pytest.approx(point)
+        assert [p["size"] for p in head["points"]] == [0, 4, 8, 16]
+        for each in head["points"][1:]:
+            assert each["value"] == pytest.approx(np.mean(each["seeds"]))
+            assert each["against"]["base"]["value"] == pytest.approx(each["value"] - point)
+            assert each["against"]["svm"]["low"] <= each["against"]["svm"]["value"] <= each["against"]["svm"]["high"]
+        assert [p["size"] for p in head["systems"]["svm"]] == [4, 8, 16], place
+        assert head["systems"]["few-shot"]["n"] == 16
+
+
+def test_fields_and_classes_have_curves_of_their_own_and_corpus_scores_and_perplexity_too(made):
+    _, _, found = made
+    names = {(each["grader"], each["name"]) for each in found["figures"]}
+    assert {("json_fields", "c"), ("json_fields", "s"), ("json_fields", "answer.*=s=big"), ("chrf", "headline"),
+            ("perplexity", "headline")} <= names  # fmt: skip
+    assert next(each for each in found["figures"] if each["grader"] == "chrf")["signature"].startswith("chrf|nrefs:1")
+    assert found["figures"][0]["gained"]["from"] == 8
+    assert json.dumps(found, allow_nan=False)
+
+
+def test_the_forecast_tells_rows_and_what_they_cost(made):
+    _, _, found = made
+    told = found["forecast"]
+    assert [each["rows"] for each in told["at"]] == [32, 160]
+    for each in told["at"]:
+        assert each["low"] <= each["high"]
+        assert (each["more"], each["cost"]) == (each["rows"] - 20, (each["rows"] - 20) * 0.5)
+    assert told["target"]["score"] == 0.9  # of no percentage
+    assert told["calibration"]["of"] == 0
+    assert told["errors"] is None
+
+
+def test_the_command_computes_nothing_again_and_writes_pages(made, recipe):
+    folder, _, found = made
+    before = sum(1 for _ in Run(folder).events.read("done"))
+    command = ["data-curve", str(recipe), "--run", str(folder), "--sizes", "0,4,8,16", "--seeds", "2", "--once-from", "8",
+               "--least-steps", "2", "--most-steps", "3", "--target", "0.9", "--price", "0.5"]  # fmt: skip
+    done = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip().splitlines()[-1] == str(folder / "curve.html")
+    assert sum(1 for _ in Run(folder).events.read("done")) == before
+    assert read_json(folder / "curve.json") == json.loads(json.dumps(found))
+    page, told = (folder / "curve.html").read_text(), (folder / "curve.md").read_text()
+    assert page.count('<svg class="plot"') > 1
+    assert "SVM" in page
+    assert "few-shot" in page
+    assert "| 16 | 2 | 1 |" in told
+    assert ElementTree.parse(folder / "curve.svg").getroot().tag.endswith("svg")
+
+
+def test_sizes_worse_than_the_base_are_flagged(recipe, tmp_path, monkeypatch):
+    """The base is always right here, and what is tuned says nothing."""
+    real, tuned = ask.merge, []
+    monkeypatch.setattr(ask, "merge", lambda *given: (tuned.append(True), real(*given)))
+    monkeypatch.setattr(ask, "answer", lambda _, test, *rest: ["" if tuned else each.gold for each in test])
+    found = data_curve(
+        recipe, Curve(sizes=(4,), seeds=1, least_steps=1), folder=tmp_path / "c", assignments=("evaluate.shots=0",)
+    )
+    head = found["figures"][0]
+    assert [point["flag"] for point in head["points"]] == ["", "worse"]
+    assert "**worse than the base model with 4 rows**" in (tmp_path / "c" / "curve.md").read_text()
+    assert "too few for a curve" in found["forecast"]["reason"]
+
+
+def told_by(grader, wrong, spec=SETTINGS, rows=60):
+    """A forecast of answers of four words, of which so many per hundred rows are one word off, by size."""
+    gold = [Example(f"t:{n}", (), (({"role": "assistant", "content": f"one two three {n}"},),)) for n in range(rows)]
+    series = [
+        [grader.figures(gold, [f"one two three {n if (7 * n + seed) % 100 >= count else 'x'}" for n in range(rows)])["headline"] for seed in (0, 3)]
+        for count in wrong.values()
+    ]  # fmt: skip
+    return forecast(grader, list(wrong), series, 100, spec)
+
+
+@pytest.mark.parametrize("grader", [Ter(), Bleu(), Chrf(word_order=2)])
+def test_a_corpus_score_has_a_curve_too_whichever_way_is_better(grader):
+    spec = SETTINGS.model_copy(update={"target": 5.0 if grader.better == "lower" else 95.0, "least_gain": 0.5})
+    told = told_by(grader, {10: 90, 20: 70, 40: 45, 80: 30}, spec)
+    first, last = told["line"][0], told["line"][-1]
+    assert (last["value"] - first["value"]) * (1 if grader.better == "higher" else -1) > 0
+    assert all(point["low"] <= point["high"] for point in told["line"])
+    assert told["target"]["rows"] is None or told["target"]["rows"] > 80
+    assert told["calibration"]["of"] == 1
+    assert [each["more"] for each in told["at"]] == [60, 700]
+
+
+def test_nothing_is_foretold_where_nothing_differs():
+    assert "scores the same" in told_by(Ter(), {10: 100, 20: 100, 40: 100})["reason"]
+    assert "2 sizes are too few" in told_by(Ter(), {10: 50, 20: 40})["reason"]
+
+
+@pytest.mark.parametrize(("total", "expected"), [(3, [1, 2, 3]), (20, [2, 4, 8, 20]), (200, [25, 50, 100, 200]), (220, [25, 50, 100, 220]),
+                                                 (299, [25, 50, 100, 299]), (300, [25, 50, 100, 200, 300])])  # fmt: skip
+def test_sizes_double_up_to_all_rows(total, expected):
+    assert doubling(total) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "curve", "message"),
+    [
+        ((), {"sizes": (99,)}, "99 rows are wanted and there are 20"),
+        (("prune.method={kind: magnitude}",), {}, "set prune.method=null"),
+        (("evaluate.graders=[{kind: exact}]",), {"target": 120.0}, "a target of 120 is none in % of rows"),
+        (("finetune.rows=30",), {"sizes": (25,)}, "25 rows are wanted and there are 20"),
+    ],
+)
+def test_what_no_curve_can_be_made_of_is_refused_before_anything_is_trained(recipe, tmp_path, settings, curve, message):
+    with pytest.raises(ConfigError, match=message):
+        data_curve(recipe, Curve(**curve), folder=tmp_path / "c", assignments=settings)
+    assert not list(tmp_path.glob("c/finetune-*"))
+
+
+@examples_of(
+    st.lists(st.lists(st.sampled_from("abcdefg"), max_size=2), min_size=1, max_size=80), st.integers(0, 3), st.data()
+)
+def test_parts_of_the_rows_are_nested_and_hold_each_class_in_proportion(classes, seed, data):
+    order = ordered(classes, seed)
+    assert sorted(order.tolist()) == list(range(len(classes)))
+    count = {one: sum(one in each for each in classes) or 1 for one in "abcdefg"}
+    own = [min(each, key=lambda one: (count[one], one)) if each else "none" for each in classes]
+    wanted = data.draw(st.integers(0, len(classes)))
+    taken = [own[place] for place in order[:wanted]]
+    kinds = len(set(own))
+    for name in set(own):
+        share = own.count(name) / len(own)
+        assert abs(taken.count(name) - wanted * share) < 1 + kinds * share
+
+
+def test_a_rare_class_is_as_likely_early_as_late():
+    classes = [["rare"]] + [["common"]] * 99
+    place = [ordered(classes, seed).tolist().index(0) for seed in range(200)]
+    assert 40 < np.mean(place) < 60
+    assert np.std(place) > 20
