@@ -73,6 +73,9 @@ def test_intervals_contain_the_value_and_have_width(member: type[Grader]) -> Non
         outputs = [Likelihood(3.0 * tokens, tokens + 1) for tokens in range(6)]
     if grader.reads == "scores":
         outputs = [[float(number % 4), 1.5] if member is Pairwise else [30.0 + number % 4] for number in range(6)]
+    if grader.reads == "chances":
+        found = {gold: 0.1 + 0.1 * number for number, gold in enumerate(sorted(GOLDS))}
+        outputs = [{"": {**found, GOLDS[number - 1]: 0.9}} for number in range(6)]
     for figure in grader.figures(EXAMPLES, outputs).values():
         found = interval(figure, resamples=500)
         assert found.low <= found.value <= found.high

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -23,10 +23,12 @@ from tunesmith.methods.objectives.reward import Reward
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded, Precision, load, served
 
+from .chances import Tell, Told, asking
 from .general import general_examples
 from .judge import answer, as_shots, learnt_by, likelihoods, merge
 from .scoring import evaluate_scores
 
+T = TypeVar("T")
 PROBE = 8
 """Test rows whose likelihood is taken when no grader asks for all."""
 
@@ -78,12 +80,15 @@ def evaluate(
     reads = any(grader.reads == "likelihoods" for grader in spec.graders)
     read = rows if reads else rows[:PROBE]  # without such a grader a few serve the proof
     base, base_general = likelihoods(loaded, read), likelihoods(loaded, general)
+    tell = asking(spec.graders, test)
+    told = _told(out, "base", tell, loaded)
     merge(loaded, adapter, finetuned, precision, pruned)
+    told |= _told(out, "tuned", tell, loaded)
     tuned, tuned_general = likelihoods(loaded, read), likelihoods(loaded, general)
     if answers:
         answers["tuned"] = kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
     found = {"base": base, "tuned": tuned} if reads else {}
-    board = scoreboard(test, answers, spec.graders, likelihoods=found, slices=spec.slices, seed=seed)
+    board = scoreboard(test, answers, spec.graders, likelihoods=found, chances=told, slices=spec.slices, seed=seed)
     results = {"task": board, "notes": notes, **_generally(spec, loaded, base_general, tuned_general)}
     results["gate"] = spec.gate(board, results["general"])
     write_json(out / "results.json", results)
@@ -99,7 +104,7 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
         ConfigError: naming them.
     """
     formats = {source["format"] for source in read_json(prepared / "summary.json")["sources"]}
-    reading = [grader.kind for grader in spec.graders if grader.reads == "answers"]
+    reading = [grader.kind for grader in spec.graders if grader.reads in ("answers", "chances")]
     if formats == {"text"} and reading:
         raise ConfigError(
             f"evaluate.graders: {', '.join(reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
@@ -127,16 +132,21 @@ def _systems(
     return answers, notes
 
 
-def kept(out: Output, system: str, make: Callable[[], list[str]]) -> list[str]:
-    """Answers made once: a killed evaluation finds those of the systems it had finished."""
+def kept(out: Output, system: str, make: Callable[[], T]) -> T:
+    """Answers, or chances, made once: a killed evaluation finds those of the systems it had finished."""
     path = out / f"{system}.json"
     if path.exists():
-        found: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        found: T = json.loads(path.read_text(encoding="utf-8"))
         return found
     out.events.write("answering", system=system)
     made = make()
     write_json(path, made)
     return made
+
+
+def _told(out: Output, system: str, tell: Tell | None, loaded: Loaded) -> dict[str, list[Told]]:
+    """How probable a system finds each class, if a grader wants to know."""
+    return {} if tell is None else {system: kept(out, f"{system}-chances", lambda: tell(loaded))}
 
 
 def _general(spec: Evaluate, loaded: Loaded) -> list[Row]:
