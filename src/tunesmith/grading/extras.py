@@ -1,9 +1,8 @@
 """Loads the packages that only grading needs, when it needs them."""
 
-import importlib
 from typing import Any
 
-from tunesmith.base import MachineError
+from tunesmith.base import extras
 
 
 def extra(module: str) -> Any:
@@ -12,10 +11,4 @@ def extra(module: str) -> Any:
     Raises:
         MachineError: it is not installed.
     """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = (error.name or module).split(".")[0]
-        raise MachineError(
-            f"grading: the package {package!r} is not installed; run: pip install 'tunesmith[eval]'"
-        ) from None
+    return extras.extra(module, "eval", "grading")
