@@ -76,10 +76,10 @@ def test_intervals_contain_the_value_and_have_width(member: type[Grader]) -> Non
     if grader.reads == "chances":
         found = {gold: 0.1 + 0.1 * number for number, gold in enumerate(sorted(GOLDS))}
         outputs = [{"": {**found, GOLDS[number - 1]: 0.9}} for number in range(6)]
-    for figure in grader.figures(EXAMPLES, outputs).values():
+    for name, figure in grader.figures(EXAMPLES, outputs).items():
         found = interval(figure, resamples=500)
         assert found.low <= found.value <= found.high
-        assert found.low < found.high
+        assert found.low < found.high or name == "by chance"  # shares of classes always come to one
 
 
 def test_pairs_that_are_scored_alike_are_half_right() -> None:

@@ -105,13 +105,13 @@ class AveragePrecision(Grader):
             )
         whole = np.hstack([score_NC[:, held], truth_NC[:, held]])
         figures: dict[str, Figure] = {
-            HEADLINE: Ranked(whole, mean_precision, 100.0), CHANCE: Ranked(whole, mean_prevalence, 100.0)
+            HEADLINE: Ranked(whole, mean_precision, 100.0), CHANCE: Ranked(whole, mean_prevalence)
         }  # fmt: skip
         for name, count in counts.most_common(MOST):
             if count >= LEAST:
                 own: Array = np.stack([each[:, names.index(name)] for each in (score_NC, truth_NC)], axis=1)
                 figures[f"{spoken(name)}: average precision"] = Ranked(own, mean_precision, 100.0)
-                figures[f"{spoken(name)}: prevalence"] = Ranked(own, mean_prevalence, 100.0)
+                figures[f"{spoken(name)}: prevalence"] = Ranked(own, mean_prevalence)
         return figures
 
     def _places(self, example: Example) -> list[Place]:
