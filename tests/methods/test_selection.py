@@ -26,7 +26,6 @@ from tunesmith.models.forward import error_norms
 from tunesmith.models.load import load
 
 COUNT = 60
-SVD = Embedding(model="svd")
 
 
 def asked(number: int) -> str:
@@ -53,7 +52,7 @@ def pool(tiny_folder, smollm_tokenizer) -> Pool:
 
 
 def made(member: type[Selector], **settings) -> Selector:
-    special = {Diversity: {"embedding": SVD}, Stratified: {"by": "colour"}}
+    special = {Diversity: {"embedding": "svd"}, Stratified: {"by": "colour"}}
     return member(**special.get(member, {}), **settings)
 
 
@@ -118,8 +117,8 @@ def test_k_center_takes_the_farthest_each_time():
 
 
 def test_diverse_rows_are_farther_apart_than_random_ones_and_the_embedding_is_named(pool):
-    found = Diversity(embedding=SVD).choose(pool, 20, 0)
-    vectors = SVD.index([str(example.prompt[0]["content"]) for example in pool.examples]).vectors_ND
+    found = Diversity(embedding="svd").choose(pool, 20, 0)
+    vectors = Embedding(model="svd").index([str(example.prompt[0]["content"]) for example in pool.examples]).vectors_ND
 
     def nearest(places) -> float:
         apart = np.linalg.norm(vectors[places][:, None] - vectors[places][None], axis=-1)
@@ -136,7 +135,7 @@ def test_without_scikit_learn_the_package_is_named(pool, monkeypatch):
 
     monkeypatch.setattr("tunesmith.data.retrieval.embedding.extra", missing)
     with pytest.raises(MachineError, match=r"tunesmith\[eval\]"):
-        Diversity(embedding=SVD).choose(pool, 5, 0)
+        Diversity(embedding="svd").choose(pool, 5, 0)
 
 
 def slowly(loaded, row, measure: str) -> float:

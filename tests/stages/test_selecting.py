@@ -42,7 +42,7 @@ def origins(artifact, split):
 SELECTORS = (
     {"kind": "random"},
     {"kind": "stratified"},
-    {"kind": "diversity", "embedding": {"kind": "embedding", "model": "svd"}},
+    {"kind": "diversity", "embedding": "svd"},
     {"kind": "difficulty", "measure": "el2n"},
     {"kind": "distinct"},
 )

@@ -15,12 +15,13 @@ class Diversity(Selector):
     """Rows that ask unlike things: each one taken is that whose prompt is farthest from all taken before. It covers the margins of the data, oddities included."""
 
     kind: Literal["diversity"] = "diversity"
-    embedding: Embedding = Embedding()
-    """What prompts are compared by; the summary names what it came to."""
+    embedding: Literal["auto", "minilm", "svd"] = "auto"
+    """What prompts are compared by: `minilm`, sentence embeddings of the first 256 word pieces (extra `rag`); `svd`, TF-IDF reduced to 128 directions; `auto`
+    takes minilm where it is installed. The summary names what it came to."""
 
     def choose(self, pool: Pool, count: int, seed: int) -> Chosen:
         """Distances are those between embeddings of length 1, from 0 to 2."""
-        index = self.embedding.index([_asked(example) for example in pool.examples])
+        index = Embedding(model=self.embedding).index([_asked(example) for example in pool.examples])
         assert index.vectors_ND is not None
         places, radius = k_center(index.vectors_ND, count, int(np.random.default_rng(seed).integers(len(pool.rows))))
         return Chosen(places, {"embedding": index.about, "farthest_row": round(radius, 4)})
