@@ -12,6 +12,7 @@ from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.stages.compare import pipelines, variants
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.prepare import STAGE, Prepare
+from tunesmith.stages.report import write
 from tunesmith.stages.report.account import selected_by
 
 
@@ -85,6 +86,24 @@ def test_trainings_by_other_seeds_draw_other_rows_and_hold_out_the_same(source, 
     assert origins(made[0], "train") != origins(made[1], "train")
     assert origins(made[0], "test") == origins(made[1], "test")
     assert "draw" not in open_run(recipe, tmp_path / "run").prepare().manifest["context"]
+
+
+def test_the_report_says_how_rows_were_chosen(source, tmp_path, tiny_folder):
+    recipe = tmp_path / "recipe.yaml"
+    select = {"kind": "distinct", "size": 20}
+    tree = {
+        "model": str(tiny_folder),
+        "prepare": {"source": str(source), "max_tokens": 60, "cleaners": [], "select": select},
+    }
+    recipe.write_text(yaml.safe_dump(tree))
+    pipeline = open_run(recipe, tmp_path / "run")
+    found = pipeline.locked("prepare").metrics
+    page = write(pipeline.run).read_text()
+    assert f"{found['quarantined']} left out, {found['unchosen']} not chosen. None is unaccounted for." in page
+    assert (
+        f"20 of {20 + found['unchosen']} rows were chosen to learn from, by distinct (threshold 0.8, near duplicates"
+        in page
+    )
 
 
 def test_what_cannot_be_chosen_is_refused(source, tmp_path):
