@@ -193,7 +193,7 @@ def permutation(first: Figure, second: Figure, *, seed: int = SEED, resamples: i
     observed = abs(first.point - second.point)
     both, count = first.beside(second), len(first.statistics)
     as_extreme = 0
-    for size in _blocks(resamples, 2 * count):
+    for size in _blocks(resamples, count):
         swapped_RN = generator.integers(0, 2, size=(size, count), dtype=np.int8).astype(np.float64)
         firsts, seconds = (
             both.over(np.hstack(pair)) for pair in ((1 - swapped_RN, swapped_RN), (swapped_RN, 1 - swapped_RN))
