@@ -27,6 +27,10 @@ BASE = "base"
 SEEDS = (0, 1, 2)
 TEST = 100
 """Held-out rows, the same for all."""
+HELD_OUT = "held-out-pairs"
+"""What `start` calls pairs of the test rows' right answers and the tuned model's wrong ones."""
+PAIRS = "pairs"
+"""What is counted of a reward model, in the place of attributes."""
 STEPS = 5
 """Of a training whose cost is measured; the first warms up."""
 
@@ -54,10 +58,14 @@ def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
     before = likelihoods(loaded, general)
     merge(loaded, pipeline.adapter, tuned, recipe.precision, pruned)
     after = likelihoods(loaded, general)
-    test = load_examples(pipeline.prepare().path, "test")
-    grader = recipe.evaluate.graders[0]
-    answers = answer(loaded, test, Sampling(max_tokens=recipe.evaluate.max_tokens))
-    scores = [grader.score(given, example) for given, example in zip(answers, test, strict=True)]
+    if recipe.finetune.objective.scores:
+        measured = {"measure": PAIRS, **pairs_ordered(pipeline, loaded, tuned)}
+    else:
+        test = load_examples(pipeline.prepare().path, "test")
+        grader = recipe.evaluate.graders[0]
+        answers = answer(loaded, test, Sampling(max_tokens=recipe.evaluate.max_tokens))
+        scores = [grader.score(given, example) for given, example in zip(answers, test, strict=True)]
+        measured = {"hits": [score.hits for score in scores], "totals": [score.total for score in scores]}
     learning = load(recipe.model, recipe.precision)
     Adapter.member(pipeline.adapter["kind"]).model_validate(pipeline.adapter).attach(learning, seed)
     return {
@@ -70,10 +78,23 @@ def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
         "loss": metrics["best_value"],
         "tokens_per_second": metrics["tokens_per_second"],
         "peak_memory_mb": metrics["peak_memory_mb"],
-        "hits": [score.hits for score in scores],
-        "totals": [score.total for score in scores],
+        **measured,
         "forgetting": [[was.loss, now.loss, now.tokens] for was, now in zip(before, after, strict=True)],
     }
+
+
+def pairs_ordered(pipeline: Any, loaded: Any, tuned: Any) -> dict[str, list[float]]:
+    """Of a reward model, which writes no answers: whether it orders each held-out pair rightly; two scores that are equal are half right."""
+    from tunesmith.data.prepared import load_examples, load_split
+    from tunesmith.models.heads import restore_head
+    from tunesmith.models.scorer import score_rows
+
+    folder = pipeline.prepare().path
+    restore_head(loaded, tuned / "adapter")
+    scores = score_rows(loaded, load_split(folder, "test"))
+    figures = pipeline.recipe.evaluate.graders[0].figures(load_examples(folder, "test"), scores)
+    hits, totals = figures["headline"].statistics.T.tolist()
+    return {"hits": hits, "totals": totals}
 
 
 def begins_tuned(name: str) -> bool:
@@ -84,22 +105,36 @@ def begins_tuned(name: str) -> bool:
 
 
 def start() -> None:
-    """What recipes that go on from a tuned model begin with, in `runs/methods`: that model, pairs of right answers and its wrong ones, and its best answers."""
+    """What recipes that go on from a tuned model begin with, in `runs/methods`: that model, pairs of right answers and its wrong ones, such pairs of the
+    test rows, and its best answers."""
     folder = ROOT / "runs" / "methods"
     asked = ("sample.rewards=[{grader: {kind: json_fields}}]", "sample.max_tokens=48", "sample.rows=96")
-    wanted = {"pairs": ("sample.keep=pairs", "sample.most=2"), "best": ("sample.keep=best",)}
+    wanted = {
+        "pairs": ("sample.keep=pairs", "sample.most=2"),
+        "best": ("sample.keep=best",),
+        HELD_OUT: ("sample.keep=pairs", f"sample.rows={TEST}"),
+    }
     for name, settings in {"start": (), **wanted}.items():
         to = folder / (name if name == "start" else f"{name}.jsonl")
         if (to / "deployed").exists() or to.is_file():
             continue
         code = "from tunesmith.cli import main; main()"
         given = ("run", str(RECIPES / "base.yaml"), "--run", str(to), "deploy.ungated=true")
-        command = given if name == "start" else ("sample", str(folder / "start"), *asked, *settings)
+        source = held_out(folder) if name == HELD_OUT else (str(folder / "start"),)
+        command = given if name == "start" else ("sample", *source, *asked, *settings)
         done = subprocess.run([sys.executable, "-c", code, *command], stdout=subprocess.PIPE, text=True, check=True)
         if name == "start":
             (to / "deployed").touch()
         else:
             to.write_bytes(Path(done.stdout.strip().splitlines()[-1]).read_bytes())
+
+
+def held_out(folder: Path) -> tuple[str, ...]:
+    """What `sample` is given for the tuned model, as the base of a run of its own, to answer the test rows as if they were there to learn from."""
+    rows = f"source={ROOT / 'examples' / 'debtags' / 'test.jsonl.gz'}", f"rows={TEST}", "test=null", "test_rows=null"
+    alone = "test_fraction=0", "validation_fraction=0", "cleaners=[]"
+    run = str(RECIPES / "base.yaml"), "--run", str(folder / HELD_OUT)
+    return (*run, f"model={folder / 'start'}", "sample.system=base", *(f"prepare.{each}" for each in (*rows, *alone)))
 
 
 def cost(name: str, folder: Path) -> dict[str, Any]:
@@ -153,14 +188,16 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         found, runs = results[name], results[name]["runs"]
         middle = {key: statistics.median(run[key] for run in runs) for key in ("trainable", "peak_memory_mb", "loss")}
         shared = [run["seed"] for run in runs if run["seed"] in [one["seed"] for one in base["runs"]]]
-        low, high = interval(lambda rows, seeds, runs=runs: score(runs, rows, seeds), len(runs))
-        against = "" if name == BASE else _against(runs, base["runs"], shared)
+        low, high = interval(lambda rows, seeds, runs=runs: score(runs, rows, seeds), len(runs), len(runs[0]["hits"]))
+        measure = runs[0].get("measure")
+        against = "" if name == BASE or measure else _against(runs, base["runs"], shared)
         cost = found.get("cost")
         speed = f"{cost['method']['rate'] / cost['lora']['rate']:.2f}" if cost else ""
         cells = (
             f"{title(name)} (`{name}`)",
             f"{middle['trainable']:,.0f}", speed, f"{middle['peak_memory_mb']:,.0f} MB", f"{middle['loss']:.3f}",
-            f"{score(runs):.1f} [{low:.1f}, {high:.1f}]", against, f"{forgotten(runs):+.1f} %",
+            f"{score(runs):.1f} [{low:.1f}, {high:.1f}]{f' of {measure}' if measure else ''}", against,
+            "" if measure else f"{forgotten(runs):+.1f} %",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -179,10 +216,10 @@ def score(runs: list[dict[str, Any]], rows: Any = slice(None), seeds: Any = slic
     return 100.0 * float(hits.sum()) / float(totals.sum())
 
 
-def interval(figure: Callable[..., float], seeds: int, draws: int = 2000) -> tuple[float, float]:
-    """95 % of what `figure` comes to when test rows and seeds are drawn again, both with replacement."""
+def interval(figure: Callable[..., float], seeds: int, count: int = TEST, draws: int = 2000) -> tuple[float, float]:
+    """95 % of what `figure` comes to when the `count` test rows and the seeds are drawn again, both with replacement."""
     draw = np.random.default_rng(0)
-    found = [figure(draw.integers(0, TEST, TEST), draw.integers(0, seeds, seeds)) for _ in range(draws)]
+    found = [figure(draw.integers(0, count, count), draw.integers(0, seeds, seeds)) for _ in range(draws)]
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
 

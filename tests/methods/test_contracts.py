@@ -29,6 +29,7 @@ from tunesmith.methods.objectives.base import (
 from tunesmith.methods.objectives.kto import LABEL
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.methods.pruning import Pruning
+from tunesmith.methods.selection import Selector
 from tunesmith.models import attention
 from tunesmith.models.forward import padded_logps
 from tunesmith.models.heads import attach_head
@@ -38,7 +39,7 @@ from tunesmith.stages.machine import Speed
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train
 
-FAMILIES = (Adapter, Objective, Optimizer, Merging, Pruning)
+FAMILIES = (Adapter, Objective, Optimizer, Merging, Pruning, Selector)
 VOCABULARY = 97
 
 

@@ -38,7 +38,12 @@ def recipe(tmp_path_factory, tiny_folder):
             "schedule": {"warmup": 0},
         },
         "evaluate": {
-            "graders": [{"kind": "exact"}, {"kind": "classes"}, {"kind": "perplexity"}],
+            "graders": [
+                {"kind": "exact"},
+                {"kind": "classes"},
+                {"kind": "perplexity"},
+                {"kind": "average_precision", "rows": 12},
+            ],
             "max_tokens": 3,
             "slices": ["answer"],
         },
@@ -84,6 +89,8 @@ def test_values_are_means_over_seeds_and_differences_are_from_the_first(made):
         ("classes", "headline"),
         ("classes", "kappa"),
         ("perplexity", "headline"),
+        ("average_precision", "headline"),
+        ("average_precision", "by chance"),
     ):
         one = figure(found, grader, name)
         assert one["summary"]
@@ -103,6 +110,21 @@ def test_the_folder_stays_a_run_of_the_recipe_itself(made, recipe):
     assert open_run(folder).recipe.finetune.balance == open_run(recipe).recipe.finetune.balance
     assert Run(folder).states["finetune"]["artifact"] == found["variants"][0]["runs"][0]["finetune"]
     assert read_json(folder / "compare.json") == found
+
+
+def test_an_evaluation_tells_how_its_models_rank_classes(made):
+    folder, found = made
+    pipeline = open_run(folder)
+    evaluated = pipeline.locked("evaluate")
+    block = read_json(evaluated / "results.json")["task"]["graders"]["average_precision"]
+    first = figure(found, "average_precision", "headline")["values"][GIVEN]["seeds"][0]
+    assert block["systems"]["tuned"]["value"] == pytest.approx(first)
+    assert block["systems"].keys() == {"base", "tuned"}
+    assert block["differences"]["tuned - base"]["value"] == pytest.approx(first - block["systems"]["base"]["value"])
+    assert block["parts"]["by chance"]["systems"]["base"] == block["parts"]["by chance"]["systems"]["tuned"]
+    told = read_json(evaluated / "tuned-chances.json")
+    assert [bool(each) for each in told] == [True] * 12 + [False] * 2
+    assert all(sum(each[""].values()) == pytest.approx(1) for each in told[:12])
 
 
 def test_the_command_trains_nothing_again_and_tells_every_variant(made, recipe):

@@ -47,7 +47,7 @@ def trained(tiny_folder, tmp_path_factory):
             "initialise": {"adapter": {"rank": 4}},
             "finetune": {"epochs": 1.0, "batch": 5, "optimizer": {"learning_rate": 0.02}},
             "evaluate": {
-                "graders": [{"kind": "exact"}, {"kind": "perplexity"}], "max_tokens": 4, "shots": 0, "baselines": False, "general": None,
+                "graders": [{"kind": "exact"}, {"kind": "perplexity"}, {"kind": "average_precision"}], "max_tokens": 4, "shots": 0, "baselines": False, "general": None,
                 "gate": {"margin": None, "beat": []},
             },
         }  # fmt: skip

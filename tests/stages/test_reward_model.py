@@ -1,5 +1,6 @@
 """A reward model from preferences to a folder that other programs read, and a run that is paid by it."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from tunesmith.models.scorer import load_scorer, score_rows
 from tunesmith.stages import finetune
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.plan import plan
+from tunesmith.stages.recipe import read_recipe
 from tunesmith.training.rollouts import Reward, Rollouts
 
 WORDS = ("red", "green", "blue", "black", "white", "grey", "pink", "brown")
@@ -55,6 +57,47 @@ def preferences(tmp_path_factory, tiny_folder) -> Path:
 @pytest.fixture(scope="module")
 def trained(preferences) -> Path:
     return tunesmith.run(preferences, folder=preferences.parent / "runs" / "reward")
+
+
+@pytest.fixture
+def methods(request):
+    """The benchmark of methods."""
+    path = request.config.rootpath / "benchmarks" / "methods.py"
+    spec = importlib.util.spec_from_file_location("methods_benchmark", path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_the_table_of_methods_counts_pairs_that_are_ordered_rightly(
+    methods, trained, preferences, tmp_path, monkeypatch
+):
+    (preferences.parent / "base.yaml").write_text("# LoRA: the base\n")
+    monkeypatch.setattr(methods, "RECIPES", preferences.parent)
+    run = methods.one("reward", 0, tmp_path / "run")
+    block = read_json(Run(trained).artifact("evaluate") / "results.json")["task"]["graders"]["pairwise"]
+    assert run["measure"] == "pairs"
+    assert run["totals"] == [1.0] * 16
+    assert 100 * sum(run["hits"]) / 16 == pytest.approx(block["systems"]["tuned"]["value"])
+    base = {
+        **{key: value for key, value in run.items() if key != "measure"},
+        "hits": [1.0] * 100,
+        "totals": [1.0] * 100,
+    }
+    *_, line = methods.table({"base": {"runs": [base]}, "reward": {"runs": [run]}}).splitlines()
+    *_, score, against, forgotten = (cell.strip() for cell in line.strip("|").split("|"))
+    assert score.startswith(f"{100 * sum(run['hits']) / 16:.1f} [")
+    assert score.endswith("] of pairs")
+    assert (against, forgotten) == ("", "")
+
+
+def test_held_out_pairs_of_that_table_come_from_its_test_rows(methods):
+    recipe, _, folder, *settings = methods.held_out(Path("runs"))
+    found = read_recipe(Path(recipe), tuple(settings))
+    base = read_recipe(Path(recipe))
+    assert (found.prepare.source, found.prepare.rows) == (base.prepare.test, base.prepare.test_rows)
+    assert (found.prepare.test, found.prepare.test_fraction, found.prepare.validation_fraction) == (None, 0, 0)
+    assert (found.sample.system, Path(folder).name) == ("base", "held-out-pairs")
 
 
 def test_preferences_are_learnt_measured_and_proved(trained):

@@ -1,4 +1,4 @@
-"""The row ledger: every row that came in ends used, truncated or quarantined, and the sum is checked."""
+"""The row ledger: every row that came in ends used, truncated, quarantined or unchosen, and the sum is checked."""
 
 import json
 from array import array
@@ -12,8 +12,9 @@ import numpy as np
 
 from tunesmith.base import ProofError
 
-State = Literal["used", "truncated", "quarantined"]
-STATES: tuple[State, ...] = ("used", "truncated", "quarantined")
+State = Literal["used", "truncated", "quarantined", "unchosen"]
+STATES: tuple[State, ...] = ("used", "truncated", "quarantined", "unchosen")
+"""A row is unchosen that could be learnt from and is not to be; only `prepare.select` leaves such."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Entry:
     split: str
     state: State
     reason: str | None = None
-    """Why it was truncated or quarantined, `what: detail`."""
+    """Why it is not used as it is, `what: detail`."""
     supervised: int = 0
     """Tokens of it that are learnt."""
 
@@ -86,7 +87,7 @@ class Ledger:
             self._reasons[row] = self._words.number(reason)
 
     def check(self) -> None:
-        """Rows in = used + truncated + quarantined.
+        """Rows in = used + truncated + quarantined + unchosen.
 
         Raises:
             ProofError: a row was lost.
@@ -94,7 +95,7 @@ class Ledger:
         lost = self._state.count(0)
         if lost:
             raise ProofError(
-                f"{self._origin(self._state.index(0))}: came in and is neither used, truncated nor quarantined; {lost} rows were lost"
+                f"{self._origin(self._state.index(0))}: came in and is neither used, truncated, quarantined nor unchosen; {lost} rows were lost"
             )
 
     def entries(self, *, came_by: str | None = None) -> Iterator[Entry]:
@@ -109,7 +110,7 @@ class Ledger:
         return [self._words.texts[number] for number in dict.fromkeys(self._came)]
 
     def counts(self, split: str | None = None, *, came_by: str | None = None) -> dict[str, Any]:
-        """`rows`, then how many ended in each state, and how many give each reason, the commonest first.
+        """`rows`, then how many ended in each state (`unchosen` only if some did), and how many give each reason, the commonest first.
 
         Args:
             split: only rows that ended in this split.
@@ -123,7 +124,10 @@ class Ledger:
         states = np.bincount(state[chosen], minlength=len(STATES) + 1).tolist()[1:]
         texts = (self._words.texts[self._reasons[row]] for row in sorted(self._reasons) if chosen[row])
         reasons = Counter(label(text) for text in texts if text)
-        return {"rows": sum(states), **dict(zip(STATES, states, strict=True)), "reasons": dict(reasons.most_common())}
+        counted: dict[str, Any] = {
+            state: count for state, count in zip(STATES, states, strict=True) if count or state != "unchosen"
+        }
+        return {"rows": sum(states), **counted, "reasons": dict(reasons.most_common())}
 
     def write(self, path: Path) -> None:
         """One JSON object per row, in the order of coming in."""

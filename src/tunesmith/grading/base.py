@@ -14,6 +14,10 @@ from tunesmith.data.example import Example
 
 from .statistics import Figure, share
 
+Reads = Literal["answers", "likelihoods", "scores", "chances"]
+Chances = Mapping[str, Mapping[str, float]]
+"""Per field of an answer the probability of each class it may hold; empty of a row that was not asked."""
+
 HEADLINE = "headline"
 """Name of a grader's first figure among its `figures`; the others are its parts."""
 
@@ -49,8 +53,8 @@ class Grader(Family):
 
     better: ClassVar[Literal["higher", "lower"]] = "higher"
     unit: ClassVar[str] = "% of rows"
-    reads: ClassVar[Literal["answers", "likelihoods", "scores"]] = "answers"
-    """What `figures` is given per example: one answer (str), one Likelihood, or the scores (floats) that a reward model gives its answers."""
+    reads: ClassVar[Reads] = "answers"
+    """What `figures` is given per example: one answer (str), one Likelihood, the scores (floats) that a reward model gives its answers, or Chances."""
     summaries: ClassVar[tuple[str, ...]] = ()
     """Parts that speak of all rows, to be told where there is room for few."""
 

@@ -21,6 +21,13 @@ LEAST, MOST = 10, 20
 MICRO, KAPPA, RARE = "micro F1", "kappa", "rare recall"
 
 
+def in_the_answer(by: str) -> str:
+    """A path to a class, refused where it does not lead into the answer."""
+    if by.split(".")[0] != ANSWER:
+        raise ValueError("a class is read from the answer: write answer, answer.FIELD or answer.*")
+    return by
+
+
 class Classes(AnswerGrader):
     """Macro F1: every class counts alike, however few rows it has. For tasks where a class is rare and matters.
 
@@ -41,17 +48,12 @@ class Classes(AnswerGrader):
     rare: float = Field(0.1, ge=0, le=1)
     """Share of all right values that the rarest classes together have at most, of which `rare recall` tells."""
 
-    @field_validator("by")
-    @classmethod
-    def _in_the_answer(cls, by: str) -> str:
-        if by.split(".")[0] != ANSWER:
-            raise ValueError("a class is read from the answer: write answer, answer.FIELD or answer.*")
-        return by
+    _by = field_validator("by")(in_the_answer)
 
     def score(self, answer: str, example: Example) -> Score:
         """Hits among the right values."""
         gold, found = self._gold(example), self._labels(answer, self.reading)
-        wrong = ", ".join(sorted(_spoken(label) for label in gold - found))
+        wrong = ", ".join(sorted(spoken(label) for label in gold - found))
         return Score(float(len(gold & found)), float(len(gold)), text=f"expected {wrong}" if wrong else "")
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[str]) -> dict[str, Figure]:
@@ -82,9 +84,9 @@ class Classes(AnswerGrader):
             figures[RARE] = Figure(np.sum([own[label][:, [0, 2]] for label in tail], axis=0), share, 100.0)
         for label, count in counts.most_common(MOST):
             if count >= LEAST:
-                figures[f"{_spoken(label)}: precision"] = Figure(own[label], precision, 100.0)
-                figures[f"{_spoken(label)}: recall"] = Figure(own[label][:, [0, 2]], share, 100.0)
-                figures[f"{_spoken(label)}: F1"] = Figure(own[label], f1, 100.0)
+                figures[f"{spoken(label)}: precision"] = Figure(own[label], precision, 100.0)
+                figures[f"{spoken(label)}: recall"] = Figure(own[label][:, [0, 2]], share, 100.0)
+                figures[f"{spoken(label)}: F1"] = Figure(own[label], f1, 100.0)
         return figures
 
     def _tail(self, counts: Counter[Label]) -> list[Label]:
@@ -108,13 +110,16 @@ class Classes(AnswerGrader):
     def _labels(self, text: str, reading: Reading) -> set[Label]:
         _, *parts = self.by.split(".")
         tree = (read_object(text, reading) or {}) if parts else text
-        return {(name, self._normal(value)) for name, value in facets(tree, parts)}
-
-    def _normal(self, value: str) -> str:
-        text = " ".join(value.split())
-        return text.casefold() if self.ignore_case else text
+        return {(name, normal(value, self.ignore_case)) for name, value in facets(tree, parts)}
 
 
-def _spoken(label: Label) -> str:
+def normal(value: str, ignore_case: bool) -> str:
+    """One text for all that are the same class."""
+    text = " ".join(value.split())
+    return text.casefold() if ignore_case else text
+
+
+def spoken(label: Label) -> str:
+    """A class as people read it."""
     name, value = label
     return f"{name}={value}" if name else value

@@ -8,7 +8,7 @@ import numpy as np
 from tunesmith.base import DataError
 from tunesmith.data.example import Example
 
-from .base import HEADLINE, Grader
+from .base import HEADLINE, Grader, Reads
 from .statistics import Figure, share
 
 
@@ -17,7 +17,7 @@ class Pairwise(Grader):
 
     kind: Literal["pairwise"] = "pairwise"
     unit: ClassVar[str] = "% of pairs"
-    reads: ClassVar[Literal["answers", "likelihoods", "scores"]] = "scores"
+    reads: ClassVar[Reads] = "scores"
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[Sequence[float]]) -> dict[str, Figure]:
         """The share, over rows."""

@@ -8,7 +8,7 @@ import numpy as np
 from tunesmith.base import DataError
 from tunesmith.data.example import Example
 
-from .base import HEADLINE, Grader, Likelihood
+from .base import HEADLINE, Grader, Likelihood, Reads
 from .statistics import Array, Figure
 
 
@@ -18,7 +18,7 @@ class Perplexity(Grader):
     kind: Literal["perplexity"] = "perplexity"
     better: ClassVar[Literal["higher", "lower"]] = "lower"
     unit: ClassVar[str] = "perplexity"
-    reads: ClassVar[Literal["answers", "likelihoods", "scores"]] = "likelihoods"
+    reads: ClassVar[Reads] = "likelihoods"
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[Likelihood]) -> dict[str, Figure]:
         """The ratio of summed losses to summed tokens, inside the exponential."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from tunesmith.data.example import Example
 
-from .base import HEADLINE, Grader
+from .base import HEADLINE, Grader, Reads
 from .score_error import given
 from .statistics import Array, Figure
 
@@ -20,7 +20,7 @@ class RankCorrelation(Grader):
 
     kind: Literal["rank_correlation"] = "rank_correlation"
     unit: ClassVar[str] = "rank correlation"
-    reads: ClassVar[Literal["answers", "likelihoods", "scores"]] = "scores"
+    reads: ClassVar[Reads] = "scores"
     column: str = "score"
     """Column with the score that people gave."""
 

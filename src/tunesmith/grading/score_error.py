@@ -8,7 +8,7 @@ import numpy as np
 from tunesmith.base import DataError
 from tunesmith.data.example import Example
 
-from .base import HEADLINE, Grader
+from .base import HEADLINE, Grader, Reads
 from .statistics import Array, Figure
 
 
@@ -18,7 +18,7 @@ class ScoreError(Grader):
     kind: Literal["score_error"] = "score_error"
     better: ClassVar[Literal["higher", "lower"]] = "lower"
     unit: ClassVar[str] = "squared error"
-    reads: ClassVar[Literal["answers", "likelihoods", "scores"]] = "scores"
+    reads: ClassVar[Reads] = "scores"
     column: str = "score"
     """Column with the score that people gave."""
 

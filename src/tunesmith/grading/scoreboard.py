@@ -11,7 +11,7 @@ from tunesmith.base import ConfigError, DataError
 from tunesmith.data.classes import values
 from tunesmith.data.example import Example
 
-from .base import HEADLINE, Grader, Likelihood
+from .base import HEADLINE, Chances, Grader, Likelihood
 from .statistics import CONFIDENCE, POWER, RESAMPLES, SEED, Figure, difference, interval
 
 SUBJECT = "tuned"
@@ -26,6 +26,7 @@ def scoreboard(
     *,
     likelihoods: Mapping[str, Sequence[Likelihood]] | None = None,
     scores: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    chances: Mapping[str, Sequence[Chances]] | None = None,
     slices: tuple[str, ...] = (),
     seed: int = SEED,
     subject: str = SUBJECT,
@@ -39,6 +40,7 @@ def scoreboard(
         graders: the first one's figure is the headline.
         likelihoods: one Likelihood per row of each system that has them, for the graders that read them.
         scores: likewise, the scores of each row's answers.
+        chances: likewise, how probable each class is.
         slices: paths as in `data.classes.values`; each value with at least ten rows is graded alone (the twenty largest per path).
         seed: of the bootstrap and the permutation test.
         subject: the system whose differences from the others are wanted.
@@ -54,7 +56,7 @@ def scoreboard(
         DataError: there are no rows, a system has too few outputs, or a grader cannot grade a row.
     """
     given: dict[str, Mapping[str, Sequence[Any]]] = {
-        "answers": answers, "likelihoods": likelihoods or {}, "scores": scores or {},
+        "answers": answers, "likelihoods": likelihoods or {}, "scores": scores or {}, "chances": chances or {},
     }  # fmt: skip
     systems = list(dict.fromkeys(name for outputs in given.values() for name in outputs))
     for outputs in given.values():
@@ -104,6 +106,7 @@ def _block(
         "slices": {
             name: _entry({system: figure.take(rows) for system, figure in headlines.items()}, seed)
             for name, rows in groups.items()
+            if any(figure.take(rows).rows for figure in headlines.values())
         },
         "differences": {
             f"{subject} - {other}": difference(

@@ -1,15 +1,16 @@
-"""Intervals, paired differences and their power, for any figure that is a function of sums over rows.
+"""Intervals, paired differences and their power, for any figure that is a function of how often each row counts.
 
-A share is a ratio of two sums, perplexity the exponential of one, BLEU and macro F1 functions of a few more. So one
-bootstrap serves them all: a resample of rows is a vector of counts, and its figure is `value(counts @ statistics)`.
+A share is a ratio of two sums over rows, perplexity the exponential of one, BLEU and macro F1 functions of a few more. So one
+bootstrap serves them all: a resample of rows is a vector of counts, and its figure is `value(counts @ statistics)`. A figure of
+ranks gathers its rows another way (`ranked.py`).
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,11 +45,23 @@ class Figure:
     @property
     def point(self) -> float:
         """The figure over all rows."""
-        return float(self.value(self.statistics.sum(axis=0)))
+        return float(self.over(np.ones((1, len(self.statistics))))[0])
 
-    def take(self, rows: NDArray[np.int64]) -> "Figure":
+    def gathered(self, weight_RN: Array) -> Array:
+        """What rows come to if they count so often, [R, K]: their sums."""
+        return weight_RN @ self.statistics
+
+    def over(self, weight_RN: Array) -> Array:
+        """The figure, [R], if rows count so often."""
+        return self.value(self.gathered(weight_RN))
+
+    def take(self, rows: NDArray[np.int64]) -> Self:
         """The same figure over some of the rows."""
-        return Figure(self.statistics[rows], self.value, self.top)
+        return replace(self, statistics=self.statistics[rows])
+
+    def beside(self, other: Self) -> Self:
+        """The same figure over this system's rows with another's behind them."""
+        return replace(self, statistics=np.concatenate([self.statistics, other.statistics]))
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def replicates(figure: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) 
     """
     count = len(figure.statistics)
     drawn = _kept(seed, count, resamples) if count * resamples <= _CELLS else _drawn(seed, count, resamples)
-    return np.concatenate([figure.value(counts_RN @ figure.statistics) for counts_RN in drawn])
+    return np.concatenate([figure.over(counts_RN) for counts_RN in drawn])
 
 
 def _drawn(seed: int, count: int, resamples: int) -> Iterator[Array]:
@@ -178,13 +191,13 @@ def permutation(first: Figure, second: Figure, *, seed: int = SEED, resamples: i
     """Two-sided p-value of swapping the two outputs at random on each row; for right or wrong it is McNemar's test."""
     generator = np.random.default_rng(seed)
     observed = abs(first.point - second.point)
-    gap_NK = second.statistics - first.statistics
+    both, count = first.beside(second), len(first.statistics)
     as_extreme = 0
-    for size in _blocks(resamples, len(gap_NK)):
-        swapped_RN = generator.integers(0, 2, size=(size, len(gap_NK)), dtype=np.int8).astype(np.float64)
-        moved_RK = swapped_RN @ gap_NK
-        firsts = first.value(first.statistics.sum(axis=0) + moved_RK)
-        seconds = second.value(second.statistics.sum(axis=0) - moved_RK)
+    for size in _blocks(resamples, count):
+        swapped_RN = generator.integers(0, 2, size=(size, count), dtype=np.int8).astype(np.float64)
+        firsts, seconds = (
+            both.over(np.hstack(pair)) for pair in ((1 - swapped_RN, swapped_RN), (swapped_RN, 1 - swapped_RN))
+        )
         as_extreme += int((np.abs(firsts - seconds) >= observed - 1e-9).sum())
     return (1 + as_extreme) / (1 + resamples)
 

@@ -73,21 +73,43 @@ def top_logps(loaded: Loaded, batch: Batch, count: int, temperature: float, voca
         temperature: what logits are divided by.
         vocabulary: tokens from which on there are none.
     """
-    decoder = loaded.decoder() if loaded.forest else None
-    if decoder is None:
-        told_UX, back_M, _ = _logits(loaded, batch)
-    else:
-        batch = batch.behind(loaded.prefix).to(loaded.device)
-        node_U, back_M = torch.unique(batch.source_M, return_inverse=True)
-        told_UX = decoder.hidden(batch.forest, node_U)
+    chunks, back_M, _ = _logit_chunks(loaded, batch)
     parts = []
-    for start in range(0, len(told_UX), head.CHUNK):
-        chunk_UX = told_UX[start : start + head.CHUNK]
-        logits_UV = (chunk_UX if decoder is None else decoder.logits(chunk_UX))[:, :vocabulary]
-        logp_UV = (logits_UV.float() / temperature).log_softmax(-1)
+    for _, logits_UV in chunks:
+        logp_UV = (logits_UV[:, :vocabulary].float() / temperature).log_softmax(-1)
         parts.append(logp_UV.topk(min(count, logp_UV.shape[1])))
     value_UK, index_UK = (torch.cat(each) for each in zip(*parts, strict=True))
     return index_UK[back_M], value_UK[back_M]
+
+
+@torch.no_grad()
+def error_norms(loaded: Loaded, batch: Batch) -> Tensor:
+    """Length of each supervised token's error, the predicted distribution minus the one that is sure of it, float32 [M], from 0 to sqrt(2)."""
+    chunks, back_M, target_M = _logit_chunks(loaded, batch)
+    norm_M = torch.empty(len(back_M), device=loaded.device)
+    for start, logits_UV in chunks:
+        chance_UV = logits_UV.float().softmax(-1)
+        mine = (back_M >= start) & (back_M < start + len(chance_UV))
+        right_M = chance_UV[back_M[mine] - start, target_M[mine]]
+        squared_U = chance_UV.square().sum(-1)
+        norm_M[mine] = (squared_U[back_M[mine] - start] - right_M**2 + (1 - right_M) ** 2).clamp_min(0).sqrt()
+    return norm_M
+
+
+def _logit_chunks(loaded: Loaded, batch: Batch) -> tuple[Iterator[tuple[int, Tensor]], Tensor, Tensor]:
+    """Logits some at a time, the number of the first of each [U, V] with it; which of all each supervised token is predicted from [M]; the tokens [M].
+
+    Only transformers' own layers make all logits of a batch at once.
+    """
+    decoder = loaded.decoder() if loaded.forest else None
+    if decoder is None:
+        told_UX, back_M, target_M = _logits(loaded, batch)
+    else:
+        batch = batch.behind(loaded.prefix).to(loaded.device)
+        node_U, back_M = torch.unique(batch.source_M, return_inverse=True)
+        told_UX, target_M = decoder.hidden(batch.forest, node_U), batch.target_M
+    chunks = ((start, told_UX[start : start + head.CHUNK]) for start in range(0, len(told_UX), head.CHUNK))
+    return ((start, one if decoder is None else decoder.logits(one)) for start, one in chunks), back_M, target_M
 
 
 def generic_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:

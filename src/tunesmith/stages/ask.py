@@ -5,9 +5,11 @@ from typing import Any
 from tunesmith.base import Artifact, DataError, Output, Spec, Stage
 from tunesmith.base.files import write_json
 from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.grading.average_precision import AveragePrecision
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Precision, load, served
 
+from .chances import chances
 from .evaluate import Evaluate
 from .judge import answer, as_shots, likelihoods, merge
 
@@ -21,19 +23,22 @@ class Ask(Spec):
     """Length of an answer."""
     likelihoods: bool
     """Whether it is wanted how likely the right answers are."""
+    chances: AveragePrecision | None = None
+    """What reads how probable each class is."""
 
     @classmethod
     def of(cls, spec: Evaluate) -> "Ask":
         """What these graders need to know."""
         reads = any(grader.reads == "likelihoods" for grader in spec.graders)
-        return cls(rows=spec.rows, max_tokens=spec.max_tokens, likelihoods=reads)
+        chances = next((grader for grader in spec.graders if isinstance(grader, AveragePrecision)), None)
+        return cls(rows=spec.rows, max_tokens=spec.max_tokens, likelihoods=reads, chances=chances)
 
 
 def ask(
     spec: Ask, prepared: Artifact, finetuned: Artifact | None = None, pruned: Artifact | None = None, *, out: Output, model: str,
     precision: Precision, adapter: dict[str, Any], shots: int = 0,
 ) -> None:  # fmt: skip
-    """Write `answers.json`, one for each test row, and `likelihoods.json`; of the base where nothing was tuned, after `shots` worked examples.
+    """Write `answers.json`, one for each test row, `likelihoods.json`, and, if they are wanted, `chances.json`; of the base where nothing was tuned, after `shots` worked examples.
 
     Raises:
         DataError: there are no test rows.
@@ -48,6 +53,8 @@ def ask(
     write_json(out / "answers.json", answer(loaded, test, Sampling(max_tokens=spec.max_tokens), worked))
     rows = load_split(prepared.path, "test")[: spec.rows] if spec.likelihoods and not shots else []
     write_json(out / "likelihoods.json", [[each.loss, each.tokens] for each in likelihoods(loaded, rows)])
+    if spec.chances is not None:
+        write_json(out / "chances.json", chances(loaded, test, spec.chances.asked(test)))
 
 
 STAGE = Stage("ask", 1, ask)

@@ -13,6 +13,7 @@ from tunesmith.base.files import digest, read_json, write_atomic, write_json
 from tunesmith.data.example import Example
 from tunesmith.data.prepared import load_examples
 from tunesmith.grading import HEADLINE, Figure, Grader, Likelihood
+from tunesmith.grading.base import Chances
 from tunesmith.grading.scoreboard import groups
 from tunesmith.grading.statistics import CONFIDENCE, RESAMPLES, over_seeds
 
@@ -54,9 +55,14 @@ class Trained:
         """Per seed the right answers' likelihoods."""
         return [[Likelihood(*pair) for pair in read_json(each / "likelihoods.json")] for each in self.asked]
 
+    @cached_property
+    def chances(self) -> list[list[Chances]]:
+        """Per seed how probable each class is."""
+        return [read_json(each / "chances.json") for each in self.asked]
+
     def figures(self, grader: Grader, examples: Sequence[Example]) -> list[dict[str, Figure]]:
         """Per seed what a grader says."""
-        outputs: Sequence[Sequence[Any]] = self.answers if grader.reads == "answers" else self.likelihoods
+        outputs: Sequence[Sequence[Any]] = getattr(self, grader.reads)
         return [grader.figures(examples, each) for each in outputs]
 
 
@@ -247,6 +253,8 @@ def _figures(
         yield {**about, "name": name, "summary": summary, **_beside(figures)}
     for name, rows in groups(examples, slices).items():
         figures = {variant: [one[HEADLINE].take(rows) for one in each] for variant, each in found.items()}
+        if not all(one.rows for each in figures.values() for one in each):
+            continue  # a grader that asks few rows may have asked none of these
         yield {**about, "name": name, "summary": False, **_beside(figures)}
 
 

@@ -16,6 +16,7 @@ from tunesmith.grading.scoreboard import scoreboard
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded, Precision, load, served
 
+from .chances import Told, asking
 from .evaluate import PROBE, headline
 from .general import general_examples
 from .headline import cells
@@ -44,11 +45,15 @@ class Task:
         self.general_rows = [Renderer(loaded.tokenizer).row(example) for example in self.general]
         self.answers = _answers(source.evaluated)
         self.likelihoods: dict[str, list[Likelihood]] = {}
+        self.tell = asking(self.spec.graders, self.examples)
+        self.chances: dict[str, list[Told]] = {}
         self.generally: dict[str, list[Likelihood]] = {}
 
     def read(self, loaded: Loaded, system: str, known: dict[str | None, list[Likelihood]]) -> None:
         """Take a system's likelihoods of the task's rows and of the general ones, which other tasks may have in common."""
         self.likelihoods[system] = likelihoods(loaded, self.rows)
+        if self.tell:
+            self.chances[system] = self.tell(loaded)
         if self.spec.general not in known:
             known[self.spec.general] = likelihoods(loaded, self.general_rows)
         self.generally[system] = known[self.spec.general]
@@ -63,7 +68,7 @@ class Task:
         seed = self.source.evaluated.manifest["context"]["seed"]
         board = scoreboard(
             self.examples, self.answers, self.spec.graders, likelihoods=self.likelihoods if self.reads else {},
-            slices=self.spec.slices, seed=seed, subject=SUBJECT,
+            chances=self.chances, slices=self.spec.slices, seed=seed, subject=SUBJECT,
         )  # fmt: skip
         general = None
         if self.general:

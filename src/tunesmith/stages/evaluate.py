@@ -24,6 +24,7 @@ from tunesmith.methods.objectives.reward import Reward
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded, Precision, load, served
 
+from .chances import Tell, Told, asking
 from .documents import Documents, Retrieval
 from .finetune import Finetune
 from .general import general_examples
@@ -115,13 +116,16 @@ def evaluate(
     reads = any(grader.reads == "likelihoods" for grader in spec.graders)
     read = rows if reads else rows[:PROBE]  # without such a grader a few serve the proof
     base, base_general = likelihoods(loaded, read), likelihoods(loaded, general)
+    tell = asking(spec.graders, test)
+    told = _told(out, "base", tell, loaded)
     merge(loaded, adapter, finetuned, precision, pruned)
+    told |= _told(out, "tuned", tell, loaded)
     tuned, tuned_general = likelihoods(loaded, read), likelihoods(loaded, general)
     if answers:
         answers["tuned"] = kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
     documents.ask("tuned", loaded)
     found = {"base": base, "tuned": tuned} if reads else {}
-    board = scoreboard(test, answers, spec.graders, likelihoods=found, slices=spec.slices, seed=seed)
+    board = scoreboard(test, answers, spec.graders, likelihoods=found, chances=told, slices=spec.slices, seed=seed)
     results = {"task": board, "notes": notes, **_generally(spec, loaded, base_general, tuned_general)}
     results |= {"prompting": prompted.metrics if prompted is not None else None, "retrieval": documents.results(seed)}
     results["gate"] = spec.gate(board, results["general"], results["retrieval"])
@@ -153,7 +157,7 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
         DataError: documents or questions are not what they should be.
     """
     formats = {source["format"] for source in read_json(prepared / "summary.json")["sources"]}
-    reading = [grader.kind for grader in spec.graders if grader.reads == "answers"]
+    reading = [grader.kind for grader in spec.graders if grader.reads in ("answers", "chances")]
     if formats == {"text"} and reading:
         raise ConfigError(
             f"evaluate.graders: {', '.join(reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
@@ -194,6 +198,11 @@ def _best_prompt(prompted: Artifact) -> tuple[list[str], str]:
         f"chosen from {many} by {prompted.metrics['rows']['development']} training rows" if many > 1 else "not chosen"
     )
     return answers, f"base with the prompt {best['way']} ({best['about']}), {chosen}"
+
+
+def _told(out: Output, system: str, tell: Tell | None, loaded: Loaded) -> dict[str, list[Told]]:
+    """How probable a system finds each class, if a grader wants to know."""
+    return {} if tell is None else {system: kept(out, f"{system}-chances", lambda: tell(loaded))}
 
 
 def _general(spec: Evaluate, loaded: Loaded) -> list[Row]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from tunesmith.models.load import DTYPES, Loaded, Precision, cast, load
 from tunesmith.models.quantize import KINDS, round_to
 from tunesmith.training.rollouts import Rollouts
 
+T = TypeVar("T")
 ROWS = 8
 """Rows scored in one forward pass."""
 OPENING = 32
@@ -73,11 +74,11 @@ def as_shots(examples: Sequence[Example]) -> list[Message]:
     ]
 
 
-def kept(out: Output, system: str, make: Callable[[], list[str]], rows: str = "test") -> list[str]:
-    """Answers made once, to test rows or to others: a killed evaluation finds those of the systems it had finished."""
+def kept(out: Output, system: str, make: Callable[[], T], rows: str = "test") -> T:
+    """Answers, or chances, made once, to test rows or to others: a killed evaluation finds those of the systems it had finished."""
     path = out / (f"{system}.json" if rows == "test" else f"{rows}-{system}.json")
     if path.exists():
-        found: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        found: T = json.loads(path.read_text(encoding="utf-8"))
         return found
     out.events.write("answering", system=system, rows=rows)
     made = make()

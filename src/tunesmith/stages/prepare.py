@@ -1,14 +1,12 @@
 """Prepare: from a person's files to examples and tokens that a model can learn from, every row accounted for."""
 
 import json
-from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from tunesmith.base import ConfigError, DataError, Output, Spec, Stage
@@ -17,25 +15,23 @@ from tunesmith.data.classes import NONE, values
 from tunesmith.data.cleaners import Cleaner
 from tunesmith.data.cleaners.exact_duplicates import ExactDuplicates
 from tunesmith.data.cleaners.leakage import Leakage
-from tunesmith.data.columns import with_columns
-from tunesmith.data.corpus import Corpus, View
-from tunesmith.data.example import WEIGHT, Example, Row
+from tunesmith.data.corpus import View
+from tunesmith.data.example import Example, Row
 from tunesmith.data.fitting import cut, windows
 from tunesmith.data.formats import names
-from tunesmith.data.intake import arriving, check_shapes, shape
-from tunesmith.data.ledger import Ledger
+from tunesmith.data.intake import check_shapes
+from tunesmith.data.ledger import Ledger, label
 from tunesmith.data.prepared import SPLITS
 from tunesmith.data.render import Renderer
 from tunesmith.data.rows_file import RowWriter
-from tunesmith.data.shelf import batched, chunks
+from tunesmith.data.shelf import chunks
 from tunesmith.data.sources import find_files
-from tunesmith.data.split import split
 from tunesmith.data.tables import Lengths, commonest
+from tunesmith.methods.selection import Selector
 from tunesmith.models.find import load_tokenizer
 
 from .rendering import Rendering
-
-Views = dict[str, View]
+from .taken import Taken, clean, divide, select, take_in
 
 
 class Prepare(Spec):
@@ -84,6 +80,8 @@ class Prepare(Spec):
     cleaners: tuple[Cleaner, ...] = (ExactDuplicates(), Leakage())
     """What looks for rows that should not be there. near_duplicates is off unless named: augmented rows are alike
     on purpose."""
+    select: Selector | None = None
+    """Which rows are learnt from, of those that cleaners leave; null learns from all. Test and validation rows stay what they are."""
     refuse_above: float = Field(default=0.2, ge=0, le=1)
     """Share of rows, quarantined or truncated, above which nothing is prepared and the reasons are shown instead."""
 
@@ -129,24 +127,27 @@ def input_files(spec: Prepare) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(file for name, (path, _) in spec.given().items() for file in find_files(path, name)))
 
 
-def prepare(spec: Prepare, *, out: Output, tokenizer_name: str, seed: int) -> None:
+def prepare(spec: Prepare, *, out: Output, tokenizer_name: str, seed: int, draw: int | None = None) -> None:
     """Write examples and rows of every split, the ledger and a summary into `out`.
+
+    Rows are held out by `seed`; those to learn from are selected by `draw`, or by `seed` too.
 
     Raises:
         DataError: there is nothing to learn from, or more rows than `refuse_above` cannot be used as they are.
     """
     input_files(spec)
     tokenizer = load_tokenizer(tokenizer_name)
-    taken = _take_in(spec, out.path)
+    taken = take_in(spec, out.path)
     with (
         Rendering(tokenizer, tokenizer_name, spec.supervise, len(taken.corpus)) as rendering,
         RowWriter(out / "rows.safetensors") as writer,
     ):
-        splits = _divide(spec, taken, seed)
+        splits = divide(spec, taken, seed)
         if len(taken.shapes) > 1:
             learnt = [view for name, view in splits.items() if name != "test" or spec.test is None]
             check_shapes(example for view in learnt for example in view)  # a test file only has to have right answers
-        facts = {cleaner.kind: _clean(cleaner, splits, taken) for cleaner in spec.cleaners}
+        facts = {cleaner.kind: clean(cleaner, splits, taken) for cleaner in spec.cleaners}
+        selected = select(spec, splits, rendering, taken, tokenizer_name, seed if draw is None else draw)
         tables = {name: _write(splits[name], name, spec, rendering, taken, writer) for name in SPLITS}
         taken.ledger.write(out / "ledger.jsonl")
         _refuse(spec, taken.ledger, out, len(tables["train"].lengths))
@@ -154,77 +155,11 @@ def prepare(spec: Prepare, *, out: Output, tokenizer_name: str, seed: int) -> No
             raise DataError(
                 f"prepare.classes: no row for train has {spec.classes!r}; name a field beside the rows, `answer`, or one in a JSON answer"
             )
-    summary = {
-        "sources": taken.sources,
-        "counts": taken.ledger.counts(),
-        "splits": {
-            name: {**table.lengths.table(), "ledger": taken.ledger.counts(name)} for name, table in tables.items()
-        },
-        "cleaners": facts,
-    }
-    if spec.classes or spec.stratify:
-        summary["classes"] = {name: commonest(table.classes) for name, table in tables.items()}
+    summary = _summary(spec, taken, tables, facts)
+    if selected:
+        summary["selection"] = selected
     write_json(out / "summary.json", summary)
     out.metrics.update(_headline(summary))
-
-
-@dataclass
-class Taken:
-    """Everything that came in: examples on disk, and what is known of them."""
-
-    ledger: Ledger
-    corpus: Corpus
-    rows: "array[int]"
-    """Per example its row in the ledger."""
-    shapes: set[str]
-    sources: list[dict[str, Any]]
-    views: Views
-    """Per split that has files of its own, its examples."""
-
-
-def _take_in(spec: Prepare, folder: Path) -> Taken:
-    """Read the files of every split, some rows at a time."""
-    taken = Taken(Ledger(), Corpus(folder), array("q"), set(), [], {})
-    for name, (path, limit) in spec.given().items():
-        start = len(taken.corpus)
-        sources: list[dict[str, Any]] = []
-        for arrived in batched(
-            arriving(path, name, taken.ledger, sources, limit=limit, form=spec.format, join=spec.join)
-        ):
-            fields = {field: field for field in spec.columns}
-            if spec.weight and name != "test":
-                fields[spec.weight] = WEIGHT
-            items = with_columns(arrived, fields, taken.ledger) if fields else arrived
-            taken.corpus.add([item.example for item in items])
-            taken.rows.extend(item.row for item in items)
-            taken.shapes.update(shape(item.example) for item in items)
-        taken.sources += sources
-        taken.views[name] = View(taken.corpus, np.arange(start, len(taken.corpus)))
-    return taken
-
-
-def _divide(spec: Prepare, taken: Taken, seed: int) -> Views:
-    """Examples per split, those without files of their own split off the source."""
-    sizes = {"test": spec.test_fraction, "validation": spec.validation_fraction}
-    parts = {name: size for name, size in sizes.items() if name not in taken.views and size}
-    source = taken.views["train"]
-    sides = split(source, parts, seed=seed, stratify=spec.stratify, group=spec.group)
-    side_N = np.fromiter(map(SPLITS.index, sides), dtype=np.int8, count=len(sides))
-    chosen = {name: View(taken.corpus, source.numbers[side_N == side]) for side, name in enumerate(SPLITS)}
-    return {name: chosen[name] if name == "train" else taken.views.get(name, chosen[name]) for name in SPLITS}
-
-
-def _clean(cleaner: Cleaner, splits: Views, taken: Taken) -> dict[str, Any]:
-    """Take out what a cleaner finds, in place; its facts."""
-    findings = cleaner.find(splits)
-    kept = {name: np.ones(len(view), dtype=bool) for name, view in splits.items()}
-    for drop in findings.drops:
-        kept[drop.split][drop.index] = False
-        row = taken.rows[splits[drop.split].numbers[drop.index]]
-        taken.ledger.settle(row, "quarantined", drop.reason, split=drop.split)
-    for name, view in splits.items():
-        splits[name] = View(taken.corpus, view.numbers[kept[name]])
-    return {"dropped": len(findings.drops), **findings.facts}
 
 
 @dataclass
@@ -299,10 +234,13 @@ def _refuse(spec: Prepare, ledger: Ledger, out: Output, train: int) -> None:
     """Stop if too many rows are bad, in any of the files, or none is left to learn from."""
     for name in ledger.came():
         found = ledger.counts(came_by=name)
-        if found["rows"] - found["used"] <= spec.refuse_above * found["rows"] and (name != "train" or train):
+        unusable = found["truncated"] + found["quarantined"]
+        if unusable <= spec.refuse_above * found["rows"] and (name != "train" or train):
             continue
-        bad = [entry for entry in ledger.entries(came_by=name) if entry.state != "used"]
-        reasons = ", ".join(f"{count} {reason}" for reason, count in list(found["reasons"].items())[:3])
+        bad = [entry for entry in ledger.entries(came_by=name) if entry.state in ("truncated", "quarantined")]
+        reasons = ", ".join(
+            f"{n} {why}" for why, n in Counter(label(entry.reason or "") for entry in bad).most_common(3)
+        )
         first = f"the first is {bad[0].origin}: {bad[0].reason}"
         long = sum("max_tokens" in (entry.reason or "") or entry.state == "truncated" for entry in bad) * 2 > len(bad)
         mend = "raise prepare.max_tokens" if long else "mend them"
@@ -312,11 +250,28 @@ def _refuse(spec: Prepare, ledger: Ledger, out: Output, train: int) -> None:
         )
 
 
+def _summary(spec: Prepare, taken: Taken, tables: Mapping[str, Table], cleaned: dict[str, Any]) -> dict[str, Any]:
+    """What came in, what became of it, and what cleaners found."""
+    summary = {
+        "sources": taken.sources,
+        "counts": taken.ledger.counts(),
+        "splits": {
+            name: {**table.lengths.table(), "ledger": taken.ledger.counts(name)} for name, table in tables.items()
+        },
+        "cleaners": cleaned,
+    }
+    if spec.classes or spec.stratify:
+        summary["classes"] = {name: commonest(table.classes) for name, table in tables.items()}
+    return summary
+
+
 def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The counts that a report opens with."""
     counts = summary["counts"]
     rows = {f"{name}_rows": summary["splits"][name]["rows"] for name in SPLITS}
     found = {"rows_in": counts["rows"], **rows, "quarantined": counts["quarantined"], "truncated": counts["truncated"]}
+    if "selection" in summary:
+        found["unchosen"] = counts.get("unchosen", 0)
     train = summary["splits"]["train"]
     found |= {f"dropped_by_{kind}": facts["dropped"] for kind, facts in summary["cleaners"].items()}
     return {**found, "train_tokens": train["tokens"], "train_supervised_tokens": train["supervised_tokens"]}

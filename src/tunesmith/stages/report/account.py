@@ -20,12 +20,13 @@ def data(source: Source) -> dict[str, Any] | None:
     if prepared is None or summary is None:
         return None
     with (prepared / "ledger.jsonl").open(encoding="utf-8") as file:
-        unused = (entry for entry in map(json.loads, file) if entry["state"] != "used")
+        unused = (entry for entry in map(json.loads, file) if entry["state"] in ("truncated", "quarantined"))
         odd = [{**entry, "origin": short(entry["origin"])} for entry in islice(unused, SHOWN_ROWS)]
     return {
         **summary,
         "odd": odd,
         "split_by": split_by(prepared.manifest["spec"], prepared.manifest["context"]["seed"]),
+        "selection": selected_by(summary.get("selection")),
         "facts": {name.replace("_", " "): _facts(found) for name, found in summary["cleaners"].items()},
         "sources": [{**found, "name": short(found["path"])} for found in summary["sources"]],
     }
@@ -57,6 +58,15 @@ def split_by(spec: Mapping[str, Any], seed: int) -> list[str]:
         sentences.append(f"Each side has the same proportions of {spec['stratify']}.")
     together = f"have the same {spec['group']} or ask" if spec["group"] else "ask"
     return [*sentences, f"Rows that {together} the same are never on two sides."]
+
+
+def selected_by(found: Mapping[str, Any] | None) -> str | None:
+    """How the rows to learn from were chosen among more, in a sentence; None where all are learnt from."""
+    if not found:
+        return None
+    how = {name.replace("_", " "): value for name, value in found.items() if name not in ("kind", "rows", "of")}
+    about = f" ({words.plain(how)})" if how else ""
+    return f"{found['rows']:,} of {found['of']:,} rows were chosen to learn from, by {found['kind']}{about}."
 
 
 def method(source: Source) -> dict[str, Any] | None:

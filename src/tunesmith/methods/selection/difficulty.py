@@ -1,0 +1,34 @@
+"""Rows by how hard the model finds their answers before it learns: their mean loss, or EL2N (Paul et al., 2021, arXiv:2107.07075)."""
+
+from typing import Literal
+
+import numpy as np
+
+from .base import Chosen, Pool, Selector
+
+
+class Difficulty(Selector):
+    """The rows that the base finds hardest, in the middle, or easiest. The hardest teach most where labels are clean; wrong labels are hard too.
+
+    Of rows with several answers the first counts.
+    """
+
+    kind: Literal["difficulty"] = "difficulty"
+    measure: Literal["loss", "el2n"] = "loss"
+    """Mean over the answer's tokens of the negative log-likelihood, or of the length of the error, the predicted distribution minus the token that is
+    right (EL2N, 0 to 1.41), which no single token can dominate."""
+    take: Literal["hardest", "middle", "easiest"] = "hardest"
+    """Which rows; `middle` leaves out as many harder as easier ones."""
+
+    def choose(self, pool: Pool, count: int, seed: int) -> Chosen:
+        """By the model as it is found, in the precision that `auto` comes to; nothing is drawn."""
+        from tunesmith.models.difficulty import difficulties  # torch, which preparing else does without
+        from tunesmith.models.load import load
+
+        del seed
+        score_N = difficulties(load(pool.model, "auto"), pool.rows, self.measure)
+        order_N = np.argsort(-score_N, kind="stable")  # the hardest first; of equals the earlier one
+        start = {"hardest": 0, "middle": (len(order_N) - count) // 2, "easiest": len(order_N) - count}[self.take]
+        places = order_N[start : start + count]
+        mean = {"mean_chosen": round(float(score_N[places].mean()), 4), "mean_all": round(float(score_N.mean()), 4)}
+        return Chosen(places, {"measure": self.measure, "take": self.take, **mean})
