@@ -21,6 +21,7 @@ from .prepare import Prepare
 from .prune import Prune
 from .sample import Sample
 from .search import Search
+from .search.space import check
 
 
 class Recipe(Spec):
@@ -125,6 +126,12 @@ class Recipe(Spec):
             raise ValueError(
                 f"adapter {kind} is kept beside the weights, and a reward model has no place for it; take lora"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _search_can_be_made(self) -> Self:
+        if self.search.trials:
+            check(self, type(self).model_validate)
         return self
 
     def to_yaml(self) -> str:

@@ -1,0 +1,127 @@
+"""A search: trials stop early and go on bit for bit, nothing is trained twice whoever is killed, and the winner is what is deployed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tunesmith
+from tunesmith.base import Run
+from tunesmith.base.files import read_json
+from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.search.trial import Trial
+
+SPACE = {
+    "finetune.optimizer.learning_rate": {"low": 1e-3, "high": 5e-2, "log": True},
+    "initialise.adapter.rank": [2, 4, 8],
+    "initialise.adapter.alpha": {"values": [1, 2], "times": "initialise.adapter.rank"},
+    "finetune.batch": [4, 8],
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny_folder):
+    """A search over some trainings of a tiny model, with dropout, whose checkpoints fall between the shares at which trials are scored."""
+    folder = tmp_path_factory.mktemp("search")
+    colours = ["red", "green", "blue", "black"]
+    lines = [{"prompt": f"Shade {number}?", "answer": colours[number % 4]} for number in range(56)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {
+        "model": str(tiny_folder),
+        "precision": "fp32",
+        "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 8, "cleaners": []},
+        "initialise": {"adapter": {"rank": 4, "alpha": 8, "dropout": 0.1}},
+        "finetune": {"epochs": 2.0, "batch": 4, "checkpoint_every": 3, "optimizer": {"learning_rate": 0.01}},
+        "search": {"trials": 5, "space": SPACE, "sampler": "random", "keep": 2},
+        "evaluate": {
+            "graders": [{"kind": "exact"}],
+            "max_tokens": 4,
+            "baselines": False,
+            "gate": {"margin": None, "beat": []},
+        },
+        "deploy": {"ungated": True},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def searched(recipe):
+    folder = recipe.parent / "run"
+    tunesmith.run(recipe, folder=folder)
+    return Run(folder), results(Run(folder))
+
+
+def results(run: Run) -> dict:
+    return read_json(run.artifact("search") / "search.json")
+
+
+def trials(run: Run) -> list[Trial]:
+    return [Trial(path.parent) for path in sorted(run.path.glob("trials/*/*/trial.json"))]
+
+
+def learnt(folder: Path) -> dict[str, str]:
+    """sha256 of the weights below an artifact."""
+    files = read_json(folder / "manifest.json")["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+
+
+def test_the_first_trial_is_the_recipe_and_the_best_go_on_to_the_end(searched):
+    _, found = searched
+    own, *others = found["trials"]
+    assert own["settings"] == {
+        "finetune.optimizer.learning_rate": 0.01, "initialise.adapter.rank": 4, "initialise.adapter.alpha": 2, "finetune.batch": 4,
+    }  # fmt: skip
+    assert len({json.dumps(trial["settings"]) for trial in found["trials"]}) == 5
+    for trial in others:
+        assert 1e-3 <= trial["settings"]["finetune.optimizer.learning_rate"] <= 5e-2
+        assert trial["settings"]["initialise.adapter.rank"] in (2, 4, 8)
+    early = sorted(found["trials"], key=lambda trial: trial["scores"]["0.2"])
+    assert {trial["number"] for trial in early[:2]} == {
+        t["number"] for t in found["trials"] if t["state"] == "finished"
+    }
+    assert found["winner"] == min(early[:2], key=lambda trial: trial["scores"]["1"])["number"]
+    assert found["states"] == {"finished": 2, "stopped": 3, "infeasible": 0, "failed": 0}
+    for trial in found["trials"]:
+        part = 0.2 if trial["state"] == "stopped" else 1
+        assert trial["steps"] == round(part * trial["planned_steps"])
+        assert trial["planned_steps"] == 2 * 40 // trial["settings"]["finetune.batch"]
+    assert found["tokens"] == sum(trial["tokens"] for trial in found["trials"])
+
+
+def test_a_trial_that_was_continued_is_the_training_that_was_never_stopped(searched, recipe, tmp_path):
+    run, found = searched
+    for number in (trial["number"] for trial in found["trials"] if trial["state"] == "finished"):
+        trial = trials(run)[number]
+        settings = [f"{path}={value}" for path, value in trial.settings.items() if not path.endswith("alpha")]
+        alpha = trial.settings["initialise.adapter.alpha"] * trial.settings["initialise.adapter.rank"]
+        whole = tunesmith.finetune(
+            recipe, "search.trials=0", *settings, f"initialise.adapter.alpha={alpha}", folder=tmp_path / str(number)
+        )
+        assert learnt(trial.made(1.0)) == learnt(whole.path)
+        assert trial.score(1.0) == whole.metrics["best_value"]
+
+
+def test_the_winner_is_what_finetune_evaluate_and_deploy_go_on_with(searched, recipe):
+    run, found = searched
+    winner = trials(run)[found["winner"]]
+    tuned = run.artifact("finetune")
+    assert learnt(tuned.path) == learnt(winner.made(1.0))
+    assert tuned.manifest["context"]["adapter"]["rank"] == winner.settings["initialise.adapter.rank"]
+    assert tuned.manifest["spec"]["batch"] == winner.settings["finetune.batch"]
+    assert run.artifact("initialise").manifest["spec"]["adapter"] == tuned.manifest["context"]["adapter"]
+    assert tuned.manifest["seconds"] < 1  # handed on, not trained again
+    assert tuned.metrics["steps"] == tuned.metrics["planned_steps"] == found["trials"][found["winner"]]["steps"]
+    steps = [event["step"] for event in run.events.tagged(artifact=tuned.path.name).read("step")]
+    assert sorted(set(steps)) == list(range(1, tuned.metrics["steps"] + 1))
+    assert run.artifact("deploy")
+    assert open_run(run.path).recipe.search == open_run(recipe).recipe.search  # the folder stays one of a search
+
+
+def test_a_second_run_computes_nothing(searched, recipe):
+    run, _ = searched
+    before = [sum(1 for _ in each.read("done")) for each in (run.events, *(trial.run.events for trial in trials(run)))]
+    tunesmith.run(recipe, folder=run.path)
+    tunesmith.evaluate(run.path)
+    assert before == [sum(1 for _ in each.read("done")) for each in (run.events, *(t.run.events for t in trials(run)))]
