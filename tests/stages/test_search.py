@@ -1,8 +1,14 @@
 """A search: trials stop early and go on bit for bit, nothing is trained twice whoever is killed, and the winner is what is deployed."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tunesmith
@@ -32,7 +38,7 @@ def recipe(tmp_path_factory, tiny_folder):
         "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 8, "cleaners": []},
         "initialise": {"adapter": {"rank": 4, "alpha": 8, "dropout": 0.1}},
         "finetune": {"epochs": 2.0, "batch": 4, "checkpoint_every": 3, "optimizer": {"learning_rate": 0.01}},
-        "search": {"trials": 5, "space": SPACE, "sampler": "random", "keep": 2},
+        "search": {"trials": 4, "space": SPACE, "sampler": "random", "keep": 2},
         "evaluate": {
             "graders": [{"kind": "exact"}],
             "max_tokens": 4,
@@ -73,7 +79,7 @@ def test_the_first_trial_is_the_recipe_and_the_best_go_on_to_the_end(searched):
     assert own["settings"] == {
         "finetune.optimizer.learning_rate": 0.01, "initialise.adapter.rank": 4, "initialise.adapter.alpha": 2, "finetune.batch": 4,
     }  # fmt: skip
-    assert len({json.dumps(trial["settings"]) for trial in found["trials"]}) == 5
+    assert len({json.dumps(trial["settings"]) for trial in found["trials"]}) == 4
     for trial in others:
         assert 1e-3 <= trial["settings"]["finetune.optimizer.learning_rate"] <= 5e-2
         assert trial["settings"]["initialise.adapter.rank"] in (2, 4, 8)
@@ -82,7 +88,7 @@ def test_the_first_trial_is_the_recipe_and_the_best_go_on_to_the_end(searched):
         t["number"] for t in found["trials"] if t["state"] == "finished"
     }
     assert found["winner"] == min(early[:2], key=lambda trial: trial["scores"]["1"])["number"]
-    assert found["states"] == {"finished": 2, "stopped": 3, "infeasible": 0, "failed": 0}
+    assert found["states"] == {"finished": 2, "stopped": 2, "infeasible": 0, "failed": 0}
     for trial in found["trials"]:
         part = 0.2 if trial["state"] == "stopped" else 1
         assert trial["steps"] == round(part * trial["planned_steps"])
@@ -92,15 +98,15 @@ def test_the_first_trial_is_the_recipe_and_the_best_go_on_to_the_end(searched):
 
 def test_a_trial_that_was_continued_is_the_training_that_was_never_stopped(searched, recipe, tmp_path):
     run, found = searched
-    for number in (trial["number"] for trial in found["trials"] if trial["state"] == "finished"):
-        trial = trials(run)[number]
-        settings = [f"{path}={value}" for path, value in trial.settings.items() if not path.endswith("alpha")]
-        alpha = trial.settings["initialise.adapter.alpha"] * trial.settings["initialise.adapter.rank"]
-        whole = tunesmith.finetune(
-            recipe, "search.trials=0", *settings, f"initialise.adapter.alpha={alpha}", folder=tmp_path / str(number)
-        )
-        assert learnt(trial.made(1.0)) == learnt(whole.path)
-        assert trial.score(1.0) == whole.metrics["best_value"]
+    trial = trials(run)[found["winner"]]
+    assert trial.number > 0  # else the recipe, of which the other tests have enough
+    settings = [f"{path}={value}" for path, value in found["overrides"].items()]
+    ratio, rank = (trial.settings[f"initialise.adapter.{name}"] for name in ("alpha", "rank"))
+    assert found["overrides"]["initialise.adapter.alpha"] == ratio * rank
+    whole = tunesmith.finetune(recipe, "search.trials=0", *settings, folder=tmp_path / "whole")
+    assert learnt(trial.made(1.0)) == learnt(whole.path)
+    assert trial.score(1.0) == whole.metrics["best_value"]
+    assert whole.metrics["tokens"] == found["trials"][trial.number]["tokens"]
 
 
 def test_the_winner_is_what_finetune_evaluate_and_deploy_go_on_with(searched, recipe):
@@ -125,3 +131,100 @@ def test_a_second_run_computes_nothing(searched, recipe):
     tunesmith.run(recipe, folder=run.path)
     tunesmith.evaluate(run.path)
     assert before == [sum(1 for _ in each.read("done")) for each in (run.events, *(t.run.events for t in trials(run)))]
+
+
+def start(recipe: Path, folder: Path, *settings: str) -> subprocess.Popen:
+    """`tunesmith search` by two workers, in a process group of its own."""
+    command = [
+        sys.executable,
+        "-c",
+        "from tunesmith.cli import main; main()",
+        "search",
+        str(recipe),
+        "--run",
+        str(folder),
+    ]
+    return subprocess.Popen(
+        [*command, "--workers", "2", *settings], env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """The workers that a search has started."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(number) for number in found.read_text().split()] if found.exists() else []
+
+
+def until(wanted, process: subprocess.Popen, seconds: float = 120) -> bool:
+    """Wait for something; whether it came before the process ended."""
+    for _ in range(int(100 * seconds)):
+        if wanted():
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.01)
+    raise TimeoutError(process.args)
+
+
+def steps_of(run: Run) -> int:
+    return sum(1 for trial in trials(run) for _ in trial.run.events.read("step"))
+
+
+def assert_nothing_was_done_twice(run: Run) -> None:
+    """Each part of each trial was finished once, and never begun from its start again once it had a checkpoint."""
+    for trial in trials(run):
+        done = [event["stage"] for event in trial.run.events.read("done")]
+        assert len(done) == len(set(done))
+
+
+def assert_same_trials(one: Run, other: Run) -> None:
+    """Settings, scores and weights alike."""
+    assert results(one)["trials"][0].keys() == results(other)["trials"][0].keys()
+    kept = ("number", "settings", "scores", "state", "steps", "tokens")
+    assert [[trial[name] for name in kept] for trial in results(one)["trials"]] == [
+        [trial[name] for name in kept] for trial in results(other)["trials"]
+    ]
+    assert learnt(one.artifact("search").path) == learnt(other.artifact("search").path)
+
+
+def test_two_workers_of_whom_one_is_killed_end_as_one_process_that_is_not(searched, recipe, tmp_path):
+    """The other one takes the trial over, from its checkpoint."""
+    run = Run(tmp_path / "r")
+    process = start(recipe, run.path)
+    assert until(lambda: steps_of(run) >= 6, process)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    told = process.communicate(timeout=240)
+    assert process.returncode == 0, told[1]
+    assert "a worker ended with -9" in next(run.events.read("worker_lost"))["reason"]
+    assert_nothing_was_done_twice(run)
+    assert_same_trials(run, searched[0])
+    assert [line.split()[0] for line in told[1].splitlines() if " stopped " in line or " winner " in line]
+
+
+@pytest.mark.torture
+def test_two_workers_killed_at_random_ten_times_lose_and_repeat_nothing(searched, recipe, tmp_path):
+    """Worker, or the search itself, after which its workers end by themselves; by the signal that cannot be caught, or by Ctrl-C."""
+    draw, run, ended = np.random.default_rng(0), Run(tmp_path / "r"), 0
+    for kill in range(10):
+        before = steps_of(run)
+        process = start(recipe, run.path)
+        try:
+            if not until(lambda before=before, more=int(draw.integers(1, 8)): steps_of(run) >= before + more, process):
+                ended += 1
+                continue
+            victims = [process.pid, *workers_of(process)]
+            os.kill(int(draw.choice(victims)), signal.SIGKILL if kill % 3 else signal.SIGINT)
+            time.sleep(float(draw.uniform(0, 1)))
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert ended < 5  # else there was nothing left to kill
+    last = start(recipe, run.path)
+    told = last.communicate(timeout=240)
+    assert last.returncode == 0, told[1]
+    assert_nothing_was_done_twice(run)
+    assert_same_trials(run, searched[0])
+    repeated = steps_of(run) - sum(trial["steps"] for trial in results(run)["trials"])
+    assert repeated <= 10 * 2 * 3  # two workers, three steps between checkpoints

@@ -97,7 +97,7 @@ class Search(Spec):
 
     trials: int = Field(0, ge=0)
     """Trainings to try, the recipe's own settings being the first; 0 takes these as they are. Can be raised later: what was tried is kept."""
-    space: dict[str, Values] = {}
+    space: dict[str, Values] = Field(default_factory=dict)
     """Settings to search by their dotted path: a list of values, or low and high. Empty takes a default space: learning rate, rank, alpha,
     dropout and target modules of LoRA, batch and warmup."""
     sampler: Literal["gp", "tpe", "random", "grid"] = "gp"
