@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import tunesmith
 from tunesmith.base import Run
 from tunesmith.base.files import read_json
+from tunesmith.stages import plan
 from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.report import write
 from tunesmith.stages.search.trial import Trial
 
 SPACE = {
@@ -133,6 +138,100 @@ def test_a_second_run_computes_nothing(searched, recipe):
     assert before == [sum(1 for _ in each.read("done")) for each in (run.events, *(t.run.events for t in trials(run)))]
 
 
+@pytest.fixture(scope="module")
+def audited(recipe):
+    folder = recipe.parent / "audited"
+    tunesmith.search(recipe, "search.audit=true", "search.trials=3", folder=folder)
+    return Run(folder), results(Run(folder))
+
+
+def test_an_audit_trains_all_to_the_end_and_changes_no_score(audited, searched):
+    """Neither the scores of the same trials, nor the weights of those that were continued without it."""
+    (run, found), (plain, before) = audited, searched
+    assert found["states"]["finished"] == 3
+    for trial in found["trials"]:
+        other = before["trials"][trial["number"]]
+        assert list(trial["scores"]) == ["0.1", "0.2", "0.4", "1"]
+        assert trial["settings"] == other["settings"]
+        assert trial["scores"]["0.2"] == other["scores"]["0.2"]
+        if other["state"] == "finished":
+            assert learnt(trials(run)[trial["number"]].made(1.0)) == learnt(trials(plain)[trial["number"]].made(1.0))
+    assert list(found["trust"]) == ["0.1", "0.2", "0.4"]
+    for mark, each in found["trust"].items():
+        early, final = ([trial["scores"][name] for trial in found["trials"]] for name in (mark, "1"))
+        assert each["spearman"]["value"] == pytest.approx(stats.spearmanr(early, final).statistic)
+    assert found["winner"] == min(found["trials"], key=lambda trial: trial["scores"]["1"])["number"]
+    assert found["gain"]["share"] == 1
+    assert found["gain"]["better_by"] == found["trials"][0]["scores"]["1"] - min(
+        t["scores"]["1"] for t in found["trials"]
+    )
+
+
+def test_halving_sends_the_better_half_on_to_the_same_bits(audited, recipe, tmp_path):
+    tunesmith.search(recipe, "search.scheme=halving", folder=tmp_path / "r")
+    run = Run(tmp_path / "r")
+    found = results(run)
+    left = [[t for t in found["trials"] if mark in t["scores"]] for mark in ("0.1", "0.2", "0.4", "1")]
+    assert [len(each) for each in left] == [4, 2, 1, 1]
+    best = sorted(left[0], key=lambda trial: trial["scores"]["0.1"])[:2]
+    assert {trial["number"] for trial in left[1]} == {trial["number"] for trial in best}
+    other = trials(audited[0])[found["winner"]] if found["winner"] < 3 else None
+    if other is not None:
+        assert learnt(other.made(1.0)) == learnt(trials(run)[found["winner"]].made(1.0))
+    assert [trial["scores"]["0.1"] for trial in found["trials"][:3]] == [
+        t["scores"]["0.1"] for t in audited[1]["trials"]
+    ]
+
+
+def test_what_would_not_fit_is_not_started_and_what_fails_is_not_repeated(recipe, tmp_path, monkeypatch):
+    """Of four combinations two need more memory than there is, and one has a learning rate that no loss survives."""
+    monkeypatch.setattr(plan, "available_memory", lambda: 2 << 30)
+    space = "search.space={finetune.optimizer.learning_rate: [0.01, 1.0e+30], initialise.adapter.rank: [4, 4000000]}"
+    settings = [space, "search.sampler=grid", "search.trials=9", "finetune.clip=0"]
+    tunesmith.search(recipe, *settings, folder=tmp_path / "r")
+    run = Run(tmp_path / "r")
+    found = results(run)
+    assert found["states"] == {"finished": 1, "stopped": 0, "infeasible": 2, "failed": 1}
+    for trial in found["trials"]:
+        if trial["state"] == "infeasible":
+            assert trial["settings"]["initialise.adapter.rank"] == 4000000
+            assert "2.1 GB free" in trial["reason"]
+            assert not list(trials(run)[trial["number"]].folder.glob("train-*"))
+        if trial["state"] == "failed":
+            assert "not finite" in trial["reason"]
+    assert found["winner"] == 0
+    before = [sum(1 for _ in trial.run.events.read()) for trial in trials(run)]
+    tunesmith.search(recipe, *settings, "search.keep=1", folder=run.path)
+    assert before == [
+        sum(1 for event in trial.run.events.read() if event["event"] != "cached") for trial in trials(run)
+    ]
+    page = write(run).read_text()
+    assert "was infeasible: needs about" in page
+
+
+def test_more_trials_go_on_from_those_that_are_there(searched, recipe, tmp_path):
+    shutil.copytree(searched[0].path, tmp_path / "r")
+    run = Run(tmp_path / "r")
+    tunesmith.search(recipe, "search.trials=5", "search.keep=1", folder=run.path)
+    assert [trial["settings"] for trial in results(run)["trials"]][:4] == [t["settings"] for t in searched[1]["trials"]]
+    assert [sum(1 for _ in trial.run.events.read("started")) for trial in trials(run)] == [
+        1 + (trial["state"] == "finished") for trial in searched[1]["trials"]
+    ] + [1 + (results(run)["trials"][4]["state"] == "finished")]
+
+
+def test_the_report_draws_the_search(searched, audited):
+    page = write(searched[0]).read_text()
+    winner = searched[1]["winner"]
+    assert f"Trial {winner} won: loss" in page
+    assert page.count('<figure class="panel scatter"') == 1 + 1 + len(SPACE)  # history, early against final, slices
+    assert len(re.findall(r"<title>trial \d</title></path>", page)) == 4
+    assert "Whether the early score can be trusted is not known here" in page
+    page = write(audited[0]).read_text()
+    assert page.count("loss at the end, by that at") == 2 * 3
+    each = audited[1]["trust"]["0.2"]
+    assert f"At 20 %: {each['stayed']} of the best 3 stayed there at the end; chance alone keeps 3.0" in page
+
+
 def start(recipe: Path, folder: Path, *settings: str) -> subprocess.Popen:
     """`tunesmith search` by two workers, in a process group of its own."""
     command = [
@@ -207,10 +306,10 @@ def test_two_workers_killed_at_random_ten_times_lose_and_repeat_nothing(searched
     """Worker, or the search itself, after which its workers end by themselves; by the signal that cannot be caught, or by Ctrl-C."""
     draw, run, ended = np.random.default_rng(0), Run(tmp_path / "r"), 0
     for kill in range(10):
-        before = steps_of(run)
+        wanted = steps_of(run) + int(draw.integers(1, 8))
         process = start(recipe, run.path)
         try:
-            if not until(lambda before=before, more=int(draw.integers(1, 8)): steps_of(run) >= before + more, process):
+            if not until(lambda wanted=wanted: steps_of(run) >= wanted, process):
                 ended += 1
                 continue
             victims = [process.pid, *workers_of(process)]

@@ -131,7 +131,7 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _search_can_be_made(self) -> Self:
         if self.search.trials:
-            check(self, type(self).model_validate)
+            check(self)
         return self
 
     def to_yaml(self) -> str:

@@ -1,11 +1,10 @@
 """The space that is searched: values laid into a recipe, and the refusal of what cannot be searched before anything is loaded."""
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
-from tunesmith.base import ConfigError
+from tunesmith.base import ConfigError, Spec
 from tunesmith.base.spec import validate
 
 from .settings import DEFAULT, Search, Values
@@ -13,13 +12,10 @@ from .settings import DEFAULT, Search, Values
 Settings = Mapping[str, Any]
 """Values by dotted path; of a path with `times`, what the other setting is multiplied by."""
 Tree = dict[str, Any]
-Check = Callable[[Tree], Any]
-"""Validates a recipe.
+R = TypeVar("R", bound=Spec)
+"""A recipe, whose class imports this file."""
 
-Raises:
-    ValueError: it is wrong.
-"""
-
+ORIGIN = "search.space"
 FREE = ("initialise", "finetune", "precision")
 """Sections that may be searched; all others leave training as it is, or change the rows that trials are compared on."""
 FIXED = {
@@ -69,37 +65,55 @@ def _at(tree: Tree, path: str) -> Any:
     return below
 
 
-def lay(tree: Tree, settings: Settings, space: Mapping[str, Values]) -> Tree:
-    """A recipe's tree with settings in it; a new `kind` clears the fields of the old one, so kinds come first, and multiples last.
+def chosen(recipe: R, settings: Settings) -> R:
+    """The recipe that a trial trains by: the given one with the trial's settings, and nothing left to search.
+
+    A new `kind` clears the fields of the old one, so kinds come first; multiples of other settings come last.
 
     Raises:
-        ConfigError: a path leads through something that has no fields.
+        ConfigError: these settings make no sense, or none together.
     """
-    found = copy.deepcopy(tree)
-    found["search"] = {}
-    order = sorted(settings, key=lambda path: (not path.endswith(".kind"), space[path].times is not None, path))
-    for path in order:
-        *parents, last = path.split(".")
-        below: Any = found
-        for name in parents:
-            below = below.setdefault(name, {})
-            if not isinstance(below, dict):
-                raise ConfigError(f"search.space: {path}: this recipe has no settings below {name!r}")
-        if last == "kind" and below.get("kind") != settings[path]:
-            below.clear()
-        times = space[path].times
-        below[last] = settings[path] if times is None else settings[path] * _multiplied(found, path, times)
-    return found
+    space = space_of(recipe)
+    tree = recipe.model_dump(mode="json")
+    tree["search"] = {}
+    plain = [path for path in settings if space[path].times is None]
+    for path in sorted(plain, key=lambda path: not path.endswith(".kind")):
+        _lay(tree, path, settings[path])
+    laid = validate(type(recipe), tree, ORIGIN)
+    if len(plain) == len(settings):
+        return laid
+    tree = laid.model_dump(mode="json")
+    for path in settings.keys() - plain:
+        _lay(tree, path, settings[path] * _number(tree, path, str(space[path].times)))
+    return validate(type(recipe), tree, ORIGIN)
 
 
-def _multiplied(tree: Tree, path: str, times: str) -> float:
+def _lay(tree: Tree, path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    below: Any = tree
+    for name in parents:
+        below = below.setdefault(name, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{ORIGIN}: {path}: this recipe has no settings below {name!r}")
+    if last == "kind" and below.get("kind") != value:
+        below.clear()
+    below[last] = value
+
+
+def _number(tree: Tree, path: str, times: str) -> float:
     value = _at(tree, times) if _has(tree, times) else None
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ConfigError(f"search.space: {path}: times: {times} is no number of this recipe")
+        raise ConfigError(f"{ORIGIN}: {path}: times: {times} is no number of this recipe")
     return value
 
 
-def check(recipe: Any, validated: Check) -> None:
+def told(recipe: Any, settings: Settings) -> dict[str, Any]:
+    """Settings as a recipe says them: what is a multiple of another setting comes as the product."""
+    tree = chosen(recipe, settings).model_dump(mode="json")
+    return {path: _at(tree, path) for path in settings}
+
+
+def check(recipe: Any) -> None:
     """Refuse a space that cannot be searched.
 
     Every end and every value is laid into the recipe, with every combination of kinds, and validated.
@@ -107,9 +121,9 @@ def check(recipe: Any, validated: Check) -> None:
     Raises:
         ConfigError: says which path, and what is wrong with it.
     """
-    space, tree = space_of(recipe), recipe.model_dump(mode="json")
+    space = space_of(recipe)
     if not space:
-        raise ConfigError("search.space: this recipe has none of the settings of the default space; say what to search")
+        raise ConfigError(f"{ORIGIN}: this recipe has none of the settings of the default space; say what to search")
     if not (recipe.prepare.validation_fraction or recipe.prepare.validation):
         raise ConfigError(
             "search: trials are compared on validation rows; set prepare.validation or prepare.validation_fraction"
@@ -117,11 +131,7 @@ def check(recipe: Any, validated: Check) -> None:
     for path in space:
         _check_path(path, recipe)
     for settings in _corners(space):
-        try:
-            validated(lay(tree, settings, space))
-        except ValueError as error:
-            text = str(error)
-            raise ConfigError(text if text.startswith("search") else f"search.space: {text}") from None
+        chosen(recipe, settings)
 
 
 def _check_path(path: str, recipe: Any) -> None:
@@ -151,19 +161,3 @@ def _corners(space: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
             yield chosen
         for path in others:
             yield from ({**chosen, path: value} for value in space[path].ends)
-
-
-def chosen(recipe: Any, settings: Settings) -> Any:
-    """The recipe that a trial trains by: the given one with the trial's settings, and nothing left to search.
-
-    Raises:
-        ConfigError: these settings make no sense together.
-    """
-    tree = lay(recipe.model_dump(mode="json"), settings, space_of(recipe))
-    return validate(type(recipe), tree, "search")
-
-
-def told(recipe: Any, settings: Settings) -> dict[str, Any]:
-    """Settings as a recipe says them: what is a multiple of another setting comes as the product."""
-    tree = lay(recipe.model_dump(mode="json"), settings, space_of(recipe))
-    return {path: _at(tree, path) for path in settings}
