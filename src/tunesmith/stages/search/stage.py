@@ -115,7 +115,7 @@ def told_of(study: Study) -> dict[str, Any]:
     """What the trials came to.
 
     Returns:
-        A JSON value: `metric`, `lower_is_better`, `scheme`, `rungs`, `sampler`, `space`, `trials` (each as `_entry`), `winner`, the number of the
+        A JSON value: `folder`, where in the run the trials are; `metric`, `lower_is_better`, `scheme`, `rungs`, `sampler`, `space`, `trials` (each as `_entry`), `winner`, the number of the
         best at the end, with its `overrides` of the recipe; `gain` over the recipe's own settings at the last share that both reached; `importance`;
         `trust` by share if audited, and `chosen_early`, whom the search would have chosen without the audit; `tokens` and `seconds` of all trials;
         `states`, how many trials of each.
@@ -134,6 +134,7 @@ def told_of(study: Study) -> dict[str, Any]:
     known = [Known(trial.settings, trial.score(rungs[0])) for trial in trials]
     by_early = study.ranked(trials, 0)[: spec.keep]
     return {
+        "folder": f"{FOLDER}/{study.folder.name}",
         "metric": (winner.metrics(1.0) or {})["metric"],
         "lower_is_better": lower,
         "scheme": spec.scheme,
