@@ -252,6 +252,13 @@ def test_an_audit_of_few_or_equal_trials_says_so():
     assert (few["top"], few["stayed"], few["chance"]) == (3, 3, 3.0)
 
 
+def test_a_perfect_order_of_few_trials_is_no_certainty():
+    found = [trust([*range(count)], [*range(count)], True) for count in (6, 12, 24)]
+    lows = [each["spearman"]["low"] for each in found]
+    assert 0 < lows[0] < 0.7 < lows[1] < lows[2] < 1
+    assert [each[name]["value"] for each in found for name in ("spearman", "kendall")] == pytest.approx([1.0] * 6)
+
+
 def test_trials_are_scored_on_their_way_where_the_scheme_says():
     plain, audited, halving = Search(), Search(audit=True), Search(scheme="halving")
     assert [plain.marks(rung) for rung in range(2)] == [(0.2,), (1.0,)]

@@ -25,13 +25,16 @@ def trust(early: Sequence[float], final: Sequence[float], lower_is_better: bool)
     ranks = [_best(scores, top, lower_is_better) for scores in (early, final)]
     stayed = len(ranks[0] & ranks[1])
     tied = min(len(set(early)), len(set(final))) < 2
-    spearman = None if count < 3 or tied else float(stats.spearmanr(early, final).statistic)
-    kendall = None if count < 3 or tied else float(stats.kendalltau(early, final).statistic)
+    spearman = kendall = None
+    if count >= 3 and not tied:
+        rho, tau = (float(found(early, final).statistic) for found in (stats.spearmanr, stats.kendalltau))
+        # Variances of Bonett and Wright, 2000, and of Fieller, Hartley and Pearson, 1957; one swap of neighbours takes off so much
+        spearman = _interval(rho, (1 + rho**2 / 2) / (count - 3) if count > 3 else math.inf, 12 / (count**3 - count))
+        kendall = _interval(tau, 0.437 / (count - 4) if count > 4 else math.inf, 4 / (count**2 - count))
     return {
         "trials": count,
-        # Bonett and Wright, 2000; Fieller, Hartley and Pearson, 1957
-        "spearman": _interval(spearman, (1 + (spearman or 0) ** 2 / 2) / (count - 3) if count > 3 else math.inf),
-        "kendall": _interval(kendall, 0.437 / (count - 4) if count > 4 else math.inf),
+        "spearman": spearman,
+        "kendall": kendall,
         "top": top,
         "stayed": stayed,
         "chance": top * top / count if count else 0.0,
@@ -45,12 +48,13 @@ def _best(scores: Sequence[float], top: int, lower_is_better: bool) -> set[int]:
     return set(order[:top])
 
 
-def _interval(value: float | None, variance: float) -> dict[str, float] | None:
-    """A correlation with its interval, by Fisher's transformation; so few trials that there is no variance bound it by nothing."""
-    if value is None:
-        return None
+def _interval(value: float, variance: float, swap: float) -> dict[str, float]:
+    """A correlation with its interval, by Fisher's transformation.
+
+    That has no end at 1, so the interval of a perfect order is that of one with two neighbours swapped. Too few trials bound it by nothing.
+    """
     reach = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * math.sqrt(variance)
-    middle = math.atanh(min(max(value, -1 + 1e-9), 1 - 1e-9))
+    middle = math.atanh(min(max(value, swap - 1), 1 - swap))
     return {"value": value, "low": min(value, math.tanh(middle - reach)), "high": max(value, math.tanh(middle + reach))}
 
 
