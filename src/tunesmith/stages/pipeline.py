@@ -147,6 +147,7 @@ class Pipeline(Stages[Recipe]):
         stage = search.stage_for(recipe, self.run.path, inputs, self.workers)
         made = self.run.once(stage, recipe.search, prepared, inputs=inputs, recipe=search.taught(recipe))
         self._take(chosen(recipe, read_json(made / "settings.json")["settings"]))
+        self.initialise()  # what later stages start from stands for its stage again
         return made
 
     def finetune(self) -> Artifact:

@@ -6,7 +6,7 @@ optimiser goes on from that score, and the best trials are trained to the end.
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunesmith.base import Spec
 
@@ -19,7 +19,7 @@ RUNGS = (0.1, 0.2, 0.4, 1.0)
 class Values(Spec):
     """What a setting may be: the values of a list, or any number of a range."""
 
-    values: tuple[JsonValue, ...] | None = Field(None, min_length=1)
+    values: tuple[Any, ...] | None = Field(None, min_length=1)
     """Values to choose from; numbers in rising order are taken to be in that order, all else to have none."""
     low: int | float | None = None
     """Least value of a range; whole numbers at both ends mean whole numbers."""
