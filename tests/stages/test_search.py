@@ -194,9 +194,9 @@ def test_halving_sends_the_better_half_on_to_the_same_bits(audited, recipe, tmp_
 def test_what_would_not_fit_is_not_started_and_what_fails_is_not_repeated(recipe, tmp_path, monkeypatch):
     """Of four combinations two need more memory than there is, and one has a learning rate that no loss survives."""
     own = open_run(recipe, None, ("search.trials=0",)).recipe
-    free = next(plan.plans(own, plan.prepared(own))).estimate.needed + (32 << 20)
+    free = next(plan.plans(own, plan.prepared(own))).estimate.needed + (8 << 20)
     monkeypatch.setattr(plan, "available_memory", lambda: free)
-    space = "search.space={finetune.optimizer.learning_rate: [0.01, 1.0e+30], initialise.adapter.rank: [4, 20000]}"
+    space = "search.space={finetune.optimizer.learning_rate: [0.01, 1.0e+30], initialise.adapter.rank: [4, 4000]}"
     settings = [space, "search.sampler=grid", "search.trials=9", "finetune.clip=0"]
     tunesmith.search(recipe, *settings, folder=tmp_path / "r")
     run = Run(tmp_path / "r")
@@ -204,7 +204,7 @@ def test_what_would_not_fit_is_not_started_and_what_fails_is_not_repeated(recipe
     assert found["states"] == {"finished": 1, "stopped": 0, "infeasible": 2, "failed": 1}
     for trial in found["trials"]:
         if trial["state"] == "infeasible":
-            assert trial["settings"]["initialise.adapter.rank"] == 20000
+            assert trial["settings"]["initialise.adapter.rank"] == 4000
             assert f"{gigabytes(free)} free" in trial["reason"]
             assert not list(trials(run)[trial["number"]].folder.glob("train-*"))
         if trial["state"] == "failed":

@@ -3,16 +3,19 @@
 import itertools
 import json
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from tunesmith.base import ConfigError
+from tunesmith.base import ConfigError, MachineError
 from tunesmith.stages.recipe import Recipe, read_recipe
-from tunesmith.stages.search.proposals import Known, distributions, grid, importance, propose, snapped
+from tunesmith.stages.search.proposals import Known, distributions, grid, importance, propose, require, snapped
 from tunesmith.stages.search.settings import Search, Values
 from tunesmith.stages.search.space import chosen, given, space_of, told
+from tunesmith.stages.search.trial import step_of
 from tunesmith.stages.search.trust import trust
 
 RATE, RANK, ALPHA = "finetune.optimizer.learning_rate", "initialise.adapter.rank", "initialise.adapter.alpha"
@@ -265,3 +268,16 @@ def test_trials_are_scored_on_their_way_where_the_scheme_says():
     assert [audited.marks(rung) for rung in range(2)] == [(0.1, 0.2), (0.4, 1.0)]
     assert [Search(audit=True, early=0.3).marks(rung) for rung in range(2)] == [(0.1, 0.2, 0.3), (0.4, 1.0)]
     assert [halving.marks(rung) for rung in range(4)] == [(0.1,), (0.2,), (0.4,), (1.0,)]
+
+
+def test_a_training_pauses_where_it_can_be_resumed():
+    """Which, where several steps learn from the same answers, is not between these."""
+    found = [step_of(share, SimpleNamespace(steps=24, repeats=4)) for share in (0.01, 0.1, 0.2, 0.4, 1.0)]
+    assert found == [4, 4, 8, 12, 24]
+    assert [step_of(share, SimpleNamespace(steps=7, repeats=1)) for share in (0.01, 0.2, 0.4, 1.0)] == [1, 1, 3, 7]
+
+
+def test_without_optuna_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MachineError, match=r"pip install 'tunesmith\[search\]'"):
+        require()

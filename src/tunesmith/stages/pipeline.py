@@ -138,6 +138,7 @@ class Pipeline(Stages[Recipe]):
 
     def _searched(self) -> Artifact:
         """What trials came to."""
+        search.require()
         self.initialise()  # rows and model are sound before many trainings are spent on them
         recipe, prepared, inputs = (
             self.recipe,

@@ -17,6 +17,7 @@ from ..finetune import WINNER
 from ..recipe import Recipe
 from . import proposals
 from .proposals import Known
+from .proposals import require as require
 from .settings import AUDITED, Search
 from .space import space_of, told
 from .study import Study
@@ -68,9 +69,8 @@ def search(
     Raises:
         Interrupted: the next call goes on from where the trials are.
         ModelError: no trial came to its end.
-        MachineError: Optuna is not installed, or a worker died.
+        MachineError: a worker died.
     """
-    proposals.require()
     lasting = spec.model_dump(mode="json", exclude={"trials", "keep"})
     key = digest([recipe, lasting, prepared.id, [sha256(path) for path in inputs]])[:12]
     study = Study(home / key, given, prepared, out.events)
@@ -128,7 +128,9 @@ def told_of(study: Study) -> dict[str, Any]:
     ended = study.ranked(trials, len(rungs) - 1)
     if not ended:
         reasons = sorted({trial.refused["reason"] for trial in trials if trial.refused})
-        raise ModelError(f"search: no trial came to its end: {'; '.join(reasons)}")
+        raise ModelError(
+            f"search: no trial came to its end: {'; '.join(reasons)}; mend that, delete {study.folder} and run again"
+        )
     winner, lower = ended[0], study.lower_is_better(trials)
     space = space_of(study.recipe)
     known = [Known(trial.settings, trial.score(rungs[0])) for trial in trials]
