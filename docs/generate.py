@@ -24,7 +24,15 @@ from tunesmith.stages.recipe import Recipe
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py from the code; change the docstring there, then run it again. -->\n"
-WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null", Path: "path"}
+WORDS = {
+    Any: "any value",
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    type(None): "null",
+    Path: "path",
+}
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 

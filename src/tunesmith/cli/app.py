@@ -39,7 +39,21 @@ def _stage_command(name: str, help_text: str) -> None:
 
 _stage_command("prepare", "Stage 1: read, check, split and tokenise the data; every row is accounted for.")
 _stage_command("initialise", "Stage 2: load the model, attach the adapter, check what will be trained.")
-_stage_command("search", "Stage 3: choose settings.")
+
+
+@app.command()
+def search(
+    given: Given,
+    overrides: Overrides = None,
+    folder: Folder = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train trials at the same time.")] = 1,
+) -> int:
+    """Stage 3: choose settings, by trials that stop early, of which the best go on to the end; nothing unless the recipe says so."""
+    from .running import run_search
+
+    return run_search(given, folder, tuple(overrides or ()), workers)
+
+
 _stage_command("finetune", "Stage 4: train.")
 _stage_command("prune", "Stage 5: take weights or whole parts out, and tune again; nothing unless the recipe says so.")
 _stage_command("evaluate", "Stage 6: measure against base, prompts and classical baselines; exits 1 if not promoted.")

@@ -52,6 +52,8 @@ class Follower:
                 self._say(f"answering the {event['rows']} rows: {event['system']}")
             elif event["event"] == "sampled":
                 self._say(f"{event['prompts']}/{event['of']} prompts answered, reward {event['reward']:.3f}")
+            elif event["event"] == "trial":
+                self._trial(event)
             elif event["event"] == "resumed":
                 self._say(f"going on from step {event['step']}")
             elif event["event"] == "damaged":
@@ -70,6 +72,16 @@ class Follower:
             self.shown = event["step"] * 10 // event["steps"]
             self._say(f"step {event['step']}/{event['steps']}  {text}")
 
+    def _trial(self, event: dict[str, Any]) -> None:
+        """What a trial of a search came to, and what it tried."""
+        tried = ", ".join(f"{path.rpartition('.')[2]} {_short(value)}" for path, value in event["settings"].items())
+        said = (
+            f"{event['metric']} {event['value']:.4g}"
+            if event["value"] is not None
+            else f"{event['state']}, {event['reason']}"
+        )
+        self._say(f"trial {event['number']} of {event['of']} at {100 * event['share']:g} %: {said} ({tried})")
+
     def _classes(self, classes: dict[str, Any]) -> None:
         """The first few, with how many rows an epoch holds of each."""
         told = ", ".join(f"{name} {each['epoch']} of {each['rows']}" for name, each in [*classes.items()][:CLASSES])
@@ -78,6 +90,10 @@ class Follower:
 
     def _say(self, text: str) -> None:
         self.console.print(f"  {text}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager

@@ -53,10 +53,7 @@ def _run(pipeline: Pipeline | Merger) -> int:
 
 def run_stage(name: str, given: Path, folder: Path | None, assignments: tuple[str, ...]) -> int:
     """One stage and what it needs."""
-    pipeline = open_any(given, folder, assignments)
-    with pipeline.run.lock():
-        pipeline.record()
-        made = _stages(pipeline, (*pipeline.before(name), name))
+    made = _stage(name, open_any(given, folder, assignments))
     if name == "prompt":
         _print_prompts(made)
     print(made / WRITTEN[name] if name in WRITTEN else made.path)
@@ -65,6 +62,36 @@ def run_stage(name: str, given: Path, folder: Path | None, assignments: tuple[st
             console.print(f"[bold red]alert[/] {alert}")
         return 1 if made.metrics["alerts"] else 0
     return 1 if name == "evaluate" and not made.metrics["promote"] else 0
+
+
+def _stage(name: str, pipeline: Pipeline | Merger) -> Artifact:
+    """One stage and what it needs, the run's folder held against other processes."""
+    with pipeline.run.lock():
+        pipeline.record()
+        return _stages(pipeline, (*pipeline.before(name), name))
+
+
+def run_search(given: Path, folder: Path | None, assignments: tuple[str, ...], workers: int) -> int:
+    """Search by several processes, then the table of trials."""
+    from tunesmith.stages.search.stage import RESULTS
+    from tunesmith.stages.search.table import heading, lines, summary
+
+    pipeline = open_run(given, folder, assignments)
+    pipeline.workers = workers
+    made = _stage("search", pipeline)
+    if (made / RESULTS).exists():
+        found = read_json(made / RESULTS)
+        table = Table(title=heading(found), title_justify="left")
+        headings, *rows = lines(found, together=True)
+        for name in headings:
+            table.add_column(escape(name), justify="left" if name == "settings" else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*map(escape, row), style="bold" if row[0] == str(found["winner"]) else None)
+        console.print(table)
+        for sentence in summary(found):
+            console.print(f"  {escape(sentence)}")
+    print(made.path)
+    return 0
 
 
 def _stages(pipeline: Pipeline | Merger, names: tuple[str, ...]) -> Artifact:

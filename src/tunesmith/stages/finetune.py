@@ -3,14 +3,16 @@
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
+from torch import Tensor
 
-from tunesmith.base import Artifact, DataError, Output, Spec, Stage
-from tunesmith.base.files import sha256
+from tunesmith.base import Artifact, DataError, Events, Output, Spec, Stage
+from tunesmith.base.files import read_json, sha256
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split
@@ -32,6 +34,9 @@ from tunesmith.training.schedule import Schedule
 from .initialise import gap, last_logits
 from .tuning import Training
 from .validation import Judge, Validation
+
+WINNER = "winner"
+"""Where, in a search's artifact, what its best trial learnt is."""
 
 
 class Finetune(Spec):
@@ -152,14 +157,51 @@ def finetune(
     spec: Finetune, prepared: Artifact, initialised: Artifact, searched: Artifact, *, out: Output, model: str, precision: Precision,
     adapter: dict[str, Any], seed: int,
 ) -> None:  # fmt: skip
-    """Write what was learnt to `adapter/` (peft's format, or a whole model) with the proof.
+    """Write what was learnt to `adapter/` (peft's format, or a whole model) with the proof; a search that trained it already hands it on.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; the next call goes on from the step it arrived in.
         DataError: the rows are not what the objective learns from.
         ModelError: the loss is not finite.
     """
-    del searched  # its overrides are part of `spec` already
+    if (searched / WINNER).exists():  # its settings are `spec`, and the steps were these
+        take_over(searched / WINNER, out)
+        return
+    begun = begin(spec, prepared, out, model, precision, adapter, seed)
+    done = begun.training.run()
+    conclude(begun, out)
+    out.metrics.update(figures(begun.training, done, out))
+
+
+def take_over(winner: Path, out: Output) -> None:
+    """What a search's best trial learnt, its proof, figures and events become those of this artifact."""
+    shutil.copytree(winner / "adapter", out / "adapter", dirs_exist_ok=True)
+    shutil.copy(winner / "proof.json", out / "proof.json")
+    for event in Events(winner / "events.jsonl").read():
+        out.events.write(event.pop("event"), **{**event, **out.events.tags})
+    out.metrics.update(read_json(winner / "metrics.json"))
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A training that is set up, and what it takes to conclude it."""
+
+    training: Training
+    adapter: Adapter
+    rows: list[Row]
+    before: Tensor
+    """Log-probabilities of a few of them before the first step."""
+
+
+def begin(
+    spec: Finetune, prepared: Artifact, out: Output, model: str, precision: Precision, adapter: dict[str, Any], seed: int
+) -> Begun:  # fmt: skip
+    """Load the model, attach what learns, and set up its training.
+
+    Raises:
+        DataError: the rows are not what the objective learns from.
+        ModelError: the model has nothing that the adapter could teach.
+    """
     learnt, held_out = splits(spec, prepared, model, precision, seed)
     loaded = load(model, precision)
     loaded.checkpointing = spec.activation_checkpointing is True
@@ -171,19 +213,26 @@ def finetune(
     if spec.objective.head:
         attach_head(loaded)
     before = last_logits(loaded, list(learnt.rows))
-    training = set_up(spec, loaded, chosen, learnt, held_out, out, seed)
-    done = training.run()
+    return Begun(set_up(spec, loaded, chosen, learnt, held_out, out, seed), chosen, list(learnt.rows), before)
+
+
+def conclude(begun: Begun, out: Output) -> None:
+    """Keep the best weights of a training that has ended, prove that they are sound, and let its checkpoints go.
+
+    Raises:
+        ProofError: nothing was learnt, or what was is not finite.
+    """
+    training = begun.training
     training.keep_best()
     proof = Proof()
-    moved = gap(before, last_logits(loaded, list(learnt.rows)))
+    moved = gap(begun.before, last_logits(training.loaded, begun.rows))
     proof.claim("training changed the logits", moved > 1e-3, largest_logp_change=moved)
     finite = all(bool(parameter.isfinite().all()) for parameter in training.parameters.values())
     proof.claim("every learnt weight is finite", finite, tensors=len(training.parameters))
-    training.keep(chosen)
+    training.keep(begun.adapter)
     proof.write(out / "proof.json")
     for folder in ("checkpoints", "best"):
         shutil.rmtree(out / folder, ignore_errors=True)
-    out.metrics.update(figures(training, done, out))
 
 
 def splits(spec: Finetune, prepared: Artifact, model: str, precision: Precision, seed: int) -> list[Split]:

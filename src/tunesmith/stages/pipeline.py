@@ -8,24 +8,29 @@ from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.artifact import MANIFEST
 from tunesmith.base.files import digest, read_json, write_atomic, write_json
 from tunesmith.base.run import deployed
-from tunesmith.base.spec import read_yaml, validate
+from tunesmith.base.spec import read_yaml
 from tunesmith.data.prepared import load_split
 from tunesmith.grading import Grader
 from tunesmith.models.load import locate
 from tunesmith.serving.log import settle
 
-from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, prompting, prune, rivals, sample, search
+from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, prompting, prune, rivals, sample
 from .merged import Merger, is_merged, read_merged
 from .order import Stages
 from .plan import Plan, check_memory, plans, recovery_plans
 from .prepare import input_files
 from .recipe import Recipe, read_recipe
+from .search import stage as search
+from .search.space import chosen
 
 ORDER = ("prepare", "initialise", "search", "finetune", "prune", "evaluate", "deploy")
 """The stages that `run` goes through; monitor follows once the model is served."""
 
 PLAN = "plan.json"
 """The estimate made before training, inside the run folder."""
+
+GIVEN_PLAN = "plan-given.json"
+"""The same of a recipe's own settings, where others are searched for."""
 
 LOG = "requests.sqlite"
 """The server's request log, inside the run folder."""
@@ -40,7 +45,9 @@ class Pipeline(Stages[Recipe]):
 
     ORDER, AFTER = ORDER, ("ask", "sample", "prompt", "monitor")
 
-    def __init__(self, recipe: Recipe, run: Run, notes: Path | None = None, split_seed: int | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, run: Run, notes: Path | None = None, split_seed: int | None = None, workers: int = 1
+    ) -> None:
         """A pipeline.
 
         Args:
@@ -48,10 +55,17 @@ class Pipeline(Stages[Recipe]):
             run: where artifacts are.
             notes: folder of resolved.yaml and plan.json, where they are not the run's own: of a variant of its recipe.
             split_seed: what rows are held out by, where it is not the recipe's own seed.
+            workers: processes that work at a search.
         """
         super().__init__(recipe, run)
-        self.notes = notes or run.path
+        self.notes, self.workers = notes or run.path, workers
         self.split_seed = recipe.seed if split_seed is None else split_seed
+        self.searched: Artifact | None = None
+        self._take(recipe)
+
+    def _take(self, recipe: Recipe) -> None:
+        """Go on with a recipe: the given one, or what a search made of it."""
+        self.recipe = recipe
         self.adapter = recipe.initialise.adapter.model_dump(mode="json")
         self.checked: set[str] = set()
         self.about: dict[str, Any] = {"model": recipe.model, "precision": recipe.precision}
@@ -73,8 +87,9 @@ class Pipeline(Stages[Recipe]):
         return super().before("evaluate" if name in ("ask", "sample") else name)
 
     def record(self) -> None:
-        """Write the recipe with every default resolved where the run, or the variant of it, keeps its notes."""
-        write_atomic(self.notes / "resolved.yaml", self.recipe.to_yaml())
+        """Write the recipe with every default resolved where the run, or the variant of it, keeps its notes; a search stays a search there."""
+        if self.searched is None:
+            write_atomic(self.notes / "resolved.yaml", self.recipe.to_yaml())
 
     def prepare(self) -> Artifact:
         """Examples and rows."""
@@ -109,7 +124,8 @@ class Pipeline(Stages[Recipe]):
 
     def _plan(self, prepared: Artifact) -> None:
         """Estimate each training once, keep that in `plan.json` for the report to compare with, refuse what cannot fit, and settle what memory decides."""
-        recipe, path, rows = self.recipe, self.notes / PLAN, load_split(prepared.path, "train")
+        recipe, rows = self.recipe, load_split(prepared.path, "train")
+        path = self.notes / (GIVEN_PLAN if recipe.search.trials else PLAN)
         before = read_json(path) if path.exists() else {}
         asked = [prepared.id, self.about, self.adapter]
         kept = _estimated(before, recipe.finetune, asked, plans(recipe, rows))
@@ -125,14 +141,31 @@ class Pipeline(Stages[Recipe]):
             self.record()
 
     def search(self) -> Artifact:
-        """The settings to train with."""
-        return self.run.once(search.STAGE, self.recipe.search, self.initialise())
+        """The settings to train with; later stages go on with them, the adapter included."""
+        if self.searched is None and not self.recipe.search.trials:
+            return self.run.once(search.STAGE, self.recipe.search, self.initialise())
+        self.searched = self.searched or self._searched()
+        return self.searched
+
+    def _searched(self) -> Artifact:
+        """What trials came to."""
+        search.require()
+        self.initialise()  # rows and model are sound before many trainings are spent on them
+        recipe, prepared, inputs = (
+            self.recipe,
+            self.prepare(),
+            (*_named(self.recipe.model), *_read_in_training(self.recipe.finetune)),
+        )
+        stage = search.stage_for(recipe, self.run.path, inputs, self.workers)
+        made = self.run.once(stage, recipe.search, prepared, inputs=inputs, recipe=search.taught(recipe))
+        self._take(chosen(recipe, read_json(made / "settings.json")["settings"]))
+        self.initialise()  # what later stages start from stands for its stage again
+        return made
 
     def finetune(self) -> Artifact:
         """What was learnt."""
         searched = self.search()
-        parents = (self.prepare(), self.initialise(), searched)
-        spec = _overridden(self.recipe.finetune, read_json(searched / "settings.json")["overrides"])
+        parents, spec = (self.prepare(), self.initialise(), searched), self.recipe.finetune
         return self.run.once(
             finetune.STAGE, spec, *parents, inputs=_read_in_training(spec), **self.about, adapter=self.adapter, seed=self.recipe.seed
         )  # fmt: skip
@@ -160,8 +193,9 @@ class Pipeline(Stages[Recipe]):
 
     def evaluate(self) -> Artifact:
         """What it is worth."""
+        finetuned = self.finetune()  # first: a search settles what it starts from
         prompted = (self.prompt(),) if self.recipe.evaluate.prompted else ()
-        parents = (self.prepare(), self.initialise(), self.finetune(), *self._pruned(), *prompted)
+        parents = (self.prepare(), self.initialise(), finetuned, *self._pruned(), *prompted)
         spec = self.recipe.evaluate.settled()
         return self.run.once(
             evaluate.STAGE, spec, *parents, inputs=(*_read_by(spec.graders), *evaluate.input_files(spec)), **self.about, adapter=self.adapter,
@@ -256,17 +290,6 @@ def _settled(tune: finetune.Finetune, kept: dict[str, Any]) -> finetune.Finetune
     if tune.activation_checkpointing != "auto":
         return tune
     return tune.model_copy(update={"activation_checkpointing": kept["activation_checkpointing"]})
-
-
-def _overridden(spec: finetune.Finetune, overrides: dict[str, Any]) -> finetune.Finetune:
-    tree = spec.model_dump(mode="json")
-    for path, value in overrides.items():
-        *parents, last = path.split(".")
-        below = tree
-        for name in parents:
-            below = below[name]
-        below[last] = value
-    return validate(finetune.Finetune, tree, "search")
 
 
 def open_run(given: Path, folder: Path | None = None, assignments: tuple[str, ...] = ()) -> Pipeline:

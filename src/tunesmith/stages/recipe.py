@@ -22,6 +22,7 @@ from .prompting import Prompt
 from .prune import Prune
 from .sample import Sample
 from .search import Search
+from .search.space import check
 
 
 class Recipe(Spec):
@@ -133,6 +134,12 @@ class Recipe(Spec):
             raise ValueError(
                 f"adapter {kind} is kept beside the weights, and a reward model has no place for it; take lora"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _search_can_be_made(self) -> Self:
+        if self.search.trials:
+            check(self)
         return self
 
     def to_yaml(self) -> str:

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, cast
 
 from tunesmith.base import ConfigError, Output
@@ -29,7 +30,7 @@ class Training:
         self.parameters = trainable(loaded.model)
         frozen = {name: one for name, one in loaded.model.named_parameters() if name not in self.parameters}
         self.optimizer = spec.optimizer.over(self.parameters, frozen)
-        self.watch, self.peak, self.saved = Watch(), Peak(), 0
+        self.watch, self.peak, self.saved, self.until = Watch(), Peak(), 0, data.steps
         every = spec.validation.every
         self.every = every if isinstance(every, int) else max(1, round(every * data.steps_per_epoch))
 
@@ -41,7 +42,8 @@ class Training:
         if found is None:
             return 0
         checkpoint.restore(found, self.parameters, self.optimizer)
-        notes = {**found.notes, "history": [tuple(pair) for pair in found.notes["history"]]}
+        pairs = ("history", "scored")
+        notes = {**found.notes, **{name: [tuple(pair) for pair in found.notes.get(name, [])] for name in pairs}}
         self.watch = Watch(**notes)
         self.out.events.write("resumed", step=found.step)
         self.saved = found.step
@@ -62,13 +64,24 @@ class Training:
         if best:
             self.save(step, "best")
 
-    def run(self) -> int:
+    def score(self, step: int) -> None:
+        """Note what the weights are worth now. Nothing else changes: a training that was scored on its way ends with the same bits."""
+        judged = dict(self.watch.history).get(step)
+        value = self.judge.look(self.loaded).value if judged is None else judged
+        self.watch.scored.append((step, value))
+        self.out.events.write("scored", step=step, metric=self.judge.metric, value=value)
+
+    def run(self, until: int | None = None, scored: Collection[int] = ()) -> int:
         """Train to the end or to an early stop; the number of steps done.
+
+        Args:
+            until: steps after which to pause, saved; it can be resumed to the bits of a training that did not pause.
+            scored: steps after which to look at the validation rows besides.
 
         Raises:
             Interrupted: a signal arrived; the step under way was finished and saved.
         """
-        first = self.resume()
+        first, self.until = self.resume(), until or self.data.steps
         factor = lambda step: self.spec.schedule.factor(step, self.data.steps)  # noqa: E731
         done, last_time = first, time.monotonic()
         if self._over(done):
@@ -83,6 +96,8 @@ class Training:
                 self._note(step, time.monotonic() - last_time)
                 if self.judge.rows and (done % self.every == 0 or done == self.data.steps):
                     self.validate(done)
+                if done in scored:
+                    self.score(done)
                 if self.data.settled(done):
                     over = self._over(done)
                     if over or stop.signal or done - self.saved >= self.spec.checkpoint_every:
@@ -96,7 +111,7 @@ class Training:
 
     def _over(self, done: int) -> bool:
         patience = self.spec.validation.patience
-        return done >= self.data.steps or bool(patience and self.watch.waited >= patience)
+        return done >= min(self.until, self.data.steps) or bool(patience and self.watch.waited >= patience)
 
     def _note(self, step: Step, seconds: float) -> None:
         self.out.events.write(

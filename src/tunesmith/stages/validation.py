@@ -62,15 +62,29 @@ class Judge:
     size: int
     """Rows that are computed together."""
 
+    @property
+    def metric(self) -> str:
+        """What is judged by."""
+        metric = self.spec.metric
+        return metric.kind if isinstance(metric, Grader) else "loss" if self.rollouts is None else "reward"
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Of its values."""
+        metric = self.spec.metric
+        return metric.better == "lower" if isinstance(metric, Grader) else self.rollouts is None
+
     def look(self, loaded: Loaded) -> Judgement:
         """The model as it is now; it is left in evaluation mode."""
+        return Judgement(self.metric, self._value(loaded), self.lower_is_better)
+
+    def _value(self, loaded: Loaded) -> float:
         metric, longest = self.spec.metric, self.spec.max_tokens
         if isinstance(metric, Grader):
-            value = grade(loaded, self.examples, metric, longest)
-            return Judgement(metric.kind, value, metric.better == "lower")
+            return grade(loaded, self.examples, metric, longest)
         if self.rollouts is not None:
-            return Judgement("reward", earned(loaded, self.examples, self.rollouts, longest), False)
-        return Judgement("loss", mean_loss(loaded, self.rows, self.objective, self.size), True)
+            return earned(loaded, self.examples, self.rollouts, longest)
+        return mean_loss(loaded, self.rows, self.objective, self.size)
 
 
 @dataclass
@@ -81,6 +95,8 @@ class Watch:
     best_step: int = 0
     waited: int = 0
     history: list[tuple[int, float]] = field(default_factory=list)
+    scored: list[tuple[int, float]] = field(default_factory=list)
+    """Looks that were asked for on the way, as a search does; they choose no checkpoint."""
 
     def take(self, step: int, judgement: Judgement) -> bool:
         """Note a judgement; whether it is the best so far."""

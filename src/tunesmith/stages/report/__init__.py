@@ -9,7 +9,7 @@ import jinja2
 from tunesmith.base import Run
 from tunesmith.base.files import write_atomic
 
-from . import account, words
+from . import account, search, words
 from .answers import KINDS, shown
 from .course import course
 from .source import Source
@@ -38,6 +38,7 @@ def facts(source: Source) -> dict[str, Any]:
         "damaged": source.damaged,
         "outdated": source.outdated,
         "course": trained,
+        "searched": search.searched(source),
         "shown": shown(source, _before(result)),
         "kinds": KINDS,
         "data": account.data(source),

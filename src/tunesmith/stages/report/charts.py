@@ -154,6 +154,87 @@ def panel(
     )
 
 
+@dataclass(frozen=True)
+class Axis:
+    """Where values are on an axis, and what it says there."""
+
+    place: Callable[[Any], float]
+    ticks: list[Tick]
+
+
+@dataclass(frozen=True)
+class Thread:
+    """A line from axis to axis: through `path`, drawn between points in percent."""
+
+    name: str
+    path: str
+    strong: bool
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Parallel coordinates: upright axes beside each other, and lines through them."""
+
+    axes: list[tuple[float, str, list[Tick]]]
+    """Of each its place, its name and its ticks."""
+    threads: list[Thread]
+
+
+def axis(values: Sequence[Any], *, names: Sequence[Any] = (), log: bool = False) -> Axis:
+    """An axis that holds values: by their size, by its logarithm, or, where `names` lists all there may be, evenly in their order."""
+    if names:
+        places = {str(name): round(100 * (number + 0.5) / len(names), 2) for number, name in enumerate(names)}
+        return Axis(lambda value: places[str(value)], [Tick(place, name) for name, place in places.items()])
+    if not log:
+        scale, marked = _axis(values)
+        return Axis(scale, marked)
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    decades = Scale(low, max(high, low + 1))
+    return Axis(
+        lambda value: decades(math.log10(value)),
+        [Tick(decades(power), f"{10.0**power:g}") for power in range(low, max(high, low + 1) + 1)],
+    )
+
+
+def scatter(
+    title: str, points: Sequence[tuple[Any, float, str]], across: Axis, strong: str = "", line: Points = ()
+) -> Panel:  # fmt: skip
+    """Named dots, one of which may stand out, and a line behind them.
+
+    Args:
+        points: (value across, value up, name).
+        across: where the first of these are.
+        strong: the name that stands out.
+        line: (value across, value up).
+    """
+    up, marked = _axis([*(value for _, value, _ in points), *(value for _, value in line)], 4)
+    dots = [Dot(across.place(where), round(100 - up(value), 2), name, name == strong) for where, value, name in points]
+    path = " ".join(
+        f"{across.place(where) * WIDTH / 100:.1f} {(100 - up(value)) * HEIGHT / 100:.1f}" for where, value in line
+    )
+    marks = [Tick(100 - tick.place, tick.text) for tick in marked]
+    return Panel(
+        title, "", f"M{path}" if path else "", sorted(dots, key=lambda dot: dot.strong), across.ticks, marks, None
+    )
+
+
+def parallel(axes: Mapping[str, Axis], lines: Mapping[str, Mapping[str, Any]], strong: str = "") -> Parallel:
+    """Lines that have a value on every axis, the one that stands out on top."""
+    gap = 100 / max(1, len(axes) - 1)
+    places = {name: round(number * gap, 2) for number, name in enumerate(axes)}
+    threads = []
+    for name, values in sorted(lines.items(), key=lambda line: line[0] == strong):
+        points = (
+            f"{places[each] * WIDTH / 100:.1f} {(100 - axes[each].place(values[each])) * HEIGHT / 100:.1f}"
+            for each in axes
+        )
+        threads.append(Thread(name, "M" + " ".join(points), name == strong))
+    marked = {
+        name: [Tick(round(100 - tick.place, 2), tick.text) for tick in found.ticks] for name, found in axes.items()
+    }
+    return Parallel([(places[name], name, marked[name]) for name in axes], threads)
+
+
 def moving_average(points: Points) -> list[tuple[float, float]]:
     """Exponential moving average over about a twentieth of the points, without the bias towards its start (Kingma and Ba 2015)."""
     keep = 1 - 2 / (max(1.0, len(points) / 20) + 1)

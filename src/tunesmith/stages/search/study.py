@@ -1,0 +1,213 @@
+"""A search in its folder: any number of processes may work at it; each looks at what is there, claims one part of one trial, and trains it.
+
+There is no account beside the files. A trial is a run folder; who works at it holds its lock, which the system takes back when a process
+dies, and whoever comes next goes on from its checkpoint. Only proposing takes turns.
+"""
+
+import fcntl
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tunesmith.base import Artifact, ArtifactError, ConfigError, Events, ModelError, ProofError
+from tunesmith.base.files import read_json, write_json
+from tunesmith.data.example import Row
+from tunesmith.data.prepared import load_split
+
+from ..estimate import gigabytes
+from ..plan import plans
+from ..recipe import Recipe
+from .proposals import Known, propose, snapped
+from .settings import Search
+from .space import chosen, given, space_of
+from .trial import FACTS, PLANNED, Trial, stage_of
+
+PAUSE = 0.5
+"""Seconds between looks while others train what has to be there first."""
+LOST = (ModelError, ProofError, ConfigError)
+"""What settings of one trial can bring about; anything else would meet every trial."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Trials of a recipe on prepared rows."""
+
+    folder: Path
+    recipe: Recipe
+    """As given; its search says how many trials, and how far."""
+    prepared: Artifact
+    events: Events
+    """Of the run, for whoever watches it."""
+    budget: int | None = None
+    """Bytes that a trial may need; None is all that is free."""
+
+    @property
+    def search(self) -> Search:
+        """How settings are searched for."""
+        return self.recipe.search
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """What trials learn from."""
+        return load_split(self.prepared.path, "train")
+
+    def trials(self) -> list[Trial]:
+        """All there are, in order."""
+        found = [Trial(path.parent) for path in sorted(self.folder.glob(f"*/{FACTS}"))]
+        return [trial for trial in found if trial.number < self.search.trials]
+
+    def work(self) -> None:
+        """Train until nothing is left to train.
+
+        Raises:
+            Interrupted: the part under way is saved; the next call goes on from there.
+            TunesmithError: what would meet every trial.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            with ExitStack() as held:
+                claimed, left = self._claim(held)
+                if claimed is not None:
+                    self._train(*claimed)
+            if claimed is None and not left:
+                return
+            if claimed is None:
+                time.sleep(PAUSE)
+
+    def _claim(self, held: ExitStack) -> tuple[tuple[Trial, int] | None, bool]:
+        """A part that nobody else trains, its trial's lock held, or None; and whether any is left."""
+        with self._turn():
+            trials = self.trials()
+            for rung, until in enumerate(self.search.rungs):
+                open_ = [trial for trial in self.sent(trials, rung) if not trial.refused and trial.made(until) is None]
+                for trial in open_:
+                    if _locked(trial, held):
+                        return (trial, rung), True
+                if rung == 0 and len(trials) < self.search.trials and (new := self._proposed(trials)):
+                    _locked(new, held)
+                    return (new, 0), True
+                if open_:
+                    return None, True
+        return None, False
+
+    def left(self) -> bool:
+        """Whether anything is left to train."""
+        with ExitStack() as held:
+            claimed, left = self._claim(held)
+        return left or claimed is not None
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with (self.folder / ".lock").open("a") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def sent(self, trials: Sequence[Trial], rung: int) -> list[Trial]:
+        """The trials that are trained as far as a rung, the best of the one before first; all of that have to be done."""
+        if rung == 0:
+            return list(trials)
+        before = self.ranked(self.sent(trials, rung - 1), rung - 1)
+        if self.search.audit:
+            return before
+        return before[: self.search.keep if self.search.scheme == "early" else math.ceil(len(before) / 2)]
+
+    def ranked(self, trials: Sequence[Trial], rung: int) -> list[Trial]:
+        """Those that have a score there, the best first, the earlier of equals before the later."""
+        found = []
+        for trial in trials:
+            metrics = trial.metrics(self.search.rungs[rung])
+            if metrics is not None:
+                found.append(
+                    (metrics["value"] if metrics["lower_is_better"] else -metrics["value"], trial.number, trial)
+                )
+        return [trial for *_, trial in sorted(found, key=lambda each: each[:2])]
+
+    def _proposed(self, trials: Sequence[Trial]) -> Trial | None:
+        """A new trial, recorded with what it was proposed from; None where all settings have been tried."""
+        number = next(place for place in range(len(trials) + 1) if all(place != trial.number for trial in trials))
+        space = space_of(self.recipe)
+        first = self.search.rungs[0]
+        known = [Known(trial.settings, trial.score(first)) for trial in trials]
+        if number == 0:
+            settings: dict[str, Any] | None = snapped(space, given(self.recipe.model_dump(mode="json"), space))
+        else:
+            settings = propose(self.search, space, self.recipe.seed, number, known, self.lower_is_better(trials))
+        if settings is None:
+            return None
+        folder = self.folder / f"{number:04d}"
+        folder.mkdir(exist_ok=True)
+        scores = {str(trial.number): each.score for trial, each in zip(trials, known, strict=True)}
+        by = (
+            "recipe"
+            if number == 0
+            else "random"
+            if number < self.search.start and self.search.sampler != "grid"
+            else self.search.sampler
+        )
+        write_json(folder / FACTS, {"number": number, "settings": settings, "by": by, "known": scores})
+        return Trial(folder)
+
+    def lower_is_better(self, trials: Sequence[Trial]) -> bool:
+        """Of the scores; it does not matter before there are any."""
+        found = (trial.metrics(self.search.rungs[0]) for trial in trials)
+        return next((metrics["lower_is_better"] for metrics in found if metrics is not None), True)
+
+    def _train(self, trial: Trial, rung: int) -> None:
+        """Train one part, or find that it cannot be."""
+        until = self.search.rungs[rung]
+        try:
+            recipe = chosen(self.recipe, trial.settings if trial.number else {})  # the given ones to the last bit
+            reason = self._planned(trial, recipe)
+            if reason is None:
+                self._parts(trial, recipe, rung)
+            else:
+                trial.refuse("infeasible", reason)
+        except LOST as error:
+            trial.refuse("failed", str(error))
+        metrics, refused = trial.metrics(until) or {}, trial.refused or {}
+        self.events.write(
+            "trial", number=trial.number, of=self.search.trials, share=until, settings=trial.settings, metric=metrics.get("metric"),
+            value=metrics.get("value"), **refused,
+        )  # fmt: skip
+
+    def _planned(self, trial: Trial, recipe: Recipe) -> str | None:
+        """Why it would not fit into memory; asked once, before anything is loaded."""
+        path = trial.folder / PLANNED
+        if not path.exists():
+            found = next(plans(recipe, self.rows)).estimate
+            fits = found.fits if self.budget is None else found.needed <= self.budget
+            free = found.available if self.budget is None else self.budget
+            reason = None if fits else f"needs about {gigabytes(found.needed)}, {gigabytes(free)} free"
+            write_json(path, {"needed": found.needed, "checkpointing": found.checkpointing, "reason": reason})
+        reason = read_json(path)["reason"]
+        return None if reason is None else str(reason)
+
+    def _parts(self, trial: Trial, recipe: Recipe, rung: int) -> None:
+        """Every part as far as a rung; those that are there are not trained again."""
+        tune, before = recipe.finetune, tuple[Artifact, ...]()
+        if tune.activation_checkpointing == "auto":
+            again = read_json(trial.folder / PLANNED)["checkpointing"]
+            tune = tune.model_copy(update={"activation_checkpointing": again})
+        about: dict[str, Any] = {
+            "model": recipe.model,
+            "precision": recipe.precision,
+            "seed": recipe.seed,
+            "adapter": recipe.initialise.adapter.model_dump(mode="json"),
+        }
+        for place in range(rung + 1):
+            marks = list(self.search.marks(place))
+            before = (trial.run.once(stage_of(marks[-1]), tune, self.prepared, *before, marks=marks, **about),)
+
+
+def _locked(trial: Trial, held: ExitStack) -> bool:
+    """Whether nobody else holds a trial; from now on we do."""
+    try:
+        held.enter_context(trial.run.lock())
+    except ArtifactError:
+        return False
+    return True

@@ -1,0 +1,139 @@
+"""A trial: one training with settings of its own, in a folder of its own, in parts that end where trials are told apart."""
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tunesmith.base import Artifact, Events, ModelError, Output, Run, Stage
+from tunesmith.base.artifact import MANIFEST
+from tunesmith.base.files import read_json, write_json
+from tunesmith.models.load import Precision
+from tunesmith.training.batches import Dataset
+
+from ..finetune import Finetune, begin, conclude, figures
+
+FACTS, REFUSED, PLANNED = "trial.json", "refused.json", "plan.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A folder, and what is in it; nothing else is known of a trial."""
+
+    folder: Path
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """`number`, `settings`, who proposed them (`by`), and `known`: the scores by trial that they were proposed from."""
+        found: dict[str, Any] = read_json(self.folder / FACTS)
+        return found
+
+    @property
+    def number(self) -> int:
+        """Counted from 0, the recipe's own settings."""
+        return int(self.facts["number"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it tries, by dotted path."""
+        found: dict[str, Any] = self.facts["settings"]
+        return found
+
+    @property
+    def run(self) -> Run:
+        """Where its parts are."""
+        return Run(self.folder)
+
+    @property
+    def refused(self) -> dict[str, Any] | None:
+        """`state`, infeasible or failed, and `reason`, if it came to nothing."""
+        path = self.folder / REFUSED
+        return read_json(path) if path.exists() else None
+
+    def refuse(self, state: str, reason: str) -> None:
+        """Note that it comes to nothing, for good."""
+        write_json(self.folder / REFUSED, {"state": state, "reason": reason})
+
+    def metrics(self, until: float) -> dict[str, Any] | None:
+        """What the part that ends there measured; None while it has not been trained so far."""
+        made = self.made(until)
+        return None if made is None else read_json(made / MANIFEST)["metrics"]
+
+    def made(self, until: float) -> Path | None:
+        """The folder of the part that ends there."""
+        state = self.run.states.get(stage_of(until).name, {})
+        folder = self.folder / state.get("artifact", "")
+        return folder if state.get("state") == "done" and (folder / MANIFEST).exists() else None
+
+    def score(self, until: float) -> float | None:
+        """What it was worth there."""
+        found = self.metrics(until)
+        return None if found is None else float(found["value"])
+
+
+def stage_of(until: float) -> Stage:
+    """The part of a training that ends at a share of it, such as `train-20`."""
+    return Stage(f"train-{100 * until:g}", 1, train_part)
+
+
+def train_part(
+    spec: Finetune, prepared: Artifact, before: Artifact | None = None, *, out: Output, model: str, precision: Precision,
+    adapter: dict[str, Any], seed: int, marks: Sequence[float],
+) -> None:  # fmt: skip
+    """Train from where the part before ended to the last mark, and score at each: checkpoints, or after the last step what was learnt.
+
+    Raises:
+        Interrupted: as `finetune`.
+        ModelError: the loss, or the score, is not finite.
+        ProofError: as `finetune`.
+    """
+    if before is not None:
+        for name in ("best", "checkpoints"):
+            _copied(before / name, out / name)
+    begun = begin(spec, prepared, out, model, precision, adapter, seed)
+    training = begun.training
+    at = {mark: step_of(mark, training.data) for mark in marks}
+    done = training.run(at[marks[-1]], scored=[step for mark, step in at.items() if mark < 1])
+    found = dict(training.watch.scored)
+    # Weights that are kept are the best so far; a training that stopped early has no others.
+    scores = {
+        mark: training.watch.best if mark == 1 else found.get(step, training.watch.best) for mark, step in at.items()
+    }
+    if not all(score is not None and math.isfinite(score) for score in scores.values()):
+        raise ModelError(
+            f"the {training.judge.metric} on the validation rows is not a finite number after {done} steps"
+        )
+    if marks[-1] == 1:
+        conclude(begun, out)
+    else:
+        for old in sorted((out / "checkpoints").glob("step-*"))[:-1]:
+            shutil.rmtree(old)
+    whole = Output(out.path, Events(out.events.path))  # the steps of all parts
+    out.metrics.update({
+        "metric": training.judge.metric, "lower_is_better": training.judge.lower_is_better, "value": scores[marks[-1]],
+        "scores": {f"{mark:g}": score for mark, score in scores.items()}, "training": _figures(training, done, whole, marks[-1]),
+    })  # fmt: skip
+
+
+def _figures(training: Any, done: int, whole: Output, until: float) -> Mapping[str, Any]:
+    """As of finetune; of a part on the way, there is nothing learnt to name yet."""
+    found = figures(training, done, whole)
+    return found if until == 1 else {**found, "learnt_sha256": {}}
+
+
+def step_of(share: float, data: Dataset) -> int:
+    """Steps after which so much of a training is done, at least one, where it can be resumed from."""
+    steps = max(1, round(share * data.steps))
+    return min(data.steps, -(-steps // data.repeats) * data.repeats)
+
+
+def _copied(source: Path, target: Path) -> None:
+    """Copy a folder such that a killed copy is not taken for a whole one."""
+    if source.exists() and not target.exists():
+        half = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.copytree(source, half)
+        half.rename(target)

@@ -1,0 +1,76 @@
+"""One of several processes that work at a search: `python -m tunesmith.stages.search.worker FOLDER [BYTES]`."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from tunesmith.base import Artifact, Events, Interrupted, MachineError, TunesmithError
+from tunesmith.base.files import read_json, write_json
+from tunesmith.base.signals import interruptible
+from tunesmith.base.spec import validate
+
+from ..machine import available_memory
+from ..recipe import Recipe
+from .study import Study
+
+JOB = "job.json"
+"""What a worker has to know, in the search's folder."""
+
+
+def work_together(study: Study, workers: int) -> None:
+    """Work at a study with several processes, each with its share of memory and cores; what one that dies leaves, the others take over.
+
+    Raises:
+        Interrupted: a signal arrived; all have saved what they were at.
+        MachineError: a worker died, and something is left to do.
+    """
+    study.folder.mkdir(parents=True, exist_ok=True)
+    write_json(study.folder / JOB, {
+        "recipe": study.recipe.model_dump(mode="json"), "prepared": str(study.prepared.path.resolve()), "events": str(study.events.path.resolve()),
+        "tags": study.events.tags,
+    })  # fmt: skip
+    command = [sys.executable, "-m", __name__, str(study.folder), str(available_memory() // workers)]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+    started = [subprocess.Popen(command, stdin=subprocess.PIPE, env={**threads, **os.environ}) for _ in range(workers)]
+    try:
+        codes = [process.wait() for process in started]
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.terminate()
+        for process in started:
+            process.wait()
+    if failed := [code for code in codes if code]:
+        died = f"a worker ended with {failed[0]}" if len(failed) == 1 else f"{len(failed)} workers ended with {failed}"
+        if study.left():
+            raise MachineError(f"search: {died} and trials are left; run the same command again to go on from here")
+        study.events.write("worker_lost", reason=died)
+
+
+def main() -> None:
+    """Work at the study whose folder is given, for as long as whoever started this process lives."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    folder, budget = Path(sys.argv[1]), int(sys.argv[2])
+    try:
+        with interruptible():
+            job = read_json(folder / JOB)
+            recipe, prepared = validate(Recipe, job["recipe"], str(folder / JOB)), Artifact.open(Path(job["prepared"]))
+            Study(folder, recipe, prepared, Events(Path(job["events"]), **job["tags"]), budget).work()
+    except Interrupted as error:
+        os._exit(error.exit_code)
+    except TunesmithError as error:
+        print(f"tunesmith: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def _end_with_parent() -> None:
+    """Nothing is ever written to standard input; it ends when the process that holds its other end does, however that died."""
+    os.read(0, 1)  # not sys.stdin, whose lock an ending interpreter would wait for
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

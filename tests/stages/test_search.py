@@ -1,0 +1,339 @@
+"""A search: trials stop early and go on bit for bit, nothing is trained twice whoever is killed, and the winner is what is deployed."""
+
+import gc
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import tunesmith
+from tunesmith.base import Run
+from tunesmith.base.files import read_json
+from tunesmith.stages import plan
+from tunesmith.stages.estimate import gigabytes
+from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.report import write
+from tunesmith.stages.search.trial import Trial
+
+SPACE = {
+    "finetune.optimizer.learning_rate": {"low": 1e-3, "high": 5e-2, "log": True},
+    "initialise.adapter.rank": [2, 4, 8],
+    "initialise.adapter.alpha": {"values": [1, 2], "times": "initialise.adapter.rank"},
+    "finetune.batch": [4, 8],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_collected():
+    """Measuring memory begins by collecting garbage, which takes longer than a training as small as these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda *_: 0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny_folder):
+    """A search over some trainings of a tiny model, with dropout, whose checkpoints fall between the shares at which trials are scored."""
+    folder = tmp_path_factory.mktemp("search")
+    colours = ["red", "green", "blue", "black"]
+    lines = [{"prompt": f"Shade {number}?", "answer": colours[number % 4]} for number in range(56)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {
+        "model": str(tiny_folder),
+        "precision": "fp32",
+        "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 8, "cleaners": []},
+        "initialise": {"adapter": {"rank": 4, "alpha": 8, "dropout": 0.1}},
+        "finetune": {"epochs": 2.0, "batch": 4, "checkpoint_every": 3, "optimizer": {"learning_rate": 0.01}},
+        "search": {"trials": 3, "space": SPACE, "sampler": "random", "keep": 1},
+        "evaluate": {
+            "graders": [{"kind": "exact"}],
+            "max_tokens": 4,
+            "baselines": False,
+            "gate": {"margin": None, "beat": []},
+        },
+        "deploy": {"ungated": True},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def searched(recipe):
+    folder = recipe.parent / "run"
+    tunesmith.run(recipe, folder=folder)
+    return Run(folder), results(Run(folder))
+
+
+def results(run: Run) -> dict:
+    return read_json(run.artifact("search") / "search.json")
+
+
+def trials(run: Run) -> list[Trial]:
+    return [Trial(path.parent) for path in sorted(run.path.glob("trials/*/*/trial.json"))]
+
+
+def learnt(folder: Path) -> dict[str, str]:
+    """sha256 of the weights below an artifact."""
+    files = read_json(folder / "manifest.json")["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+
+
+def test_the_first_trial_is_the_recipe_and_the_best_go_on_to_the_end(searched):
+    _, found = searched
+    own, *others = found["trials"]
+    assert own["settings"] == {
+        "finetune.optimizer.learning_rate": 0.01, "initialise.adapter.rank": 4, "initialise.adapter.alpha": 2, "finetune.batch": 4,
+    }  # fmt: skip
+    assert len({json.dumps(trial["settings"]) for trial in found["trials"]}) == 3
+    for trial in others:
+        assert 1e-3 <= trial["settings"]["finetune.optimizer.learning_rate"] <= 5e-2
+        assert trial["settings"]["initialise.adapter.rank"] in (2, 4, 8)
+    early = sorted(found["trials"], key=lambda trial: trial["scores"]["0.2"])
+    assert {trial["number"] for trial in early[:1]} == {
+        t["number"] for t in found["trials"] if t["state"] == "finished"
+    }
+    assert found["winner"] == min(early[:1], key=lambda trial: trial["scores"]["1"])["number"]
+    assert found["states"] == {"finished": 1, "stopped": 2, "infeasible": 0, "failed": 0}
+    for trial in found["trials"]:
+        part = 0.2 if trial["state"] == "stopped" else 1
+        assert trial["steps"] == round(part * trial["planned_steps"])
+        assert trial["planned_steps"] == 2 * 40 // trial["settings"]["finetune.batch"]
+    assert found["tokens"] == sum(trial["tokens"] for trial in found["trials"])
+
+
+def test_a_trial_that_was_continued_is_the_training_that_was_never_stopped(searched, recipe, tmp_path):
+    run, found = searched
+    trial = trials(run)[found["winner"]]
+    assert trial.number > 0  # else the recipe, of which the other tests have enough
+    settings = [f"{path}={value}" for path, value in found["overrides"].items()]
+    ratio, rank = (trial.settings[f"initialise.adapter.{name}"] for name in ("alpha", "rank"))
+    assert found["overrides"]["initialise.adapter.alpha"] == ratio * rank
+    whole = tunesmith.finetune(recipe, "search.trials=0", *settings, folder=tmp_path / "whole")
+    assert learnt(trial.made(1.0)) == learnt(whole.path)
+    assert trial.score(1.0) == whole.metrics["best_value"]
+    assert whole.metrics["tokens"] == found["trials"][trial.number]["tokens"]
+
+
+def test_the_winner_is_what_finetune_evaluate_and_deploy_go_on_with(searched, recipe):
+    run, found = searched
+    winner = trials(run)[found["winner"]]
+    tuned = run.artifact("finetune")
+    assert learnt(tuned.path) == learnt(winner.made(1.0))
+    assert tuned.manifest["context"]["adapter"]["rank"] == winner.settings["initialise.adapter.rank"]
+    assert tuned.manifest["spec"]["batch"] == winner.settings["finetune.batch"]
+    assert run.artifact("initialise").manifest["spec"]["adapter"] == tuned.manifest["context"]["adapter"]
+    assert tuned.manifest["seconds"] < 1  # handed on, not trained again
+    assert tuned.metrics["steps"] == tuned.metrics["planned_steps"] == found["trials"][found["winner"]]["steps"]
+    steps = [event["step"] for event in run.events.tagged(artifact=tuned.path.name).read("step")]
+    assert sorted(set(steps)) == list(range(1, tuned.metrics["steps"] + 1))
+    assert run.artifact("deploy")
+    assert open_run(run.path).recipe.search == open_run(recipe).recipe.search  # the folder stays one of a search
+
+
+def test_a_second_run_computes_nothing(searched, recipe):
+    run, _ = searched
+    before = [sum(1 for _ in each.read("done")) for each in (run.events, *(trial.run.events for trial in trials(run)))]
+    tunesmith.run(recipe, folder=run.path)
+    tunesmith.evaluate(run.path)
+    assert before == [sum(1 for _ in each.read("done")) for each in (run.events, *(t.run.events for t in trials(run)))]
+
+
+@pytest.fixture(scope="module")
+def audited(recipe):
+    folder = recipe.parent / "audited"
+    tunesmith.search(recipe, "search.audit=true", "search.trials=3", folder=folder)
+    return Run(folder), results(Run(folder))
+
+
+def test_an_audit_trains_all_to_the_end_and_changes_no_score(audited, searched):
+    """Neither the scores of the same trials, nor the weights of those that were continued without it."""
+    (run, found), (plain, before) = audited, searched
+    assert found["states"]["finished"] == 3
+    for trial in found["trials"]:
+        other = before["trials"][trial["number"]]
+        assert list(trial["scores"]) == ["0.1", "0.2", "0.4", "1"]
+        assert trial["settings"] == other["settings"]
+        assert trial["scores"]["0.2"] == other["scores"]["0.2"]
+        if other["state"] == "finished":
+            assert learnt(trials(run)[trial["number"]].made(1.0)) == learnt(trials(plain)[trial["number"]].made(1.0))
+    assert list(found["trust"]) == ["0.1", "0.2", "0.4"]
+    for mark, each in found["trust"].items():
+        early, final = ([trial["scores"][name] for trial in found["trials"]] for name in (mark, "1"))
+        assert each["spearman"]["value"] == pytest.approx(stats.spearmanr(early, final).statistic)
+    assert found["winner"] == min(found["trials"], key=lambda trial: trial["scores"]["1"])["number"]
+    assert found["gain"]["share"] == 1
+    assert found["gain"]["better_by"] == found["trials"][0]["scores"]["1"] - min(
+        t["scores"]["1"] for t in found["trials"]
+    )
+
+
+def test_halving_sends_the_better_half_on_to_the_same_bits(audited, recipe, tmp_path):
+    tunesmith.search(recipe, "search.scheme=halving", "search.trials=2", folder=tmp_path / "r")
+    run = Run(tmp_path / "r")
+    found = results(run)
+    left = [[t for t in found["trials"] if mark in t["scores"]] for mark in ("0.1", "0.2", "0.4", "1")]
+    assert [len(each) for each in left] == [2, 1, 1, 1]
+    assert left[1] == [min(left[0], key=lambda trial: trial["scores"]["0.1"])]
+    whole = trials(audited[0])[found["winner"]]
+    assert learnt(whole.made(1.0)) == learnt(trials(run)[found["winner"]].made(1.0))
+    assert [trial["scores"]["0.1"] for trial in found["trials"]] == [
+        t["scores"]["0.1"] for t in audited[1]["trials"][:2]
+    ]
+
+
+def test_what_would_not_fit_is_not_started_and_what_fails_is_not_repeated(recipe, tmp_path, monkeypatch):
+    """Of four combinations two need more memory than there is, and one has a learning rate that no loss survives."""
+    own = open_run(recipe, None, ("search.trials=0",)).recipe
+    free = next(plan.plans(own, plan.prepared(own))).estimate.needed + (8 << 20)
+    monkeypatch.setattr(plan, "available_memory", lambda: free)
+    space = "search.space={finetune.optimizer.learning_rate: [0.01, 1.0e+30], initialise.adapter.rank: [4, 4000]}"
+    settings = [space, "search.sampler=grid", "search.trials=9", "finetune.clip=0"]
+    tunesmith.search(recipe, *settings, folder=tmp_path / "r")
+    run = Run(tmp_path / "r")
+    found = results(run)
+    assert found["states"] == {"finished": 1, "stopped": 0, "infeasible": 2, "failed": 1}
+    for trial in found["trials"]:
+        if trial["state"] == "infeasible":
+            assert trial["settings"]["initialise.adapter.rank"] == 4000
+            assert f"{gigabytes(free)} free" in trial["reason"]
+            assert not list(trials(run)[trial["number"]].folder.glob("train-*"))
+        if trial["state"] == "failed":
+            assert "not finite" in trial["reason"]
+    assert found["winner"] == 0
+    before = [sum(event["event"] != "cached" for event in trial.run.events.read()) for trial in trials(run)]
+    tunesmith.search(recipe, *settings, "search.keep=1", folder=run.path)
+    assert before == [sum(event["event"] != "cached" for event in trial.run.events.read()) for trial in trials(run)]
+    page = write(run).read_text()
+    assert "was infeasible: needs about" in page
+
+
+def test_more_trials_go_on_from_those_that_are_there(searched, recipe, tmp_path):
+    shutil.copytree(searched[0].path, tmp_path / "r")
+    run = Run(tmp_path / "r")
+    tunesmith.search(recipe, "search.trials=4", folder=run.path)
+    assert [trial["settings"] for trial in results(run)["trials"]][:3] == [t["settings"] for t in searched[1]["trials"]]
+    assert [sum(1 for _ in trial.run.events.read("started")) for trial in trials(run)] == [
+        1 + (trial["state"] == "finished") for trial in searched[1]["trials"]
+    ] + [1 + (results(run)["trials"][3]["state"] == "finished")]
+
+
+def test_the_report_draws_the_search(searched, audited):
+    page = write(searched[0]).read_text()
+    winner = searched[1]["winner"]
+    assert f"Trial {winner} won: loss" in page
+    assert page.count('<figure class="panel scatter"') == 1 + len(
+        SPACE
+    )  # history and slices; one trial at the end is nothing to plot
+    assert len(re.findall(r"<title>trial \d</title></path>", page)) == 3
+    assert "Whether the early score can be trusted is not known here" in page
+    page = write(audited[0]).read_text()
+    assert page.count("loss at the end, by that at") == 2 * 3
+    each = audited[1]["trust"]["0.2"]
+    assert f"At 20 %: {each['stayed']} of the best 3 stayed there at the end; chance alone keeps 3.0" in page
+
+
+def start(recipe: Path, folder: Path, *settings: str) -> subprocess.Popen:
+    """`tunesmith search` by two workers, in a process group of its own."""
+    command = [
+        sys.executable,
+        "-c",
+        "from tunesmith.cli import main; main()",
+        "search",
+        str(recipe),
+        "--run",
+        str(folder),
+    ]
+    return subprocess.Popen(
+        [*command, "--workers", "2", *settings], env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """The workers that a search has started."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(number) for number in found.read_text().split()] if found.exists() else []
+
+
+def until(wanted, process: subprocess.Popen, seconds: float = 120) -> bool:
+    """Wait for something; whether it came before the process ended."""
+    for _ in range(int(100 * seconds)):
+        if wanted():
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.01)
+    raise TimeoutError(process.args)
+
+
+def steps_of(run: Run) -> int:
+    return sum(1 for trial in trials(run) for _ in trial.run.events.read("step"))
+
+
+def assert_nothing_was_done_twice(run: Run) -> None:
+    """Each part of each trial was finished once, and never begun from its start again once it had a checkpoint."""
+    for trial in trials(run):
+        done = [event["stage"] for event in trial.run.events.read("done")]
+        assert len(done) == len(set(done))
+
+
+def assert_same_trials(one: Run, other: Run) -> None:
+    """Settings, scores and weights alike."""
+    assert results(one)["trials"][0].keys() == results(other)["trials"][0].keys()
+    kept = ("number", "settings", "scores", "state", "steps", "tokens")
+    assert [[trial[name] for name in kept] for trial in results(one)["trials"]] == [
+        [trial[name] for name in kept] for trial in results(other)["trials"]
+    ]
+    assert learnt(one.artifact("search").path) == learnt(other.artifact("search").path)
+
+
+def test_two_workers_of_whom_one_is_killed_end_as_one_process_that_is_not(searched, recipe, tmp_path):
+    """The other one takes the trial over, from its checkpoint."""
+    run = Run(tmp_path / "r")
+    process = start(recipe, run.path)
+    assert until(lambda: steps_of(run) >= 6, process)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    told = process.communicate(timeout=240)
+    assert process.returncode == 0, told[1]
+    assert "a worker ended with -9" in next(run.events.read("worker_lost"))["reason"]
+    assert_nothing_was_done_twice(run)
+    assert_same_trials(run, searched[0])
+    assert [line.split()[0] for line in told[1].splitlines() if " stopped " in line or " winner " in line]
+
+
+@pytest.mark.torture
+def test_two_workers_killed_at_random_ten_times_lose_and_repeat_nothing(searched, recipe, tmp_path):
+    """Worker, or the search itself, after which its workers end by themselves; by the signal that cannot be caught, or by Ctrl-C."""
+    draw, run, ended = np.random.default_rng(0), Run(tmp_path / "r"), 0
+    for kill in range(10):
+        wanted = steps_of(run) + int(draw.integers(1, 8))
+        process = start(recipe, run.path)
+        try:
+            if not until(lambda wanted=wanted: steps_of(run) >= wanted, process):
+                ended += 1
+                continue
+            victims = [process.pid, *workers_of(process)]
+            os.kill(int(draw.choice(victims)), signal.SIGKILL if kill % 3 else signal.SIGINT)
+            time.sleep(float(draw.uniform(0, 1)))
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert ended < 5  # else there was nothing left to kill
+    last = start(recipe, run.path)
+    told = last.communicate(timeout=240)
+    assert last.returncode == 0, told[1]
+    assert_nothing_was_done_twice(run)
+    assert_same_trials(run, searched[0])
+    repeated = steps_of(run) - sum(trial["steps"] for trial in results(run)["trials"])
+    assert repeated <= 10 * 2 * 3  # two workers, three steps between checkpoints

@@ -1,0 +1,283 @@
+"""What may be searched, what is proposed, and what is said of early scores: numbers and errors, without any training."""
+
+import itertools
+import json
+import math
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tunesmith.base import ConfigError, MachineError
+from tunesmith.stages.recipe import Recipe, read_recipe
+from tunesmith.stages.search.proposals import Known, distributions, grid, importance, propose, require, snapped
+from tunesmith.stages.search.settings import Search, Values
+from tunesmith.stages.search.space import chosen, given, space_of, told
+from tunesmith.stages.search.trial import step_of
+from tunesmith.stages.search.trust import trust
+
+RATE, RANK, ALPHA = "finetune.optimizer.learning_rate", "initialise.adapter.rank", "initialise.adapter.alpha"
+SPACE = {
+    RATE: Values(low=1e-5, high=1e-1, log=True),
+    RANK: Values(values=(4, 8, 16)),
+    "initialise.adapter.targets": Values(values=("all-linear", ["q_proj"])),
+    "finetune.batch": Values(low=2, high=8),
+}
+
+
+def recipe(search: dict, **sections) -> Recipe:
+    tree = {"prepare": {"source": "rows.jsonl"}, "search": {"trials": 3, **search}, **sections}
+    return Recipe.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"initialise.adapter.rnk": [4]}, "initialise.adapter.rnk: no such field; did you mean 'rank'"),
+        ({"finetune.optimzer.learning_rate": [0.1]}, "finetune.optimzer: no such field; did you mean 'optimizer'"),
+        ({"finetune.batch": [8, 0]}, "finetune.batch: input should be greater than or equal to 1; got 0"),
+        ({RATE: {"low": -1.0, "high": 1.0}}, f"{RATE}: input should be greater than 0; got -1.0"),
+        ({"initialise.adapter.kind": ["lora", "lara"]}, "'lara' does not exist; did you mean 'lora'"),
+        ({"initialise.adapter.kind": ["lora", "full"], RANK: [4, 8]}, "initialise.adapter.rank: no such field"),
+        ({"prepare.rows": [10, 20]}, "prepare.rows: changes the rows that trials are compared on"),
+        ({"evaluate.max_tokens": [10, 20]}, "evaluate.max_tokens: changes how the result is measured"),
+        ({"seed": [1, 2]}, "seed: changes the rows that are held out"),
+        ({"model": ["a", "b"]}, "model: changes the tokens"),
+        ({"search.keep": [1, 2]}, "search.keep: is the search itself"),
+        ({"serve.port": [1, 2]}, "serve.port: is no part of a training"),
+        ({"traning.rate": [1, 2]}, "traning.rate: does not exist"),
+        ({"finetune.validation.rows": [8, 16]}, "finetune.validation.rows: trials are compared by it"),
+        ({"finetune.objective.label_smoothing": [0.0, 0.1]}, "changes what the validation score counts"),
+        ({"finetune.batch.size": [1]}, "this recipe has no settings below 'batch'"),
+        ({ALPHA: {"values": [1, 2], "times": "initialise.adapter.kind"}}, "initialise.adapter.kind is no number"),
+        ({RATE: {"low": 1e-3, "high": 1e-4}}, "low 0.001 has to be below high 0.0001"),
+        ({RATE: {"low": 0, "high": 1e-4, "log": True}}, "low 0 has no logarithm"),
+        ({RATE: {"low": 1e-4}}, "give a list of values, or low and high"),
+        ({RATE: {"low": 1e-4, "high": 1e-3, "values": [1]}}, "not both"),
+        ({"finetune.batch": {"low": 1, "high": 8, "step": 0.5}}, "takes whole steps"),
+    ],
+)  # fmt: skip
+def test_a_space_that_makes_no_sense_is_refused_before_anything_is_loaded(tmp_path, space, said):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({"prepare": {"source": "absent.jsonl"}, "search": {"trials": 3, "space": space}}))
+    with pytest.raises(ConfigError) as refused:
+        read_recipe(path)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("search", "sections", "said"),
+    [
+        ({"sampler": "grid"}, {}, "a grid needs lists"),
+        ({"sampler": "grid", "space": {RATE: {"low": 1e-4, "high": 1e-3}}}, {}, f"give {RATE} a list of values or a step"),
+        ({"audit": True, "scheme": "halving"}, {}, "an audit stops none"),
+        ({}, {"prepare": {"source": "rows.jsonl", "validation_fraction": 0}}, "trials are compared on validation rows"),
+        ({"early": 1.0}, {}, "less than 1"),
+    ],
+)  # fmt: skip
+def test_a_search_that_cannot_be_made_is_refused(search, sections, said):
+    with pytest.raises(ValueError, match=said):
+        recipe(search, **sections)
+
+
+def test_without_trials_a_space_is_not_looked_at():
+    assert recipe({"trials": 0, "space": {"no.such": [1]}}).search.trials == 0
+    assert Search().model_dump() == Search.model_validate({}).model_dump()
+
+
+def test_the_default_space_is_what_the_recipe_has_of_it():
+    assert set(space_of(recipe({}))) == {
+        RATE, RANK, ALPHA, "initialise.adapter.dropout", "initialise.adapter.targets", "finetune.batch", "finetune.schedule.warmup",
+    }  # fmt: skip
+    full = recipe({}, initialise={"adapter": {"kind": "full"}})
+    assert set(space_of(full)) == {RATE, "finetune.batch", "finetune.schedule.warmup"}
+
+
+def test_settings_are_laid_into_the_recipe_kinds_first_and_multiples_last():
+    search = {
+        "space": {ALPHA: {"values": [0.5, 2], "times": RANK}, RANK: [4, 8], "initialise.adapter.kind": ["lora", "dora"]}
+    }
+    own = recipe(search, initialise={"adapter": {"kind": "lora", "rank": 8, "alpha": 4, "dropout": 0.1}})
+    laid = chosen(own, {ALPHA: 2, RANK: 4, "initialise.adapter.kind": "dora"})
+    assert laid.initialise.adapter.model_dump() == {
+        **laid.initialise.adapter.model_dump(),
+        "kind": "dora",
+        "rank": 4,
+        "alpha": 8.0,
+        "dropout": 0.0,
+    }
+    assert laid.search.trials == 0
+    assert told(own, {ALPHA: 2, RANK: 4}) == {ALPHA: 8.0, RANK: 4}
+    assert given(own.model_dump(mode="json"), space_of(own)) == {ALPHA: 0.5, RANK: 8, "initialise.adapter.kind": "lora"}
+    assert chosen(own, {}) == own.model_copy(update={"search": Search()})
+    whole = {"space": {"initialise.adapter": [{"kind": "lora", "rank": 2}, {"kind": "full"}]}}
+    assert chosen(recipe(whole), {"initialise.adapter": {"kind": "full"}}).initialise.adapter.kind == "full"
+
+
+def inside(settings: dict) -> bool:
+    return (
+        1e-5 <= settings[RATE] <= 1e-1 and settings[RANK] in (4, 8, 16) and settings["finetune.batch"] in range(2, 9)
+        and settings["initialise.adapter.targets"] in ("all-linear", ["q_proj"])
+    )  # fmt: skip
+
+
+def score(settings: dict) -> float:
+    """Least at a rate of 1e-3 and rank 16."""
+    return (math.log10(settings[RATE]) + 3) ** 2 + (16 - settings[RANK]) / 12
+
+
+def trials(sampler: str, count: int, seed: int = 0, sign: int = 1) -> list[Known]:
+    known: list[Known] = []
+    search = Search(sampler=sampler, start=4)
+    for number in range(1, count + 1):
+        settings = propose(search, SPACE, seed, number, known, sign == 1)
+        known.append(Known(settings, None if number == 3 else sign * score(settings)))
+    return known
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
+def test_proposals_lie_in_the_space_and_depend_on_seed_number_and_scores_alone(sampler):
+    first = trials(sampler, 7)
+    assert all(inside(each.settings) for each in first)
+    assert [each.settings for each in trials(sampler, 7)] == [each.settings for each in first]
+    assert trials(sampler, 7, seed=1)[0].settings != first[0].settings
+    search, last = Search(sampler=sampler, start=4), first[:6]
+    other = [Known(each.settings, 5.0 * (place == 1)) for place, each in enumerate(last)]
+    again = propose(search, SPACE, 0, 7, other, True)
+    assert (again == first[6].settings) == (sampler == "random")
+
+
+@pytest.mark.parametrize(("sampler", "count", "sign"), [("gp", 16, 1), ("gp", 16, -1), ("tpe", 36, 1)])
+def test_a_sampler_goes_where_scores_are_good(sampler, count, sign):
+    """Of whichever sign: its last proposals are better than those at random, of which about a quarter is as good."""
+    found = [score(each.settings) for each in trials(sampler, count, sign=sign)]
+    chance = np.quantile([score(each.settings) for each in trials("random", 60, seed=3)], 0.25)
+    assert np.median(found[-6:]) < chance
+
+
+def test_a_grid_is_every_combination_once_and_then_nothing():
+    space = {
+        RANK: Values(values=(4, 8)),
+        "finetune.batch": Values(low=2, high=6, step=2),
+        "finetune.clip": Values(values=(0.0, 1.0)),
+    }
+    known, search = [], Search(sampler="grid")
+    while (settings := propose(search, space, 0, len(known), known, True)) is not None:
+        known.append(Known(settings, None))
+    expected = {
+        json.dumps(dict(zip(space, point, strict=True))) for point in itertools.product((4, 8), (2, 4, 6), (0.0, 1.0))
+    }
+    assert {json.dumps(each.settings) for each in known} == expected
+    assert len(known) == 12
+    assert grid(space, 0) != grid(space, 1)
+
+
+def test_no_settings_are_tried_twice():
+    space, known = {RANK: Values(values=(4, 8, 16)), "finetune.batch": Values(values=(4, 8))}, []
+    for number in range(1, 7):
+        known.append(Known(propose(Search(sampler="tpe", start=2), space, 0, number, known, True), float(number)))
+    assert len({json.dumps(each.settings) for each in known}) == 6
+    assert propose(Search(sampler="tpe"), space, 0, 7, known, True) is None
+
+
+def test_values_keep_their_order_where_they_have_one():
+    found = distributions(
+        {
+            "a": Values(values=(4, 8, 16)),
+            "b": Values(values=(8, 4)),
+            "c": Values(values=(True, False)),
+            "d": Values(low=1, high=4),
+            "e": Values(low=0, high=0.5),
+        }
+    )
+    assert [type(each).__name__ for each in found.values()] == [
+        "IntDistribution", "CategoricalDistribution", "CategoricalDistribution", "IntDistribution", "FloatDistribution",
+    ]  # fmt: skip
+    assert snapped({"a": Values(values=(1, 2))}, {"a": 2.0}) == {"a": 2}
+    assert snapped({"a": Values(values=(1, 2))}, {"a": 3.0}) == {"a": 3.0}
+
+
+def test_importance_is_of_what_decides():
+    shares = importance(SPACE, trials("random", 60), True)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert max(shares, key=shares.get) == RATE
+    assert importance(SPACE, trials("random", 3), True) == {}
+
+
+def slow_kendall(left, right) -> float:
+    """Tau-b by its definition."""
+    pairs = list(itertools.combinations(range(len(left)), 2))
+    signs = [(np.sign(left[i] - left[j]), np.sign(right[i] - right[j])) for i, j in pairs]
+    first, second = (sum(pair[side] != 0 for pair in signs) for side in (0, 1))
+    return sum(a * b for a, b in signs) / math.sqrt(first * second)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_audit_says_what_the_definitions_say(seed):
+    draw = np.random.default_rng(seed)
+    early = draw.normal(size=14).round(1).tolist()  # with ties
+    final = (np.array(early) + draw.normal(size=14)).round(1).tolist()
+    found = trust(early, final, lower_is_better=True)
+    assert found["kendall"]["value"] == pytest.approx(slow_kendall(early, final))
+    ranks = [stats.rankdata(scores) for scores in (early, final)]
+    assert found["spearman"]["value"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert found["spearman"]["value"] == pytest.approx(stats.spearmanr(early, final).statistic)
+    for name in ("spearman", "kendall"):
+        assert -1 <= found[name]["low"] < found[name]["value"] < found[name]["high"] <= 1
+    best = [
+        set(sorted(range(14), key=lambda place, scores=scores: (scores[place], place))[:5]) for scores in (early, final)
+    ]
+    assert (found["top"], found["stayed"]) == (5, len(best[0] & best[1]))
+    assert found["chance"] == pytest.approx(25 / 14)
+    ways = [math.comb(5, kept) * math.comb(9, 5 - kept) for kept in range(6)]
+    assert found["p"] == pytest.approx(sum(ways[found["stayed"] :]) / math.comb(14, 5))
+    upside = trust([-value for value in early], [-value for value in final], lower_is_better=False)
+    assert upside["stayed"] == found["stayed"]
+
+
+def test_the_interval_of_a_correlation_holds_the_true_one_as_often_as_it_says():
+    """Pairs of normal numbers, whose Spearman correlation is 6 / pi asin(rho / 2)."""
+    draw, true, held = np.random.default_rng(0), 6 / math.pi * math.asin(0.7 / 2), 0
+    for _ in range(400):
+        left, right = draw.multivariate_normal([0, 0], [[1, 0.7], [0.7, 1]], 12).T
+        found = trust(left.tolist(), right.tolist(), True)["spearman"]
+        held += found["low"] <= true <= found["high"]
+    assert 0.92 < held / 400 < 0.98
+
+
+def test_an_audit_of_few_or_equal_trials_says_so():
+    assert trust([1.0, 2.0], [1.0, 2.0], True)["spearman"] is None
+    assert trust([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], True)["kendall"] is None
+    few = trust([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], True)
+    assert (few["spearman"]["low"], few["spearman"]["high"]) == pytest.approx((-1, 1))
+    assert (few["top"], few["stayed"], few["chance"]) == (3, 3, 3.0)
+
+
+def test_a_perfect_order_of_few_trials_is_no_certainty():
+    found = [trust([*range(count)], [*range(count)], True) for count in (6, 12, 24)]
+    lows = [each["spearman"]["low"] for each in found]
+    assert 0 < lows[0] < 0.7 < lows[1] < lows[2] < 1
+    assert [each[name]["value"] for each in found for name in ("spearman", "kendall")] == pytest.approx([1.0] * 6)
+
+
+def test_trials_are_scored_on_their_way_where_the_scheme_says():
+    plain, audited, halving = Search(), Search(audit=True), Search(scheme="halving")
+    assert [plain.marks(rung) for rung in range(2)] == [(0.2,), (1.0,)]
+    assert [audited.marks(rung) for rung in range(2)] == [(0.1, 0.2), (0.4, 1.0)]
+    assert [Search(audit=True, early=0.3).marks(rung) for rung in range(2)] == [(0.1, 0.2, 0.3), (0.4, 1.0)]
+    assert [halving.marks(rung) for rung in range(4)] == [(0.1,), (0.2,), (0.4,), (1.0,)]
+
+
+def test_a_training_pauses_where_it_can_be_resumed():
+    """Which, where several steps learn from the same answers, is not between these."""
+    found = [step_of(share, SimpleNamespace(steps=24, repeats=4)) for share in (0.01, 0.1, 0.2, 0.4, 1.0)]
+    assert found == [4, 4, 8, 12, 24]
+    assert [step_of(share, SimpleNamespace(steps=7, repeats=1)) for share in (0.01, 0.2, 0.4, 1.0)] == [1, 1, 3, 7]
+
+
+def test_without_optuna_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MachineError, match=r"pip install 'tunesmith\[search\]'"):
+        require()
