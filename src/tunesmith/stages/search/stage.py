@@ -115,8 +115,8 @@ def told_of(study: Study) -> dict[str, Any]:
     """What the trials came to.
 
     Returns:
-        A JSON value: `folder`, where in the run the trials are; `metric`, `lower_is_better`, `scheme`, `rungs`, `sampler`, `space`, `trials` (each as `_entry`), `winner`, the number of the
-        best at the end, with its `overrides` of the recipe; `gain` over the recipe's own settings at the last share that both reached; `importance`;
+        A JSON value: how it was searched, as `_asked`; `metric` and `lower_is_better`; `trials`, each as `_entry`; `winner`, the number of the best
+        at the end, with its `overrides` of the recipe; `gain` over the recipe's own settings at the last share that both reached; `importance`;
         `trust` by share if audited, and `chosen_early`, whom the search would have chosen without the audit; `tokens` and `seconds` of all trials;
         `states`, how many trials of each.
 
@@ -132,31 +132,38 @@ def told_of(study: Study) -> dict[str, Any]:
             f"search: no trial came to its end: {'; '.join(reasons)}; mend that, delete {study.folder} and run again"
         )
     winner, lower = ended[0], study.lower_is_better(trials)
-    space = space_of(study.recipe)
     known = [Known(trial.settings, trial.score(rungs[0])) for trial in trials]
     by_early = study.ranked(trials, 0)[: spec.keep]
     return {
-        "folder": f"{FOLDER}/{study.folder.name}",
+        **_asked(study),
         "metric": (winner.metrics(1.0) or {})["metric"],
         "lower_is_better": lower,
-        "scheme": spec.scheme,
-        "sampler": spec.sampler,
-        "rungs": rungs,
-        "audit": spec.audit,
-        "keep": spec.keep,
-        "space": {path: values.model_dump(mode="json", exclude_defaults=True) for path, values in space.items()},
         "trials": entries,
         "trials_tried": len(trials),
         "winner": winner.number,
         "overrides": told(study.recipe, winner.settings) if winner.number else {},
         "gain": _gain(entries, winner.number, lower),
-        "chosen_early": next(trial.number for trial in ended if trial in by_early) if spec.audit else None,
-        "importance": proposals.importance(space, known, lower),
+        "chosen_early": next((trial.number for trial in ended if trial in by_early), None) if spec.audit else None,
+        "importance": proposals.importance(space_of(study.recipe), known, lower),
         "trust": _trusted(entries, lower, sorted({*AUDITED, spec.early})) if spec.audit else None,
         "tokens": sum(entry["tokens"] for entry in entries),
         "seconds": round(sum(entry["seconds"] for entry in entries), 1),
         "states": {state: [entry["state"] for entry in entries].count(state) for state in ("finished", "stopped", "infeasible", "failed")},
     }  # fmt: skip
+
+
+def _asked(study: Study) -> dict[str, Any]:
+    """How it was searched: `folder`, where in the run the trials are, `scheme`, `sampler`, `rungs`, `audit`, `keep` and `space`."""
+    spec, space = study.search, space_of(study.recipe)
+    return {
+        "folder": f"{FOLDER}/{study.folder.name}",
+        "scheme": spec.scheme,
+        "sampler": spec.sampler,
+        "rungs": spec.rungs,
+        "audit": spec.audit,
+        "keep": spec.keep,
+        "space": {path: values.model_dump(mode="json", exclude_defaults=True) for path, values in space.items()},
+    }
 
 
 def _entry(trial: Trial, rungs: Sequence[float]) -> dict[str, Any]:
