@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def begins_tuned(name: str) -> bool:
 
 def start() -> None:
     """What recipes that go on from a tuned model begin with, in `runs/methods`: that model, pairs of right answers and its wrong ones, such pairs of the
-    test rows, and its best answers."""
+    test rows, the answers of the former one by one, and its best answers."""
     folder = ROOT / "runs" / "methods"
     asked = ("sample.rewards=[{grader: {kind: json_fields}}]", "sample.max_tokens=48", "sample.rows=96")
     wanted = {
@@ -127,6 +127,18 @@ def start() -> None:
             (to / "deployed").touch()
         else:
             to.write_bytes(Path(done.stdout.strip().splitlines()[-1]).read_bytes())
+    (folder / "judged.jsonl").write_text("".join(judged(folder / "pairs.jsonl")))
+
+
+def judged(pairs: Path) -> Iterator[str]:
+    """Each answer of the pairs as a row of its own, wanted or not."""
+    known = set()
+    for pair in map(json.loads, pairs.read_text().splitlines()):
+        for side in ("chosen", "rejected"):
+            row = json.dumps({"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"})
+            if row not in known:
+                yield row + "\n"
+            known.add(row)
 
 
 def held_out(folder: Path) -> tuple[str, ...]:
