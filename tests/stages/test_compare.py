@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 from tunesmith.base import ConfigError, Run
 from tunesmith.base.files import read_json
 from tunesmith.cli.app import app
-from tunesmith.stages.compare import GIVEN, compare, settings_of, variants
+from tunesmith.stages.compare import GIVEN, compare, variants
 from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.vary import settings_of
 
 
 @pytest.fixture(scope="module")

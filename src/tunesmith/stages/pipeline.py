@@ -1,23 +1,22 @@
 """The pipeline: the eight stages in order, in one run folder."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.artifact import MANIFEST
-from tunesmith.base.files import digest, read_json, write_atomic, write_json
+from tunesmith.base.files import read_json, write_atomic
 from tunesmith.base.run import deployed
 from tunesmith.base.spec import read_yaml
-from tunesmith.data.prepared import load_split
 from tunesmith.grading import Grader
 from tunesmith.models.load import locate
 from tunesmith.serving.log import settle
 
 from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, prompting, prune, rivals, sample
+from .fitted import fitted
 from .merged import Merger, is_merged, read_merged
 from .order import Stages
-from .plan import Plan, check_memory, plans, recovery_plans
 from .prepare import input_files
 from .recipe import Recipe, read_recipe
 from .search import stage as search
@@ -123,21 +122,11 @@ class Pipeline(Stages[Recipe]):
         self.checked.add(prepared.id)
 
     def _plan(self, prepared: Artifact) -> None:
-        """Estimate each training once, keep that in `plan.json` for the report to compare with, refuse what cannot fit, and settle what memory decides."""
-        recipe, rows = self.recipe, load_split(prepared.path, "train")
-        path = self.notes / (GIVEN_PLAN if recipe.search.trials else PLAN)
-        before = read_json(path) if path.exists() else {}
-        asked = [prepared.id, self.about, self.adapter]
-        kept = _estimated(before, recipe.finetune, asked, plans(recipe, rows))
-        settled: dict[str, Any] = {"finetune": _settled(recipe.finetune, kept)}
-        if again := recipe.prune.recovery:
-            asked = [prepared.id, self.about, recipe.prune.adapter.model_dump(mode="json")]
-            kept["recovery"] = _estimated(before.get("recovery", {}), again, asked, recovery_plans(recipe, rows))
-            settled["prune"] = recipe.prune.model_copy(update={"recovery": _settled(again, kept["recovery"])})
-        if kept != before:
-            write_json(path, kept)
-        self.recipe = recipe.model_copy(update=settled)
-        if self.recipe != recipe:
+        """Refuse what cannot fit into memory, and settle what memory decides."""
+        path = self.notes / (GIVEN_PLAN if self.recipe.search.trials else PLAN)
+        settled = fitted(self.recipe, prepared, path, self.about, self.adapter)
+        if settled != self.recipe:
+            self.recipe = settled
             self.record()
 
     def search(self) -> Artifact:
@@ -266,30 +255,6 @@ def _read_in_training(tune: finetune.Finetune) -> tuple[Path, ...]:
 def _named(*models: str) -> tuple[Path, ...]:
     """Of models that are named by the folder of a run, which may be trained again, the manifests of what was deployed."""
     return tuple(found / MANIFEST for found in map(deployed, models) if found is not None)
-
-
-def _estimated(
-    kept: dict[str, Any], tune: finetune.Finetune, about: list[Any], planned: Iterable[Plan]
-) -> dict[str, Any]:  # fmt: skip
-    """What a training is expected to take: as it was kept, if that was asked in the same words, else estimated anew.
-
-    Raises:
-        MachineError: it would not fit into memory; says what would.
-    """
-    wanted = tune.activation_checkpointing
-    asked = digest([*about, tune.model_dump(mode="json", exclude={"activation_checkpointing"})])
-    if kept.get("asked") == asked and wanted in ("auto", kept["activation_checkpointing"]):
-        return {name: value for name, value in kept.items() if name != "recovery"}
-    found = check_memory(planned).estimate
-    figures = {name: getattr(found, name) for name in ("peak_bytes", "seconds", "steps", "tokens")}
-    return {"asked": asked, "activation_checkpointing": found.checkpointing, "estimate": figures}
-
-
-def _settled(tune: finetune.Finetune, kept: dict[str, Any]) -> finetune.Finetune:
-    """A training's settings, with what was left to memory as that decided it."""
-    if tune.activation_checkpointing != "auto":
-        return tune
-    return tune.model_copy(update={"activation_checkpointing": kept["activation_checkpointing"]})
 
 
 def open_run(given: Path, folder: Path | None = None, assignments: tuple[str, ...] = ()) -> Pipeline:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..curve import text
 from . import environment
-from .charts import Line, plot
+from .rows_plot import Line, plot
 
 SMALL = 12
 """Parts that get a plot of their own: those whom the last doubling moved most."""
