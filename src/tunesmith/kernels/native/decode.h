@@ -54,9 +54,11 @@ static void NAME(gated)(const struct linear *w, const struct NAME(side) *side, l
             NAME(slice)(w, side, first, rows, left, count, gate, half);
             NAME(slice)(w, side, inner + first, rows, left, count, up, half);
             if (kind == SILU)
-                for (long i = 0; i < half * count; i++) gate[i] = activate(gate[i], SILU, &slope) * up[i];
+                for (long b = 0; b < count; b++)
+                    for (long i = b * half; i < b * half + rows; i++) gate[i] = activate(gate[i], SILU, &slope) * up[i];
             else
-                for (long i = 0; i < half * count; i++) gate[i] = activate(gate[i], GELU_TANH, &slope) * up[i];
+                for (long b = 0; b < count; b++)
+                    for (long i = b * half; i < b * half + rows; i++) gate[i] = activate(gate[i], GELU_TANH, &slope) * up[i];
             for (long b = 0; b < count; b++) NAME(put)(to, first, left + b, gate + b * half, rows);
         }
 }
