@@ -206,7 +206,8 @@ def newcomer(folder: Path) -> dict[str, str]:
             if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
                 wanted.append((one.name, tuple(sorted(one.extras))))
     path = os.pathsep.join([str(site), str(ROOT / "src")])
-    return {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": path}
+    alone = {"OMP_NUM_THREADS": "1"}  # other tests have the other core
+    return {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": path, **alone}
 
 
 def test_quickstart_recipe_in_a_few_steps_with_nothing_else_installed(tmp_path):
