@@ -16,12 +16,15 @@ import pytest
 from scipy import stats
 
 import tunesmith
-from tunesmith.base import Run
+from tunesmith.base import ModelError, Run
 from tunesmith.base.files import read_json
+from tunesmith.base.spec import read_yaml
 from tunesmith.stages import plan
 from tunesmith.stages.estimate import gigabytes
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.report import write
+from tunesmith.stages.search import trial as trial_stage
+from tunesmith.stages.search.study import Study
 from tunesmith.stages.search.trial import Trial
 
 SPACE = {
@@ -215,6 +218,70 @@ def test_what_would_not_fit_is_not_started_and_what_fails_is_not_repeated(recipe
     assert before == [sum(event["event"] != "cached" for event in trial.run.events.read()) for trial in trials(run)]
     page = write(run).read_text()
     assert "was infeasible: needs about" in page
+
+
+def test_the_place_of_a_trial_that_fails_on_its_way_is_the_next_bests(searched, recipe, tmp_path, monkeypatch):
+    """Though only one is sent to the end."""
+    real, failed = trial_stage.conclude, []
+
+    def conclude(begun, out):
+        if failed:
+            return real(begun, out)
+        failed.append(out.path)
+        raise ModelError("the loss is not finite")
+
+    monkeypatch.setattr(trial_stage, "conclude", conclude)
+    tunesmith.search(recipe, folder=tmp_path / "r")
+    found = results(Run(tmp_path / "r"))
+    order = [t["number"] for t in sorted(searched[1]["trials"], key=lambda trial: trial["scores"]["0.2"])]
+    assert found["trials"][order[0]]["state"] == "failed"
+    assert found["winner"] == order[1]
+    assert found["states"] == {"finished": 1, "stopped": 1, "infeasible": 0, "failed": 1}
+
+
+def test_the_winner_is_one_of_those_that_this_search_sends_to_the_end(recipe, tmp_path, monkeypatch):
+    """Not one that is there because an earlier search kept more: the best at the end is the worst early here."""
+    settings = ("search.sampler=grid", "search.trials=2", "search.space={finetune.batch: [4, 8]}")
+    tunesmith.search(recipe, *settings, "search.keep=2", folder=tmp_path / "r")
+    real = Trial.metrics
+
+    def metrics(trial, until):
+        found = real(trial, until)
+        return found if until == 1 else {**found, "value": -real(trial, 1.0)["value"]}
+
+    monkeypatch.setattr(Trial, "metrics", metrics)
+    tunesmith.search(recipe, *settings, "search.keep=1", folder=tmp_path / "r")
+    found = results(Run(tmp_path / "r"))
+    assert found["states"]["finished"] == 2
+    assert found["winner"] == max(found["trials"], key=lambda trial: trial["scores"]["1"])["number"]
+
+
+def test_what_memory_decides_is_decided_for_each_trial(recipe, tmp_path):
+    """The larger batch fits only if layers are computed again, the smaller one without."""
+    space = {"finetune.batch": [4, 32]}
+    settings = (f"search.space={json.dumps(space)}", "search.sampler=grid", "search.trials=2", "search.keep=2")
+    pipeline = open_run(recipe, tmp_path / "r", settings)
+    prepared, rows = pipeline.prepare(), plan.prepared(pipeline.recipe)
+    free = needed(pipeline.recipe, rows, 32, True)
+    assert needed(pipeline.recipe, rows, 4, False) < free < needed(pipeline.recipe, rows, 32, False)
+    study = Study(tmp_path / "study", pipeline.recipe, prepared, pipeline.run.events, free)
+    study.work()
+    assert {trial.settings["finetune.batch"]: trial.spec["activation_checkpointing"] for trial in study.trials()} == {
+        4: False,
+        32: True,
+    }
+
+
+def needed(recipe, rows, batch: int, checkpointing: bool) -> int:
+    tune = recipe.finetune.model_copy(update={"batch": batch, "activation_checkpointing": checkpointing})
+    return next(plan.plans(recipe.model_copy(update={"finetune": tune}), rows)).estimate.needed
+
+
+def test_a_search_leaves_to_memory_what_the_recipe_leaves_to_it(searched):
+    """Else the folder would be one of another search than the recipe."""
+    run, _ = searched
+    assert read_yaml(run.path / "resolved.yaml")["finetune"]["activation_checkpointing"] == "auto"
+    assert run.artifact("finetune").manifest["spec"]["activation_checkpointing"] is False
 
 
 def test_more_trials_go_on_from_those_that_are_there(searched, recipe, tmp_path):

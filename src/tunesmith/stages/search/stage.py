@@ -57,7 +57,9 @@ def stage_for(recipe: Recipe, run: Path, inputs: Sequence[Path], workers: int) -
         workers: processes that work at it.
     """
     return replace(
-        STAGE, function=partial(search, given=recipe, home=run / FOLDER, inputs=tuple(inputs), workers=workers)
+        STAGE,
+        version=2,
+        function=partial(search, given=recipe, home=run / FOLDER, inputs=tuple(inputs), workers=workers),
     )
 
 
@@ -87,6 +89,7 @@ def search(
             "trials": spec.trials,
             "settings": winner.settings if winner.number else {},
             "overrides": results["overrides"],
+            "activation_checkpointing": winner.spec["activation_checkpointing"],
         },
     )
     _hand_on(winner, out / WINNER)
@@ -124,8 +127,8 @@ def told_of(study: Study) -> dict[str, Any]:
         ModelError: no trial came to its end.
     """
     trials, rungs, spec = study.trials(), study.search.rungs, study.search
-    entries = [_entry(trial, rungs) for trial in trials]
-    ended = study.ranked(trials, len(rungs) - 1)
+    entries, last = [_entry(trial, rungs) for trial in trials], len(rungs) - 1
+    ended = study.ranked(study.sent(trials, last), last)  # not those that an earlier search sent there, which kept more
     if not ended:
         reasons = sorted({trial.refused["reason"] for trial in trials if trial.refused})
         raise ModelError(

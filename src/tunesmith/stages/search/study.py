@@ -112,9 +112,11 @@ class Study:
         if rung == 0:
             return list(trials)
         before = self.ranked(self.sent(trials, rung - 1), rung - 1)
-        if self.search.audit:
-            return before
-        return before[: self.search.keep if self.search.scheme == "early" else math.ceil(len(before) / 2)]
+        count = self.search.keep if self.search.scheme == "early" else math.ceil(len(before) / 2)
+        going = [
+            trial for trial in before if not trial.refused
+        ]  # the place of one that came to nothing is the next best's
+        return going if self.search.audit else going[:count]
 
     def ranked(self, trials: Sequence[Trial], rung: int) -> list[Trial]:
         """Those that have a score there, the best first, the earlier of equals before the later."""
@@ -179,10 +181,9 @@ class Study:
         """Why it would not fit into memory; asked once, before anything is loaded."""
         path = trial.folder / PLANNED
         if not path.exists():
-            found = next(plans(recipe, self.rows)).estimate
-            fits = found.fits if self.budget is None else found.needed <= self.budget
-            free = found.available if self.budget is None else self.budget
-            reason = None if fits else f"needs about {gigabytes(found.needed)}, {gigabytes(free)} free"
+            found = next(plans(recipe, self.rows, self.budget)).estimate
+            lacking = f"needs about {gigabytes(found.needed)}, {gigabytes(found.available)} free"
+            reason = None if found.fits else lacking
             write_json(path, {"needed": found.needed, "checkpointing": found.checkpointing, "reason": reason})
         reason = read_json(path)["reason"]
         return None if reason is None else str(reason)

@@ -68,6 +68,14 @@ class Trial:
         folder = self.folder / state.get("artifact", "")
         return folder if state.get("state") == "done" and (folder / MANIFEST).exists() else None
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Of a trial that came to its end, how it was trained."""
+        made = self.made(1.0)
+        assert made is not None
+        found: dict[str, Any] = read_json(made / MANIFEST)["spec"]
+        return found
+
     def score(self, until: float) -> float | None:
         """What it was worth there."""
         found = self.metrics(until)
