@@ -118,7 +118,8 @@ class Pipeline(Stages[Recipe]):
         measured = self.recipe.evaluate
         evaluate.check(measured, prepared)
         if measured.prompted:
-            prompting.check(self.recipe.prompt, prepared, measured.graders, self.recipe.seed)
+            learnt = self.recipe.finetune.rows
+            prompting.check(self.recipe.prompt, prepared, measured.graders, self.recipe.seed, learnt)
         self.checked.add(prepared.id)
 
     def _plan(self, prepared: Artifact) -> None:
@@ -175,8 +176,9 @@ class Pipeline(Stages[Recipe]):
 
     def prompt(self) -> Artifact:
         """The best prompt for the model before training."""
-        measured = self.recipe.evaluate
+        measured, learnt = self.recipe.evaluate, self.recipe.finetune.rows
         about = {"graders": [grader.model_dump(mode="json") for grader in measured.graders], "rows": measured.rows}
+        about |= {"learnt": learnt} if learnt is not None else {}
         return self.run.once(
             prompting.STAGE, self.recipe.prompt.settled(), self.prepare(), inputs=(*_named(self.recipe.model), *_read_by(measured.graders)),
             **self.about, **about, max_tokens=measured.max_tokens, seed=self.recipe.seed,
