@@ -23,6 +23,7 @@ from tunesmith.stages import plan
 from tunesmith.stages.estimate import gigabytes
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.report import write
+from tunesmith.stages.search import study as study_stage
 from tunesmith.stages.search import trial as trial_stage
 from tunesmith.stages.search.study import Study
 from tunesmith.stages.search.trial import Trial
@@ -198,7 +199,8 @@ def test_what_would_not_fit_is_not_started_and_what_fails_is_not_repeated(recipe
     """Of four combinations two need more memory than there is, and one has a learning rate that no loss survives."""
     own = open_run(recipe, None, ("search.trials=0",)).recipe
     free = next(plan.plans(own, plan.prepared(own))).estimate.needed + (8 << 20)
-    monkeypatch.setattr(plan, "available_memory", lambda: free)
+    for module in (plan, study_stage):
+        monkeypatch.setattr(module, "available_memory", lambda: free)
     space = "search.space={finetune.optimizer.learning_rate: [0.01, 1.0e+30], initialise.adapter.rank: [4, 4000]}"
     settings = [space, "search.sampler=grid", "search.trials=9", "finetune.clip=0"]
     tunesmith.search(recipe, *settings, folder=tmp_path / "r")
@@ -218,6 +220,10 @@ def test_what_would_not_fit_is_not_started_and_what_fails_is_not_repeated(recipe
     assert before == [sum(event["event"] != "cached" for event in trial.run.events.read()) for trial in trials(run)]
     page = write(run).read_text()
     assert "was infeasible: needs about" in page
+    for module in (plan, study_stage):
+        monkeypatch.setattr(module, "available_memory", lambda: 1 << 50)
+    tunesmith.search(recipe, *settings, "search.keep=2", folder=run.path)  # there is more room now
+    assert results(run)["states"]["infeasible"] == 0
 
 
 def test_the_place_of_a_trial_that_fails_on_its_way_is_the_next_bests(searched, recipe, tmp_path, monkeypatch):
@@ -270,6 +276,54 @@ def test_what_memory_decides_is_decided_for_each_trial(recipe, tmp_path):
         4: False,
         32: True,
     }
+
+
+def test_what_kills_its_process_is_not_taken_up_for_ever(recipe, tmp_path, monkeypatch):
+    """Killed without a word at the same place, three times; or told that there is no memory, until there is more."""
+    pipeline = open_run(recipe, tmp_path / "r", ("search.trials=1",))
+    prepared, budget = pipeline.prepare(), 1 << 40
+
+    def study(name, more=0):
+        return Study(tmp_path / name, pipeline.recipe, prepared, pipeline.run.events, budget + more)
+
+    deadly = study("deadly")
+    deadly.folder.mkdir()
+    trial = deadly._proposed([])
+    lines = ["started", "step 1", "step 2", "started", "step 2", "started", "step 3", "interrupted", "started"]
+    for event, *step in [line.split() for line in lines]:
+        trial.run.events.write(event, **({"step": int(step[0])} if step else {}))
+    assert trial.deaths == 1  # those before it got on
+    trial.run.events.write("started")
+    assert trial.deaths == 2
+    trial.run.events.write("started")
+    deadly.work()
+    assert trial.refused["state"] == "failed"
+    assert "died 3 times at the same place" in trial.refused["reason"]
+
+    def exhausted(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_stage, "begin", exhausted)
+        study("large").work()
+    (large,) = study("large").trials()
+    assert large.refused["state"] == "infeasible"
+    study("large").work()
+    assert large.refused
+    study("large", 1).work()
+    assert not large.refused
+    assert large.score(0.2) is not None
+
+
+def test_what_is_damaged_is_trained_again_and_not_handed_on(searched, recipe, tmp_path):
+    shutil.copytree(searched[0].path, tmp_path / "r")
+    run = Run(tmp_path / "r")
+    shutil.rmtree(run.artifact("search").path)
+    (weights,) = trials(run)[searched[1]["winner"]].made(1.0).glob("adapter/*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80?")
+    tunesmith.search(recipe, folder=run.path)
+    assert learnt(run.artifact("search").path) == learnt(searched[0].artifact("search").path)
+    assert list(trials(run)[searched[1]["winner"]].run.events.read("damaged"))
 
 
 def needed(recipe, rows, batch: int, checkpointing: bool) -> int:
