@@ -229,6 +229,8 @@ def test_the_command_computes_nothing_again_and_writes_pages(made, recipe):
     assert "SVM" in page
     assert "few-shot" in page
     assert "| 16 | 2 | 1 |" in told
+    assert "| from 8 to 16 |" in told
+    assert "intervals over test rows and trainings." in told
     assert ElementTree.parse(folder / "curve.svg").getroot().tag.endswith("svg")
 
 
@@ -243,6 +245,7 @@ def test_sizes_worse_than_the_base_are_flagged(recipe, tmp_path, monkeypatch):
     head = found["figures"][0]
     assert [point["flag"] for point in head["points"]] == ["", "worse"]
     assert "**worse than the base model with 4 rows**" in (tmp_path / "c" / "curve.md").read_text()
+    assert "One training of each size says nothing" in (tmp_path / "c" / "curve.md").read_text()
     assert "too few for a curve" in found["forecast"]["reason"]
 
 

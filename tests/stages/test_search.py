@@ -1,6 +1,7 @@
 """A search: trials stop early and go on bit for bit, nothing is trained twice whoever is killed, and the winner is what is deployed."""
 
 import gc
+import itertools
 import json
 import os
 import re
@@ -402,10 +403,14 @@ def steps_of(run: Run) -> int:
 
 
 def assert_nothing_was_done_twice(run: Run) -> None:
-    """Each part of each trial was finished once, and never begun from its start again once it had a checkpoint."""
+    """Each part of each trial was finished once, and what was repeated of it lies between two checkpoints for each time that it was begun again."""
     for trial in trials(run):
-        done = [event["stage"] for event in trial.run.events.read("done")]
+        events = list(trial.run.events.read())
+        done = [event["stage"] for event in events if event["event"] == "done"]
         assert len(done) == len(set(done))
+        steps = [event["step"] for event in events if event["event"] == "step"]
+        again = sum(event["event"] == "started" for event in events) - len(done)
+        assert len(steps) - len(set(steps)) <= 3 * again
 
 
 def assert_same_trials(one: Run, other: Run) -> None:
@@ -427,6 +432,13 @@ def test_two_workers_of_whom_one_is_killed_end_as_one_process_that_is_not(search
     told = process.communicate(timeout=240)
     assert process.returncode == 0, told[1]
     assert "a worker ended with -9" in next(run.events.read("worker_lost"))["reason"]
+    for trial in trials(run):
+        events = list(trial.run.events.read())
+        begun = [place for place, event in enumerate(events) if event["event"] == "started"]
+        for one, other in itertools.pairwise(begun):  # a part that a worker left, and where another took it up
+            left = events[one + 1 : other]
+            if all(event["event"] != "done" for event in left) and sum(event["event"] == "step" for event in left) > 3:
+                assert any(event["event"] == "resumed" for event in events[other:])
     assert_nothing_was_done_twice(run)
     assert_same_trials(run, searched[0])
     assert [line.split()[0] for line in told[1].splitlines() if " stopped " in line or " winner " in line]

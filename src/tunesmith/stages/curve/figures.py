@@ -170,7 +170,7 @@ def _series(series: list[list[dict[str, Figure]]]) -> Series:
 
 def _figure(graded: Graded, sizes: Sequence[int], better: str) -> dict[str, Any]:
     """One figure: `points` from 0 rows on (`size`, `value`, `low`, `high`, `n`, `seeds`, `against` the base and each classifier, `flag`), `systems`
-    (points of each classifier, and the few-shot figure), and what the last doubling `gained`."""
+    (points of each classifier, and the few-shot figure), and what was `gained` from the largest size that is at most half of the last."""
     base, tuned = graded.base[HEADLINE], _series(graded.tuned)
     rivals = {name: _series(series) for name, series in graded.rivals.items()}
     points = [{"size": 0, **_spread([base]), "against": {}, "flag": ""}]
