@@ -33,25 +33,17 @@ def searched(sampler: str, given: argparse.Namespace) -> tuple[Any, dict[str, An
 
 
 def answers(pipeline: Any, found: dict[str, Any], number: int) -> list[str]:
-    """What a trial's model answers to the test rows; kept beside the trial."""
+    """What a trial's model answers to the test rows; kept in the trial's folder."""
     from tunesmith.base import Artifact
-    from tunesmith.base.files import read_json, write_json
-    from tunesmith.data.prepared import load_examples
-    from tunesmith.models.generate import Sampling
-    from tunesmith.models.load import load, served
-    from tunesmith.stages.judge import answer, merge
+    from tunesmith.base.files import read_json
+    from tunesmith.stages import ask
     from tunesmith.stages.search.trial import Trial
 
     trial = Trial(pipeline.run.path / found["folder"] / f"{number:04d}")
-    path, made = trial.folder / "answers.json", trial.made(1.0)
-    if not path.exists():
-        tuned = Artifact.open(made)
-        about = tuned.manifest["context"]
-        loaded = load(about["model"], served(about["precision"]))
-        merge(loaded, about["adapter"], tuned, about["precision"])
-        test = load_examples(pipeline.prepare().path, "test")
-        write_json(path, answer(loaded, test, Sampling(max_tokens=pipeline.recipe.evaluate.max_tokens)))
-    kept: list[str] = read_json(path)
+    tuned = Artifact.open(trial.made(1.0))
+    about = {name: tuned.manifest["context"][name] for name in ("model", "precision", "adapter")}
+    said = trial.run.once(ask.STAGE, ask.Ask.of(pipeline.recipe.evaluate), pipeline.prepare(), tuned, **about)
+    kept: list[str] = read_json(said / "answers.json")
     return kept
 
 
@@ -64,7 +56,8 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
 
     found = {sampler: searched(sampler, given) for sampler in SAMPLERS}
     pipeline = found["gp"][0]
-    grader, test = pipeline.recipe.evaluate.graders[0], load_examples(pipeline.prepare().path, "test")
+    measure = pipeline.recipe.evaluate
+    grader, test = measure.graders[0], load_examples(pipeline.prepare().path, "test")[: measure.rows]
     picked = {"the recipe's own settings": ("gp", 0)}
     for sampler, (_, results) in found.items():
         picked[f"{sampler}, chosen early"] = (sampler, results["chosen_early"])
@@ -88,7 +81,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         "trust": {sampler: results["trust"] for sampler, (_, results) in found.items()},
         "test": {name: {"trial": picked[name], **interval(each).to_json()} for name, each in figures.items()},
         "gain over the recipe's own settings": difference(gp, own).to_json(),
-        "gain over random search at equal cost": difference(gp, chance).to_json(),
+        "gain over random search with as many trials": difference(gp, chance).to_json(),
         "cost": {
             sampler: {name: results[name] for name in ("tokens", "seconds")} for sampler, (_, results) in found.items()
         },
@@ -108,9 +101,11 @@ def lines(result: dict[str, Any]) -> list[str]:
     told.append(f"paper: at 20 % {PAPER['stayed of the top 5']} of the best 5 stayed; the number of trials is not said")
     for name, each in result["test"].items():
         told.append(f"{name} (trial {each['trial'][1]}): {each['value']:.1f} ({each['low']:.1f} to {each['high']:.1f})")
-    for name in ("gain over the recipe's own settings", "gain over random search at equal cost"):
+    for name in ("gain over the recipe's own settings", "gain over random search with as many trials"):
         each = result[name]
         told.append(f"{name}: {each['value']:+.1f} ({each['low']:+.1f} to {each['high']:+.1f}), p {each['p']:.3f}")
+    cost = ", ".join(f"{sampler} {each['tokens']:,}" for sampler, each in result["cost"].items())
+    told.append(f"tokens trained on: {cost}; one search each, so another seed may order them otherwise")
     told.append(f"paper: {PAPER['gain on its test set, points']:+.1f} points on its test set, without an interval")
     return told
 

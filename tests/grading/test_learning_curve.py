@@ -94,6 +94,7 @@ def test_rows_to_a_target_and_rows_that_are_enough():
     curve = LearningCurve(SIZES, true, np.tile(true, (3, 1)), 100.0)
     assert curve.reaching(91).value == pytest.approx(120 ** (1 / 0.6), rel=0.05)  # where 120 n^-0.6 is 1
     assert curve.reaching(95).value is None
+    assert curve.reaching(101).value is None  # beyond the best possible score
     assert curve.reaching(10).value == 25
     gain = 120 * (1 - 2**-0.6)  # of a doubling from n: that, times n^-0.6
     assert curve.enough(1.0).value == pytest.approx(gain ** (1 / 0.6), rel=0.05)

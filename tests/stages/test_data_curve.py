@@ -1,6 +1,9 @@
 """A data curve: sizes are nested and stratified, share test rows and schedule, go on where they were stopped, and say what more rows would bring."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,10 +21,12 @@ from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.data.subset import ordered
 from tunesmith.grading.bleu import Bleu
 from tunesmith.grading.chrf import Chrf
+from tunesmith.grading.json_fields import JsonFields
 from tunesmith.grading.ter import Ter
 from tunesmith.stages import ask
 from tunesmith.stages.curve import Curve, data_curve
 from tunesmith.stages.curve.forecast import forecast
+from tunesmith.stages.curve.measure import folder_of
 from tunesmith.stages.curve.settings import doubling
 from tunesmith.stages.evaluate import learnt_from
 from tunesmith.stages.finetune import Finetune
@@ -179,6 +184,36 @@ def test_the_forecast_tells_rows_and_what_they_cost(made):
     assert told["errors"] is None
 
 
+def test_rows_that_the_recipe_leaves_out_are_not_to_be_labelled_again(made, recipe, tmp_path):
+    shutil.copytree(made[0], tmp_path / "c")
+    found = data_curve(recipe, SETTINGS, folder=tmp_path / "c", assignments=("finetune.rows=16",))
+    assert (found["total"], found["labelled"]) == (16, 20)
+    assert [each["more"] for each in found["forecast"]["at"]] == [32 - 20, 160 - 20]
+
+
+def test_a_slice_of_which_a_grader_asked_no_row_has_no_curve(made, recipe, tmp_path, monkeypatch):
+    shutil.copytree(made[0], tmp_path / "c")
+    real = JsonFields.figures
+
+    def figures(self, examples, outputs):
+        asked = np.array(["small" in each.gold for each in examples], dtype=np.float64)
+        return {name: replace(one, statistics=one.statistics * asked[:, None]) for name, one in real(self, examples, outputs).items()}  # fmt: skip
+
+    monkeypatch.setattr(JsonFields, "figures", figures)
+    found = data_curve(recipe, SETTINGS, folder=tmp_path / "c")
+    slices = {(each["grader"], each["name"]) for each in found["figures"] if "=" in each["name"]}
+    assert ("chrf", "answer.*=s=big") in slices
+    assert ("json_fields", "answer.*=s=big") not in slices
+    assert any(each["grader"] == "json_fields" for each in found["figures"])
+
+
+def test_a_curve_lies_beside_the_run_whatever_that_is_called(tmp_path):
+    (tmp_path / "smollm2-0.5").mkdir()
+    assert folder_of(tmp_path / "smollm2-0.5", None) == tmp_path / "smollm2-0.5-curve"
+    assert folder_of(tmp_path / "smollm2.yaml", None) == Path("runs/smollm2-curve")
+    assert folder_of(tmp_path / "smollm2.yaml", tmp_path) == tmp_path
+
+
 def test_the_command_computes_nothing_again_and_writes_pages(made, recipe):
     folder, _, found = made
     before = sum(1 for _ in Run(folder).events.read("done"))
@@ -194,6 +229,8 @@ def test_the_command_computes_nothing_again_and_writes_pages(made, recipe):
     assert "SVM" in page
     assert "few-shot" in page
     assert "| 16 | 2 | 1 |" in told
+    assert "| from 8 to 16 |" in told
+    assert "intervals over test rows and trainings." in told
     assert ElementTree.parse(folder / "curve.svg").getroot().tag.endswith("svg")
 
 
@@ -208,6 +245,7 @@ def test_sizes_worse_than_the_base_are_flagged(recipe, tmp_path, monkeypatch):
     head = found["figures"][0]
     assert [point["flag"] for point in head["points"]] == ["", "worse"]
     assert "**worse than the base model with 4 rows**" in (tmp_path / "c" / "curve.md").read_text()
+    assert "One training of each size says nothing" in (tmp_path / "c" / "curve.md").read_text()
     assert "too few for a curve" in found["forecast"]["reason"]
 
 
@@ -250,11 +288,17 @@ def test_sizes_double_up_to_all_rows(total, expected):
         ((), {"sizes": (99,)}, "99 rows are wanted and there are 20"),
         (("prune.method={kind: magnitude}",), {}, "set prune.method=null"),
         (("evaluate.graders=[{kind: exact}]",), {"target": 120.0}, "a target of 120 is none in % of rows"),
-        (("finetune.rows=30",), {"sizes": (25,)}, "25 rows are wanted and there are 20"),
+        (("finetune.rows=30",), {"sizes": (4,)}, "finetune.rows: 30 are wanted and there are 20"),
+        (("finetune.rows=30",), {}, "finetune.rows: 30 are wanted and there are 20"),
+        (("finetune.rows=10",), {"sizes": (12,)}, "12 rows are wanted and there are 10"),
+        ((), {"target": 100.5}, "a target of 100.5 is none, as no chrF is above 100"),
+        (("evaluate.graders=[{kind: ter}]",), {"target": -1.0}, "a target of -1 is none, as no TER is below 0"),
+        (("search.trials=4", "prepare.validation_fraction=4"), {}, "set search.trials=0"),
+        (("prepare.select={kind: random, size: 8}",), {}, "set prepare.select=null"),
     ],
 )
 def test_what_no_curve_can_be_made_of_is_refused_before_anything_is_trained(recipe, tmp_path, settings, curve, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, DataError), match=message):
         data_curve(recipe, Curve(**curve), folder=tmp_path / "c", assignments=settings)
     assert not list(tmp_path.glob("c/finetune-*"))
 

@@ -14,9 +14,10 @@ from tunesmith.base import ConfigError, DataError, Interrupted
 from tunesmith.base.files import read_json
 from tunesmith.cli.app import app
 from tunesmith.data.example import Example
-from tunesmith.data.prepared import load_examples
+from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.data.wording import read
 from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.prompting import check
 from tunesmith.stages.prompting import optimiser as optimising
 from tunesmith.stages.prompting.choice import centers, divide, ways
 from tunesmith.stages.prompting.optimiser import Scored, optimise
@@ -332,6 +333,21 @@ def test_a_prompt_is_looked_for_before_training_or_refused(recipe, tmp_path):
     pipeline = open_run(recipe, tmp_path / "text", (f"prepare.source={text}", "evaluate.prompted=false"))
     with pytest.raises(DataError, match="plain text asks for no answer"):
         pipeline.stage("prompt")
+
+
+def test_prompts_know_the_rows_that_a_training_learns_from(recipe, tmp_path):
+    settings_ = ("finetune.rows=20", "prompt.ways=[zero-shot, random]", "prompt.measure=best")
+    pipeline = open_run(recipe, tmp_path / "run", settings_)
+    made = pipeline.stage("prompt")
+    assert made.metrics["rows"] == {"examples": 20 - 8, "development": 8, "test": 12}
+    prepared, spec = pipeline.prepare(), pipeline.recipe.prompt
+    rows = load_split(prepared.path, "train")
+    learnt = {rows[place].origin for place in pipeline.recipe.finetune.places(rows, 0)}
+    _, divided = check(spec, prepared, pipeline.recipe.evaluate.graders, 0, 20)
+    assert {each.origin for each in (*divided.pool, *divided.development)} == learnt
+    pipeline = open_run(recipe, tmp_path / "few", ("finetune.rows=9",))
+    with pytest.raises(DataError, match="9 of 9 training rows ask something of their own"):
+        pipeline.stage("initialise")
 
 
 def test_the_recipe_that_is_shipped_finds_its_files():

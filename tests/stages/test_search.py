@@ -1,6 +1,7 @@
 """A search: trials stop early and go on bit for bit, nothing is trained twice whoever is killed, and the winner is what is deployed."""
 
 import gc
+import itertools
 import json
 import os
 import re
@@ -16,12 +17,16 @@ import pytest
 from scipy import stats
 
 import tunesmith
-from tunesmith.base import Run
+from tunesmith.base import ModelError, Run
 from tunesmith.base.files import read_json
+from tunesmith.base.spec import read_yaml
 from tunesmith.stages import plan
 from tunesmith.stages.estimate import gigabytes
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.report import write
+from tunesmith.stages.search import study as study_stage
+from tunesmith.stages.search import trial as trial_stage
+from tunesmith.stages.search.study import Study
 from tunesmith.stages.search.trial import Trial
 
 SPACE = {
@@ -195,7 +200,8 @@ def test_what_would_not_fit_is_not_started_and_what_fails_is_not_repeated(recipe
     """Of four combinations two need more memory than there is, and one has a learning rate that no loss survives."""
     own = open_run(recipe, None, ("search.trials=0",)).recipe
     free = next(plan.plans(own, plan.prepared(own))).estimate.needed + (8 << 20)
-    monkeypatch.setattr(plan, "available_memory", lambda: free)
+    for module in (plan, study_stage):
+        monkeypatch.setattr(module, "available_memory", lambda: free)
     space = "search.space={finetune.optimizer.learning_rate: [0.01, 1.0e+30], initialise.adapter.rank: [4, 4000]}"
     settings = [space, "search.sampler=grid", "search.trials=9", "finetune.clip=0"]
     tunesmith.search(recipe, *settings, folder=tmp_path / "r")
@@ -215,6 +221,122 @@ def test_what_would_not_fit_is_not_started_and_what_fails_is_not_repeated(recipe
     assert before == [sum(event["event"] != "cached" for event in trial.run.events.read()) for trial in trials(run)]
     page = write(run).read_text()
     assert "was infeasible: needs about" in page
+    for module in (plan, study_stage):
+        monkeypatch.setattr(module, "available_memory", lambda: 1 << 50)
+    tunesmith.search(recipe, *settings, "search.keep=2", folder=run.path)  # there is more room now
+    assert results(run)["states"]["infeasible"] == 0
+
+
+def test_the_place_of_a_trial_that_fails_on_its_way_is_the_next_bests(searched, recipe, tmp_path, monkeypatch):
+    """Though only one is sent to the end."""
+    real, failed = trial_stage.conclude, []
+
+    def conclude(begun, out):
+        if failed:
+            return real(begun, out)
+        failed.append(out.path)
+        raise ModelError("the loss is not finite")
+
+    monkeypatch.setattr(trial_stage, "conclude", conclude)
+    tunesmith.search(recipe, folder=tmp_path / "r")
+    found = results(Run(tmp_path / "r"))
+    order = [t["number"] for t in sorted(searched[1]["trials"], key=lambda trial: trial["scores"]["0.2"])]
+    assert found["trials"][order[0]]["state"] == "failed"
+    assert found["winner"] == order[1]
+    assert found["states"] == {"finished": 1, "stopped": 1, "infeasible": 0, "failed": 1}
+
+
+def test_the_winner_is_one_of_those_that_this_search_sends_to_the_end(recipe, tmp_path, monkeypatch):
+    """Not one that is there because an earlier search kept more: the best at the end is the worst early here."""
+    settings = ("search.sampler=grid", "search.trials=2", "search.space={finetune.batch: [4, 8]}")
+    tunesmith.search(recipe, *settings, "search.keep=2", folder=tmp_path / "r")
+    real = Trial.metrics
+
+    def metrics(trial, until):
+        found = real(trial, until)
+        return found if until == 1 else {**found, "value": -real(trial, 1.0)["value"]}
+
+    monkeypatch.setattr(Trial, "metrics", metrics)
+    tunesmith.search(recipe, *settings, "search.keep=1", folder=tmp_path / "r")
+    found = results(Run(tmp_path / "r"))
+    assert found["states"]["finished"] == 2
+    assert found["winner"] == max(found["trials"], key=lambda trial: trial["scores"]["1"])["number"]
+
+
+def test_what_memory_decides_is_decided_for_each_trial(recipe, tmp_path):
+    """The larger batch fits only if layers are computed again, the smaller one without."""
+    space = {"finetune.batch": [4, 32]}
+    settings = (f"search.space={json.dumps(space)}", "search.sampler=grid", "search.trials=2", "search.keep=2")
+    pipeline = open_run(recipe, tmp_path / "r", settings)
+    prepared, rows = pipeline.prepare(), plan.prepared(pipeline.recipe)
+    free = needed(pipeline.recipe, rows, 32, True)
+    assert needed(pipeline.recipe, rows, 4, False) < free < needed(pipeline.recipe, rows, 32, False)
+    study = Study(tmp_path / "study", pipeline.recipe, prepared, pipeline.run.events, free)
+    study.work()
+    assert {trial.settings["finetune.batch"]: trial.spec["activation_checkpointing"] for trial in study.trials()} == {
+        4: False,
+        32: True,
+    }
+
+
+def test_what_kills_its_process_is_not_taken_up_for_ever(recipe, tmp_path, monkeypatch):
+    """Killed without a word at the same place, three times; or told that there is no memory, until there is more."""
+    pipeline = open_run(recipe, tmp_path / "r", ("search.trials=1",))
+    prepared, budget = pipeline.prepare(), 1 << 40
+
+    def study(name, more=0):
+        return Study(tmp_path / name, pipeline.recipe, prepared, pipeline.run.events, budget + more)
+
+    deadly = study("deadly")
+    deadly.folder.mkdir()
+    trial = deadly._proposed([])
+    lines = ["started", "step 1", "step 2", "started", "step 2", "started", "step 3", "interrupted", "started"]
+    for event, *step in [line.split() for line in lines]:
+        trial.run.events.write(event, **({"step": int(step[0])} if step else {}))
+    assert trial.deaths == 1  # those before it got on
+    trial.run.events.write("started")
+    assert trial.deaths == 2
+    trial.run.events.write("started")
+    deadly.work()
+    assert trial.refused["state"] == "failed"
+    assert "died 3 times at the same place" in trial.refused["reason"]
+
+    def exhausted(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_stage, "begin", exhausted)
+        study("large").work()
+    (large,) = study("large").trials()
+    assert large.refused["state"] == "infeasible"
+    study("large").work()
+    assert large.refused
+    study("large", 1).work()
+    assert not large.refused
+    assert large.score(0.2) is not None
+
+
+def test_what_is_damaged_is_trained_again_and_not_handed_on(searched, recipe, tmp_path):
+    shutil.copytree(searched[0].path, tmp_path / "r")
+    run = Run(tmp_path / "r")
+    shutil.rmtree(run.artifact("search").path)
+    (weights,) = trials(run)[searched[1]["winner"]].made(1.0).glob("adapter/*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80?")
+    tunesmith.search(recipe, folder=run.path)
+    assert learnt(run.artifact("search").path) == learnt(searched[0].artifact("search").path)
+    assert list(trials(run)[searched[1]["winner"]].run.events.read("damaged"))
+
+
+def needed(recipe, rows, batch: int, checkpointing: bool) -> int:
+    tune = recipe.finetune.model_copy(update={"batch": batch, "activation_checkpointing": checkpointing})
+    return next(plan.plans(recipe.model_copy(update={"finetune": tune}), rows)).estimate.needed
+
+
+def test_a_search_leaves_to_memory_what_the_recipe_leaves_to_it(searched):
+    """Else the folder would be one of another search than the recipe."""
+    run, _ = searched
+    assert read_yaml(run.path / "resolved.yaml")["finetune"]["activation_checkpointing"] == "auto"
+    assert run.artifact("finetune").manifest["spec"]["activation_checkpointing"] is False
 
 
 def test_more_trials_go_on_from_those_that_are_there(searched, recipe, tmp_path):
@@ -281,10 +403,14 @@ def steps_of(run: Run) -> int:
 
 
 def assert_nothing_was_done_twice(run: Run) -> None:
-    """Each part of each trial was finished once, and never begun from its start again once it had a checkpoint."""
+    """Each part of each trial was finished once, and what was repeated of it lies between two checkpoints for each time that it was begun again."""
     for trial in trials(run):
-        done = [event["stage"] for event in trial.run.events.read("done")]
+        events = list(trial.run.events.read())
+        done = [event["stage"] for event in events if event["event"] == "done"]
         assert len(done) == len(set(done))
+        steps = [event["step"] for event in events if event["event"] == "step"]
+        again = sum(event["event"] == "started" for event in events) - len(done)
+        assert len(steps) - len(set(steps)) <= 3 * again
 
 
 def assert_same_trials(one: Run, other: Run) -> None:
@@ -306,6 +432,13 @@ def test_two_workers_of_whom_one_is_killed_end_as_one_process_that_is_not(search
     told = process.communicate(timeout=240)
     assert process.returncode == 0, told[1]
     assert "a worker ended with -9" in next(run.events.read("worker_lost"))["reason"]
+    for trial in trials(run):
+        events = list(trial.run.events.read())
+        begun = [place for place, event in enumerate(events) if event["event"] == "started"]
+        for one, other in itertools.pairwise(begun):  # a part that a worker left, and where another took it up
+            left = events[one + 1 : other]
+            if all(event["event"] != "done" for event in left) and sum(event["event"] == "step" for event in left) > 3:
+                assert any(event["event"] == "resumed" for event in events[other:])
     assert_nothing_was_done_twice(run)
     assert_same_trials(run, searched[0])
     assert [line.split()[0] for line in told[1].splitlines() if " stopped " in line or " winner " in line]

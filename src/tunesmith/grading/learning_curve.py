@@ -124,7 +124,7 @@ class LearningCurve:
 
     def short(self, value: Array) -> Array:
         """From scores to what is missing to the best possible one, and back."""
-        return np.abs(self.best - value)
+        return self.best - value if self.best > 0 else value
 
     def score(self, short: Array) -> Array:
         """The way back."""

@@ -118,14 +118,15 @@ class Pipeline(Stages[Recipe]):
         measured = self.recipe.evaluate
         evaluate.check(measured, prepared)
         if measured.prompted:
-            prompting.check(self.recipe.prompt, prepared, measured.graders, self.recipe.seed)
+            learnt = self.recipe.finetune.rows
+            prompting.check(self.recipe.prompt, prepared, measured.graders, self.recipe.seed, learnt)
         self.checked.add(prepared.id)
 
     def _plan(self, prepared: Artifact) -> None:
         """Refuse what cannot fit into memory, and settle what memory decides."""
         path = self.notes / (GIVEN_PLAN if self.recipe.search.trials else PLAN)
         settled = fitted(self.recipe, prepared, path, self.about, self.adapter)
-        if settled != self.recipe:
+        if settled != self.recipe and not self.recipe.search.trials:  # memory decides for each trial by itself
             self.recipe = settled
             self.record()
 
@@ -133,11 +134,10 @@ class Pipeline(Stages[Recipe]):
         """The settings to train with; later stages go on with them, the adapter included."""
         if self.searched is None and not self.recipe.search.trials:
             return self.run.once(search.STAGE, self.recipe.search, self.initialise())
-        self.searched = self.searched or self._searched()
-        return self.searched
+        return self.searched or self._searched()
 
     def _searched(self) -> Artifact:
-        """What trials came to."""
+        """What trials came to; from now on the recipe is the winner's, which is not what the run is asked for."""
         search.require()
         self.initialise()  # rows and model are sound before many trainings are spent on them
         recipe, prepared, inputs = (
@@ -147,7 +147,10 @@ class Pipeline(Stages[Recipe]):
         )
         stage = search.stage_for(recipe, self.run.path, inputs, self.workers)
         made = self.run.once(stage, recipe.search, prepared, inputs=inputs, recipe=search.taught(recipe))
-        self._take(chosen(recipe, read_json(made / "settings.json")["settings"]))
+        self.searched, winner = made, read_json(made / "settings.json")
+        laid = chosen(recipe, winner["settings"])
+        again = {"activation_checkpointing": winner["activation_checkpointing"]}
+        self._take(laid.model_copy(update={"finetune": laid.finetune.model_copy(update=again)}))
         self.initialise()  # what later stages start from stands for its stage again
         return made
 
@@ -173,8 +176,9 @@ class Pipeline(Stages[Recipe]):
 
     def prompt(self) -> Artifact:
         """The best prompt for the model before training."""
-        measured = self.recipe.evaluate
+        measured, learnt = self.recipe.evaluate, self.recipe.finetune.rows
         about = {"graders": [grader.model_dump(mode="json") for grader in measured.graders], "rows": measured.rows}
+        about |= {"learnt": learnt} if learnt is not None else {}
         return self.run.once(
             prompting.STAGE, self.recipe.prompt.settled(), self.prepare(), inputs=(*_named(self.recipe.model), *_read_by(measured.graders)),
             **self.about, **about, max_tokens=measured.max_tokens, seed=self.recipe.seed,

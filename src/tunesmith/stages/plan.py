@@ -57,13 +57,14 @@ def plan(recipe: Recipe, rows: Sequence[Row] | None = None) -> list[Plan]:
     return [*plans(recipe, rows), *islice(recovery_plans(recipe, rows), 1)]
 
 
-def plans(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Plan]:
-    """As `plan`, each when it is asked for."""
+def plans(recipe: Recipe, rows: Sequence[Row], available: int | None = None) -> Iterator[Plan]:
+    """As `plan`, each when it is asked for, for a training that may take so many bytes; None is all that is free."""
     config = load_config(locate(recipe.model))
     text = config.get_text_config()
     skeleton(config, resolve_precision(recipe.precision))  # loads the model's code, which the process then holds
     speed = measure_speed(text.hidden_size, text.intermediate_size)
-    machine = {"speed": speed, "available": available_memory(), "resident": resident_memory()}
+    free = available_memory() if available is None else available
+    machine = {"speed": speed, "available": free, "resident": resident_memory()}
     yield _plan(recipe, (), rows, config, machine)
     for settings in alternatives(recipe):
         with suppress(ModelError):  # an adapter that this architecture cannot have is no alternative

@@ -37,6 +37,8 @@ class Measured:
     recipe: Recipe
     spec: Curve
     total: int
+    """Rows that the recipe learns from, and the largest size may."""
+    labelled: int
     """Rows there are."""
     examples: list[Example]
     """The test rows."""
@@ -86,6 +88,11 @@ class Graded:
         """Figures that everything tuned has, and the base."""
         return [name for name in self.base if all(name in one for each in self.tuned for one in each)]
 
+    @property
+    def said(self) -> bool:
+        """Whether each headline of base and tuned speaks of any row."""
+        return all(one[HEADLINE].rows for each in ([self.base], *self.tuned) for one in each)
+
     def taken(self, name: str, rows: np.ndarray | None = None) -> "Graded":
         """One figure, called the headline, of all rows or some."""
 
@@ -104,7 +111,7 @@ def told(measured: Measured) -> dict[str, Any]:
     """Every figure at every size, and what the headline foretells.
 
     Returns:
-        A JSON value: `rows` (test), `total` (to learn from), `confidence`, `resamples`, `settings`, `schedule`, `stratified`, `sizes` (per size above zero
+        A JSON value: `rows` (test), `total` (to learn from), `labelled` (there are), `confidence`, `resamples`, `settings`, `schedule`, `stratified`, `sizes` (per size above zero
         its `size`, `settings` and `runs`), `figures` (see `_figure`) and `forecast`.
     """
     recipe, spec = measured.recipe, measured.spec
@@ -114,6 +121,7 @@ def told(measured: Measured) -> dict[str, Any]:
     return {
         "rows": len(measured.examples),
         "total": measured.total,
+        "labelled": measured.labelled,
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,
         "settings": spec.model_dump(mode="json"),
@@ -121,7 +129,7 @@ def told(measured: Measured) -> dict[str, Any]:
         "stratified": recipe.prepare.classes or recipe.prepare.stratify,
         "sizes": [_size(point) for point in measured.points],
         "figures": figures,
-        "forecast": forecast(grader, measured.sizes, _series(first.taken(HEADLINE).tuned), measured.total, spec),
+        "forecast": forecast(grader, measured.sizes, _series(first.taken(HEADLINE).tuned), measured.labelled, spec),
     }
 
 
@@ -150,6 +158,8 @@ def _figures(grader: Grader, graded: Graded, measured: Measured) -> Iterator[dic
     slices = groups(measured.examples, measured.slices).items()
     found += [(name, False, graded.taken(HEADLINE, rows)) for name, rows in slices]
     for name, summary, part in found:
+        if not part.said:
+            continue  # a grader that asks few rows may have asked none of these
         shown = part if first or summary else replace(part, rivals={})
         yield {**about, "name": name, "summary": summary, **_figure(shown, measured.sizes, grader.better)}
 
@@ -160,7 +170,7 @@ def _series(series: list[list[dict[str, Figure]]]) -> Series:
 
 def _figure(graded: Graded, sizes: Sequence[int], better: str) -> dict[str, Any]:
     """One figure: `points` from 0 rows on (`size`, `value`, `low`, `high`, `n`, `seeds`, `against` the base and each classifier, `flag`), `systems`
-    (points of each classifier, and the few-shot figure), and what the last doubling `gained`."""
+    (points of each classifier, and the few-shot figure), and what was `gained` from the largest size that is at most half of the last."""
     base, tuned = graded.base[HEADLINE], _series(graded.tuned)
     rivals = {name: _series(series) for name, series in graded.rivals.items()}
     points = [{"size": 0, **_spread([base]), "against": {}, "flag": ""}]

@@ -27,7 +27,7 @@ DRAWN = 60
 
 
 def forecast(
-    grader: Grader, sizes: Sequence[int], series: Sequence[Sequence[Figure]], total: int, spec: Curve
+    grader: Grader, sizes: Sequence[int], series: Sequence[Sequence[Figure]], labelled: int, spec: Curve
 ) -> dict[str, Any]:
     """What the headline foretells, or the `reason` why it foretells nothing.
 
@@ -35,7 +35,7 @@ def forecast(
         grader: whose headline it is.
         sizes: rows learnt from, ascending, without 0.
         series: per size one figure per training.
-        total: rows there are; what is beyond them must be labelled.
+        labelled: rows there are, whether they are learnt from or not; what is beyond them must be labelled.
         spec: what is wanted.
     """
     best, value_RK = best_possible(series[0][0], grader.better), resampled(series)
@@ -51,9 +51,9 @@ def forecast(
         "errors": curve.errors if known else None,
         "forms": dict(Counter(one.form.name for one in curve.fits)),
         "calibration": {"held": sum(each["held"] for each in held), "of": len(held), "points": held},
-        "at": [_at(curve, times * sizes[-1], total, spec) | {"times": times} for times in TIMES],
-        "target": _target(curve, grader, total, spec),
-        "enough": {"least_gain": spec.least_gain, **_needed(curve.enough(spec.least_gain), total, spec)},
+        "at": [_at(curve, times * sizes[-1], labelled, spec) | {"times": times} for times in TIMES],
+        "target": _target(curve, grader, labelled, spec),
+        "enough": {"least_gain": spec.least_gain, **_needed(curve.enough(spec.least_gain), labelled, spec)},
         "asked_up_to": FARTHEST * sizes[-1],
         "line": _line(curve),
     }  # fmt: skip
@@ -70,28 +70,28 @@ def _silent(grader: Grader, sizes: Sequence[int], best: float | None, value_RK: 
     return ""
 
 
-def _at(curve: LearningCurve, rows: int, total: int, spec: Curve) -> dict[str, Any]:
+def _at(curve: LearningCurve, rows: int, labelled: int, spec: Curve) -> dict[str, Any]:
     size = np.array([float(rows)])
     low, high = curve.band(size)
     found = {"rows": rows, "value": float(curve.at(size)[0]), "low": float(low[0]), "high": float(high[0])}
-    return {**found, **_cost(rows, total, spec)}
+    return {**found, **_cost(rows, labelled, spec)}
 
 
-def _target(curve: LearningCurve, grader: Grader, total: int, spec: Curve) -> dict[str, Any] | None:
+def _target(curve: LearningCurve, grader: Grader, labelled: int, spec: Curve) -> dict[str, Any] | None:
     if spec.target is None:
         return None
     percent = grader.unit.startswith("%") and spec.target <= 1
     value = 100 * spec.target if percent else spec.target
-    return {"score": value, **_needed(curve.reaching(value), total, spec)}
+    return {"score": value, **_needed(curve.reaching(value), labelled, spec)}
 
 
-def _needed(rows: Rows, total: int, spec: Curve) -> dict[str, Any]:
+def _needed(rows: Rows, labelled: int, spec: Curve) -> dict[str, Any]:
     """A number of rows, and what is missing to it."""
-    return {"rows": rows.value, "low": rows.low, "high": rows.high, **_cost(rows.value, total, spec)}
+    return {"rows": rows.value, "low": rows.low, "high": rows.high, **_cost(rows.value, labelled, spec)}
 
 
-def _cost(rows: int | None, total: int, spec: Curve) -> dict[str, Any]:
-    more = None if rows is None else max(0, rows - total)
+def _cost(rows: int | None, labelled: int, spec: Curve) -> dict[str, Any]:
+    more = None if rows is None else max(0, rows - labelled)
     return {"more": more, "cost": None if more is None or spec.price is None else round(more * spec.price, 2)}
 
 

@@ -13,7 +13,7 @@ from ..compare import Trained, Variant, quietly, trained
 from ..pipeline import Pipeline, open_run
 from ..recipe import Recipe
 from .figures import Measured, Point, told
-from .settings import Curve, check, variant
+from .settings import Curve, check, check_reachable, variant
 from .text import markdown
 
 
@@ -25,7 +25,8 @@ def simply(stage: str, make: Callable[[], Artifact]) -> Artifact:
 
 def folder_of(given: Path, folder: Path | None) -> Path:
     """Where a curve lives: beside the run of the recipe, which stays as it is."""
-    return folder or (given.parent if given.is_dir() else Path("runs")) / f"{given.resolve().stem}-curve"
+    whole = given.resolve()
+    return folder or (given.parent / f"{whole.name}-curve" if given.is_dir() else Path("runs") / f"{whole.stem}-curve")
 
 
 def data_curve(
@@ -82,7 +83,9 @@ def measure(
     own.record()
     prepared = beside("prepare", own.prepare)
     rows = load_split(prepared.path, "train")
-    total = min(recipe.finetune.rows or len(rows), len(rows))
+    examples = load_examples(prepared.path, "test")[: recipe.evaluate.rows]
+    check_reachable(recipe, spec, rows, examples)
+    total = recipe.finetune.rows or len(rows)
     sizes = spec.chosen(total)
     asks = {"base": lambda: own.ask_base()}
     if recipe.evaluate.shots and any(row.prompt for row in load_examples(prepared.path, "train")[:1]):
@@ -93,8 +96,7 @@ def measure(
         each = variant(recipe, rows, total, size, spec)
         tuned = trained(each, run.path, spec.seeds_of(size), work)
         points.append(Point(size, tuned, _rivals(each, run, spec.seeds_of(size), beside)))
-    examples = load_examples(prepared.path, "test")[: recipe.evaluate.rows]
-    return Measured(recipe, spec, total, examples, made["base"], made.get("few-shot"), points)
+    return Measured(recipe, spec, total, len(rows), examples, made["base"], made.get("few-shot"), points)
 
 
 def _rivals(

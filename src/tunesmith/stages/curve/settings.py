@@ -6,7 +6,8 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from tunesmith.base import ConfigError, Spec
-from tunesmith.data.example import Row
+from tunesmith.data.example import Example, Row
+from tunesmith.grading import HEADLINE, Grader
 
 from ..compare import GIVEN, Variant
 from ..recipe import Recipe
@@ -81,9 +82,46 @@ def check(recipe: Recipe, spec: Curve) -> None:
     """
     if recipe.prune.method is not None:
         raise ConfigError("data-curve: pruning would be measured along with the rows; set prune.method=null")
-    unit = recipe.evaluate.graders[0].unit
-    if spec.target is not None and unit.startswith("%") and not 0 < spec.target <= 100:
-        raise ConfigError(f"data-curve: a target of {spec.target:g} is none in {unit}; name one up to 100, or up to 1")
+    if recipe.search.trials:
+        raise ConfigError(
+            "data-curve: every training would search for settings of its own; set search.trials=0, and the settings that a search of all rows found"
+        )
+    if recipe.prepare.select is not None:
+        raise ConfigError(
+            "data-curve: rows would be selected before a size draws its own, anew for every seed; set prepare.select=null"
+        )
+    _check_target(recipe.evaluate.graders[0], spec.target)
+
+
+def _check_target(grader: Grader, target: float | None) -> None:
+    if target is None:
+        return
+    if grader.unit.startswith("%") and not 0 < target <= 100:
+        raise ConfigError(
+            f"data-curve: a target of {target:g} is none in {grader.unit}; name one up to 100, or up to 1"
+        )
+    if grader.better == "lower" and target < 0:
+        raise ConfigError(
+            f"data-curve: a target of {target:g} is none, as no {grader.unit} is below 0; name one from 0 on"
+        )
+
+
+def check_reachable(recipe: Recipe, spec: Curve, rows: Sequence[Row], examples: Sequence[Example]) -> None:
+    """Refuse what can only be told from the rows, before anything is trained on them.
+
+    Raises:
+        ConfigError: not even the right answers to the test rows reach the target.
+        DataError: there are fewer rows than the recipe learns from.
+    """
+    recipe.finetune.places(rows, recipe.seed)
+    grader, target = recipe.evaluate.graders[0], spec.target
+    if target is None or grader.reads != "answers" or grader.better == "lower":
+        return
+    top = grader.figures(examples, [example.gold for example in examples])[HEADLINE].top
+    if top is not None and target > top:
+        raise ConfigError(
+            f"data-curve: a target of {target:g} is none, as no {grader.unit} is above {top:g}; name one up to that"
+        )
 
 
 def variant(recipe: Recipe, rows: Sequence[Row], total: int, size: int, spec: Curve) -> Variant:

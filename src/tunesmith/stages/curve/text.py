@@ -16,7 +16,7 @@ def markdown(found: dict[str, Any]) -> str:
     head = headline(found)
     lines = [
         f"# Data curve: {found['name']}", "",
-        f"{head['grader']}, {head['unit']}; {found['rows']:,} test rows, the same at every size; in brackets 95 % intervals over test rows and trainings.",
+        f"{head['grader']}, {head['unit']}; {found['rows']:,} test rows, the same at every size; in brackets 95 % intervals over {_over(found)}.",
         f"Each training: {found['schedule']}. {drawn(found)}", "",
         _row(HEADS), _row(["---:"] * 4 + ["---:", "---:", "---"]), *(_row(cells) for cells in rows(found)), "",
         *(f"* {line}" for line in beside(found)), "",
@@ -24,6 +24,12 @@ def markdown(found: dict[str, Any]) -> str:
         "## Every figure", "", *_parts(found), "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _over(found: dict[str, Any]) -> str:
+    if any(len(each["runs"]) > 1 for each in found["sizes"]):
+        return "test rows and trainings"
+    return "test rows. One training of each size says nothing of how another seed would have done"
 
 
 def headline(found: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +97,7 @@ def sentences(found: dict[str, Any]) -> Iterator[str]:
 
 
 def gains(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Parts by what the last doubling brought them, the most first."""
+    """Parts by what the last rows brought them, the most first."""
     first = headline(found)
     sign = 1 if first["better"] == "higher" else -1
     parts = [
@@ -109,12 +115,13 @@ def name_of(figure: dict[str, Any]) -> str:
 
 def _parts(found: dict[str, Any]) -> Iterator[str]:
     sizes = [point["size"] for point in headline(found)["points"]]
-    yield _row(["figure", *(f"{size:,}" for size in sizes), "last doubling"])
+    gained = next((f"from {each['from']:,} to {each['to']:,}" for each in [headline(found)["gained"]] if each), "")
+    yield _row(["figure", *(f"{size:,}" for size in sizes), gained])
     yield _row(["---"] + ["---:"] * (len(sizes) + 1))
     for figure in found["figures"][:MOST_PARTS]:
         values = [f"{point['value']:.1f}{'*' * (point['flag'] == 'worse')}" for point in figure["points"]]
-        gained = spoken(figure["gained"], "+") if figure["gained"] else ""
-        yield _row([name_of(figure), *values, gained])
+        brought = spoken(figure["gained"], "+") if figure["gained"] else ""
+        yield _row([name_of(figure), *values, brought])
     if len(found["figures"]) > MOST_PARTS:
         yield f"\n{len(found['figures']) - MOST_PARTS} more are in curve.json."
     yield "\n`*` is worse than the base model, by its 95 % interval. Signatures of graders are in curve.json."

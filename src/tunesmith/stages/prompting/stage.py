@@ -11,11 +11,12 @@ from tunesmith.base import Artifact, ConfigError, Output, Stage
 from tunesmith.base.files import write_atomic, write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example
-from tunesmith.data.prepared import load_examples
+from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.grading import HEADLINE, Grader
 from tunesmith.grading.statistics import interval
 from tunesmith.models.load import Precision, load, served
 
+from ..finetune import Finetune
 from ..judge import kept
 from .choice import Divided, divide, ways
 from .optimiser import NAME, Scored, optimise
@@ -43,15 +44,17 @@ class Trying:
 
 def prompt(
     spec: Prompt, prepared: Artifact, *, out: Output, model: str, precision: Precision, graders: list[dict[str, Any]], rows: int | None,
-    max_tokens: int, seed: int,
+    max_tokens: int, seed: int, learnt: int | None = None,
 ) -> None:  # fmt: skip
     """Write `prompt.json` (the best prompt, for people and programs), `results.json` (every way with its scores), `trajectory.json`, all answers and the proof.
+
+    `learnt` is how many rows a training learns from, if not all: as `finetune.rows`.
 
     Raises:
         ConfigError: no grader judges answers, or the proposer lacks something.
         DataError: there are too few training rows.
     """
-    grader, divided = check(spec, prepared, TypeAdapter(tuple[Grader, ...]).validate_python(graders), seed)
+    grader, divided = check(spec, prepared, TypeAdapter(tuple[Grader, ...]).validate_python(graders), seed, learnt)
     systems = {system_of(example.prompt) for example in load_examples(prepared.path, "train")}
     common = next(iter(systems)) if len(systems) == 1 else None
     prompter = Prompter(load(model, served(precision)), divided.pool, spec.indexed, common, max_tokens)
@@ -69,8 +72,12 @@ def prompt(
     out.metrics.update({**about, "ways": told})
 
 
-def check(spec: Prompt, prepared: Artifact, graders: Sequence[Grader], seed: int) -> tuple[Grader, Divided]:
+def check(
+    spec: Prompt, prepared: Artifact, graders: Sequence[Grader], seed: int, learnt: int | None = None
+) -> tuple[Grader, Divided]:
     """By what prompts are judged, and on which rows: the first grader that judges answers; no model is loaded for it.
+
+    A training on a part of the rows is compared with prompts that know the same part.
 
     Raises:
         ConfigError: there is no such grader, or the proposer lacks something.
@@ -83,7 +90,8 @@ def check(spec: Prompt, prepared: Artifact, graders: Sequence[Grader], seed: int
             f"prompt: prompts are chosen by what their answers score, and evaluate.graders has only {', '.join(each.kind for each in graders)}; add one that judges answers"
         )
     train, test = load_examples(prepared.path, "train"), load_examples(prepared.path, "test")
-    return grader, divide(train, test, spec.development, max(spec.shots), seed)
+    places = Finetune(rows=learnt).places(load_split(prepared.path, "train"), seed)
+    return grader, divide([train[place] for place in places], test, spec.development, max(spec.shots), seed)
 
 
 def _tried(spec: Prompt, prompter: Prompter, trying: Trying, seed: int) -> tuple[list[Scored], list[dict[str, Any]]]:

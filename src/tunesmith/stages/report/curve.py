@@ -10,7 +10,7 @@ from . import environment
 from .rows_plot import Line, plot
 
 SMALL = 12
-"""Parts that get a plot of their own: those whom the last doubling moved most."""
+"""Parts that get a plot of their own: those whom the last rows moved most."""
 NAMES = {"svm": "SVM", "majority": "majority", "few-shot": "few-shot", "base": "base"}
 
 

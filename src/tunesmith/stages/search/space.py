@@ -54,7 +54,7 @@ def given(tree: Tree, space: Mapping[str, Values]) -> dict[str, Any]:
     for path, values in space.items():
         if _has(tree, path):
             value = _at(tree, path)
-            found[path] = value if values.times is None else value / _at(tree, values.times)
+            found[path] = value if values.times is None else value / _divisor(tree, path, values.times)
     return found
 
 
@@ -83,7 +83,7 @@ def chosen(recipe: R, settings: Settings) -> R:
     if len(plain) == len(settings):
         return laid
     tree = laid.model_dump(mode="json")
-    for path in settings.keys() - plain:
+    for path in (path for path in settings if path not in plain):
         _lay(tree, path, settings[path] * _number(tree, path, str(space[path].times)))
     return validate(type(recipe), tree, ORIGIN)
 
@@ -107,6 +107,15 @@ def _number(tree: Tree, path: str, times: str) -> float:
     return value
 
 
+def _divisor(tree: Tree, path: str, times: str) -> float:
+    divisor = _number(tree, path, times)
+    if not divisor:
+        raise ConfigError(
+            f"{ORIGIN}: {path}: times: {times} is 0 in this recipe, and nothing but 0 is a multiple of it"
+        )
+    return divisor
+
+
 def told(recipe: Any, settings: Settings) -> dict[str, Any]:
     """Settings as a recipe says them: what is a multiple of another setting comes as the product."""
     tree = chosen(recipe, settings).model_dump(mode="json")
@@ -128,10 +137,28 @@ def check(recipe: Any) -> None:
         raise ConfigError(
             "search: trials are compared on validation rows; set prepare.validation or prepare.validation_fraction"
         )
-    for path in space:
+    for path, values in space.items():
         _check_path(path, recipe)
+        if values.times in space and space[values.times].times is not None:
+            raise ConfigError(
+                f"{ORIGIN}: {path}: times: {values.times} is a multiple itself; name the setting that it is a multiple of"
+            )
+    given(recipe.model_dump(mode="json"), space)
     for settings in _corners(space):
-        chosen(recipe, settings)
+        _check_shared(recipe, chosen(recipe, settings), settings)
+
+
+def _check_shared(recipe: Any, laid: Any, settings: Settings) -> None:
+    """Refuse what a whole member in a list changes along with itself."""
+    own, tree = (each.model_dump(mode="json") for each in (recipe, laid))
+    for path in settings:
+        for below in (VALIDATION, *PAID):
+            if below.startswith(f"{path}.") and _part(own, below) != _part(tree, below):
+                _check_path(below, recipe)
+
+
+def _part(tree: Tree, path: str) -> Any:
+    return _at(tree, path) if _has(tree, path) else None
 
 
 def _check_path(path: str, recipe: Any) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import Artifact, ModelError, Output, Stage
-from tunesmith.base.artifact import MANIFEST
-from tunesmith.base.files import digest, read_json, sha256, write_json
+from tunesmith.base.files import digest, sha256, write_json
 from tunesmith.base.run import clear
 
+from .. import finetune
 from ..finetune import WINNER
 from ..recipe import Recipe
 from . import proposals
@@ -57,7 +57,9 @@ def stage_for(recipe: Recipe, run: Path, inputs: Sequence[Path], workers: int) -
         workers: processes that work at it.
     """
     return replace(
-        STAGE, function=partial(search, given=recipe, home=run / FOLDER, inputs=tuple(inputs), workers=workers)
+        STAGE,
+        version=2,
+        function=partial(search, given=recipe, home=run / FOLDER, inputs=tuple(inputs), workers=workers),
     )
 
 
@@ -72,7 +74,8 @@ def search(
         MachineError: a worker died.
     """
     lasting = spec.model_dump(mode="json", exclude={"trials", "keep"})
-    key = digest([recipe, lasting, prepared.id, [sha256(path) for path in inputs]])[:12]
+    made_by = finetune.STAGE.version
+    key = digest([recipe, lasting, made_by, prepared.id, [sha256(path) for path in inputs]])[:12]
     study = Study(home / key, given, prepared, out.events)
     if workers > 1:
         work_together(study, workers)
@@ -87,9 +90,10 @@ def search(
             "trials": spec.trials,
             "settings": winner.settings if winner.number else {},
             "overrides": results["overrides"],
+            "activation_checkpointing": winner.spec["activation_checkpointing"],
         },
     )
-    _hand_on(winner, out / WINNER)
+    _hand_on(winner, study.whole(winner), out / WINNER)
     out.metrics.update(
         {
             name: results[name]
@@ -98,14 +102,12 @@ def search(
     )
 
 
-def _hand_on(winner: Trial, folder: Path) -> None:
+def _hand_on(winner: Trial, made: Artifact, folder: Path) -> None:
     """What the winner learnt, with its proof, its figures and the events of its steps."""
-    made = winner.made(1.0)
-    assert made is not None
     clear(folder)
     shutil.copytree(made / "adapter", folder / "adapter")
     shutil.copy(made / "proof.json", folder / "proof.json")
-    write_json(folder / "metrics.json", read_json(made / MANIFEST)["metrics"]["training"])
+    write_json(folder / "metrics.json", made.metrics["training"])
     told_in = ("step", "validation", "classes")
     lines = [json.dumps(event, ensure_ascii=False) for event in winner.run.events.read() if event["event"] in told_in]
     (folder / "events.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -124,8 +126,8 @@ def told_of(study: Study) -> dict[str, Any]:
         ModelError: no trial came to its end.
     """
     trials, rungs, spec = study.trials(), study.search.rungs, study.search
-    entries = [_entry(trial, rungs) for trial in trials]
-    ended = study.ranked(trials, len(rungs) - 1)
+    entries, last = [_entry(trial, rungs) for trial in trials], len(rungs) - 1
+    ended = study.ranked(study.sent(trials, last), last)  # not those that an earlier search sent there, which kept more
     if not ended:
         reasons = sorted({trial.refused["reason"] for trial in trials if trial.refused})
         raise ModelError(

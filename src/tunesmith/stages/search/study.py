@@ -14,12 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tunesmith.base import Artifact, ArtifactError, ConfigError, Events, ModelError, ProofError
 from tunesmith.base.files import read_json, write_json
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
 
 from ..estimate import gigabytes
+from ..machine import available_memory
 from ..plan import plans
 from ..recipe import Recipe
 from .proposals import Known, propose, snapped
@@ -31,6 +34,10 @@ PAUSE = 0.5
 """Seconds between looks while others train what has to be there first."""
 LOST = (ModelError, ProofError, ConfigError)
 """What settings of one trial can bring about; anything else would meet every trial."""
+
+
+DEATHS = 3
+"""Times that the process of a trial may die without getting further, before the trial is taken to be the reason."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Study:
             TunesmithError: what would meet every trial.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._reconsider()
         while True:
             with ExitStack() as held:
                 claimed, left = self._claim(held)
@@ -95,6 +103,16 @@ class Study:
                     return None, True
         return None, False
 
+    def _reconsider(self) -> None:
+        """Let trials be planned anew that did not fit into what was free then, and would now."""
+        free = available_memory() if self.budget is None else self.budget
+        with self._turn():
+            for trial in self.trials():
+                if (trial.refused or {}).get("state") == "infeasible" and read_json(trial.folder / PLANNED)[
+                    "needed"
+                ] <= free:
+                    trial.retried()
+
     def left(self) -> bool:
         """Whether anything is left to train."""
         with ExitStack() as held:
@@ -112,9 +130,11 @@ class Study:
         if rung == 0:
             return list(trials)
         before = self.ranked(self.sent(trials, rung - 1), rung - 1)
-        if self.search.audit:
-            return before
-        return before[: self.search.keep if self.search.scheme == "early" else math.ceil(len(before) / 2)]
+        count = self.search.keep if self.search.scheme == "early" else math.ceil(len(before) / 2)
+        going = [
+            trial for trial in before if not trial.refused
+        ]  # the place of one that came to nothing is the next best's
+        return going if self.search.audit else going[:count]
 
     def ranked(self, trials: Sequence[Trial], rung: int) -> list[Trial]:
         """Those that have a score there, the best first, the earlier of equals before the later."""
@@ -161,34 +181,52 @@ class Study:
         """Train one part, or find that it cannot be."""
         until = self.search.rungs[rung]
         try:
-            recipe = chosen(self.recipe, trial.settings if trial.number else {})  # the given ones to the last bit
-            reason = self._planned(trial, recipe)
-            if reason is None:
-                self._parts(trial, recipe, rung)
-            else:
+            recipe = self._laid(trial)
+            if trial.deaths >= DEATHS:
+                trial.refuse(
+                    "failed",
+                    f"its process died {DEATHS} times at the same place, as one does that takes too much memory",
+                )
+            elif reason := self._planned(trial, recipe):
                 trial.refuse("infeasible", reason)
+            else:
+                self._parts(trial, recipe, rung)
         except LOST as error:
             trial.refuse("failed", str(error))
+        except (RuntimeError, MemoryError) as error:
+            if not _exhausted(error):
+                raise
+            trial.outgrown()
         metrics, refused = trial.metrics(until) or {}, trial.refused or {}
         self.events.write(
             "trial", number=trial.number, of=self.search.trials, share=until, settings=trial.settings, metric=metrics.get("metric"),
             value=metrics.get("value"), **refused,
         )  # fmt: skip
 
+    def _laid(self, trial: Trial) -> Recipe:
+        """The recipe that a trial trains by; the recipe's own settings to the last bit."""
+        return chosen(self.recipe, trial.settings if trial.number else {})
+
+    def whole(self, trial: Trial) -> Artifact:
+        """What a trial that came to its end made, verified; what is damaged is trained again."""
+        with trial.run.lock():
+            return self._parts(trial, self._laid(trial), len(self.search.rungs) - 1)
+
     def _planned(self, trial: Trial, recipe: Recipe) -> str | None:
         """Why it would not fit into memory; asked once, before anything is loaded."""
         path = trial.folder / PLANNED
         if not path.exists():
-            found = next(plans(recipe, self.rows)).estimate
-            fits = found.fits if self.budget is None else found.needed <= self.budget
-            free = found.available if self.budget is None else self.budget
-            reason = None if fits else f"needs about {gigabytes(found.needed)}, {gigabytes(free)} free"
-            write_json(path, {"needed": found.needed, "checkpointing": found.checkpointing, "reason": reason})
+            found = next(plans(recipe, self.rows, self.budget)).estimate
+            lacking = f"needs about {gigabytes(found.needed)}, {gigabytes(found.available)} free"
+            reason = None if found.fits else lacking
+            write_json(path, {
+                "needed": found.needed, "available": found.available, "checkpointing": found.checkpointing, "reason": reason,
+            })  # fmt: skip
         reason = read_json(path)["reason"]
         return None if reason is None else str(reason)
 
-    def _parts(self, trial: Trial, recipe: Recipe, rung: int) -> None:
-        """Every part as far as a rung; those that are there are not trained again."""
+    def _parts(self, trial: Trial, recipe: Recipe, rung: int) -> Artifact:
+        """Every part as far as a rung, the last of them returned; those that are there are not trained again."""
         tune, before = recipe.finetune, tuple[Artifact, ...]()
         if tune.activation_checkpointing == "auto":
             again = read_json(trial.folder / PLANNED)["checkpointing"]
@@ -202,6 +240,12 @@ class Study:
         for place in range(rung + 1):
             marks = list(self.search.marks(place))
             before = (trial.run.once(stage_of(marks[-1]), tune, self.prepared, *before, marks=marks, **about),)
+        return before[-1]
+
+
+def _exhausted(error: Exception) -> bool:
+    """Whether memory ran out: Python's, a GPU's, or what torch asked of the system, which has no error of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _locked(trial: Trial, held: ExitStack) -> bool:

@@ -57,6 +57,30 @@ class Trial:
         """Note that it comes to nothing, for good."""
         write_json(self.folder / REFUSED, {"state": state, "reason": reason})
 
+    def outgrown(self) -> None:
+        """Note that memory ran out though it was planned to do: it needs more than was free then."""
+        planned = read_json(self.folder / PLANNED)
+        write_json(self.folder / PLANNED, {**planned, "needed": max(planned["needed"], planned["available"] + 1)})
+        self.refuse("infeasible", "memory ran out though the plan found enough")
+
+    def retried(self) -> None:
+        """Forget that it would not fit, to be planned anew."""
+        for name in (REFUSED, PLANNED):
+            (self.folder / name).unlink(missing_ok=True)
+
+    @property
+    def deaths(self) -> int:
+        """How often in a row its process ended without a word and got no further than before: killed, as for memory, not stopped."""
+        count, best, begun = 0, 0, False
+        for event in self.run.events.read():
+            if event["event"] == "started":
+                count, begun = count + begun, True
+            elif event["event"] == "step" and event["step"] > best:
+                count, best = 0, event["step"]
+            elif event["event"] in ("done", "interrupted", "failed"):
+                count, begun = 0, False
+        return count + begun
+
     def metrics(self, until: float) -> dict[str, Any] | None:
         """What the part that ends there measured; None while it has not been trained so far."""
         made = self.made(until)
@@ -67,6 +91,14 @@ class Trial:
         state = self.run.states.get(stage_of(until).name, {})
         folder = self.folder / state.get("artifact", "")
         return folder if state.get("state") == "done" and (folder / MANIFEST).exists() else None
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Of a trial that came to its end, how it was trained."""
+        made = self.made(1.0)
+        assert made is not None
+        found: dict[str, Any] = read_json(made / MANIFEST)["spec"]
+        return found
 
     def score(self, until: float) -> float | None:
         """What it was worth there."""
