@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tunesmith.base import ConfigError, DataError, Interrupted
+from tunesmith.base import ConfigError, DataError, Interrupted, MachineError
+from tunesmith.base.extras import extra
 from tunesmith.base.files import read_json
 from tunesmith.cli.app import app
 from tunesmith.data.example import Example
 from tunesmith.data.prepared import load_examples
+from tunesmith.data.retrieval.bm25 import BM25
 from tunesmith.data.wording import read
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.prompting import optimiser as optimising
@@ -332,6 +334,18 @@ def test_a_prompt_is_looked_for_before_training_or_refused(recipe, tmp_path):
     pipeline = open_run(recipe, tmp_path / "text", (f"prepare.source={text}", "evaluate.prompted=false"))
     with pytest.raises(DataError, match="plain text asks for no answer"):
         pipeline.stage("prompt")
+
+
+def test_what_ways_of_prompting_lack_is_found_before_anything_is_trained(recipe, tmp_path, monkeypatch):
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    endpoint = "prompt.proposer={kind: endpoint, url: 'http://x/v1', model: m, key_from_environment: SOME_KEY}"
+    with pytest.raises(ConfigError, match="the environment variable SOME_KEY is empty"):
+        open_run(recipe, tmp_path / "run", (endpoint,)).stage("initialise")
+    unasked = (endpoint, "prompt.ways=[zero-shot]")  # neither the server nor a retriever
+    monkeypatch.setattr(BM25, "index", lambda *_: extra("no_such_package", "eval", "retriever bm25"))
+    open_run(recipe, tmp_path / "run", unasked).stage("initialise")
+    with pytest.raises(MachineError, match="retriever bm25"):
+        open_run(recipe, tmp_path / "run").stage("initialise")
 
 
 def test_the_recipe_that_is_shipped_finds_its_files():

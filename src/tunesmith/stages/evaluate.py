@@ -150,11 +150,12 @@ def learnt_from(prepared: Artifact, finetuned: Artifact) -> list[Example]:
 
 
 def check(spec: Evaluate, prepared: Artifact) -> None:
-    """Refuse graders of answers where all rows are plain text, and documents that cannot be asked about, before anything is trained.
+    """Refuse graders of answers where all rows are plain text, rows that a grader cannot read, and documents that cannot be asked about, before anything is trained.
 
     Raises:
         ConfigError: naming the graders.
-        DataError: documents or questions are not what they should be.
+        DataError: test rows, documents or questions are not what they should be.
+        MachineError: a retriever's package is missing.
     """
     formats = {source["format"] for source in read_json(prepared / "summary.json")["sources"]}
     reading = [grader.kind for grader in spec.graders if grader.reads in ("answers", "chances")]
@@ -162,6 +163,8 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
         raise ConfigError(
             f"evaluate.graders: {', '.join(reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
         )
+    if test := load_examples(prepared.path, "test")[: spec.rows]:
+        asking(spec.graders, test)
     if spec.retrieval is not None:
         spec.retrieval.check()
 
