@@ -3,12 +3,15 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 import yaml
 
 from tunesmith.base import ConfigError, DataError, Run
 from tunesmith.base.files import read_json
 from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.methods.selection import Chosen
+from tunesmith.methods.selection.random import Random
 from tunesmith.stages.compare import pipelines, variants
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.prepare import STAGE, Prepare
@@ -104,6 +107,32 @@ def test_the_report_says_how_rows_were_chosen(source, tmp_path, tiny_folder):
         f"20 of {20 + found['unchosen']} rows were chosen to learn from, by distinct (threshold 0.8, near duplicates"
         in page
     )
+
+
+def test_rows_that_were_not_chosen_do_not_hide_that_chosen_ones_are_cut_off(tmp_path, monkeypatch):
+    """Ten of sixty rows are cut off, which is not too many; a choice that takes all of these and two others is."""
+    lines = [{"prompt": f"Shade {n}?", "answer": "word " * (70 if n < 10 else 2)} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    about = {
+        "source": str(tmp_path / "rows.jsonl"),
+        "test_fraction": 0,
+        "validation_fraction": 0,
+        "max_tokens": 60,
+        "cleaners": (),
+    }
+    (tmp_path / "run").mkdir()
+
+    def made(**more):
+        return Run(tmp_path / "run").once(STAGE, Prepare(**about, **more), tokenizer_name="smollm2-135m", seed=0)
+
+    assert made().metrics["truncated"] == 10
+    monkeypatch.setattr(Random, "choose", lambda self, pool, count, seed: Chosen(np.arange(count)))
+    with pytest.raises(
+        DataError, match=r"10 of 12 rows chosen to learn from are longer than prepare\.max_tokens=60; raise it"
+    ):
+        made(select={"kind": "random", "size": 12})
+    assert made(select={"kind": "random", "size": 12}, refuse_above=0.9).metrics["train_rows"] == 12
+    assert made(select={"kind": "random", "size": 51}).metrics["truncated"] == 10
 
 
 def test_what_cannot_be_chosen_is_refused(source, tmp_path):
