@@ -348,6 +348,18 @@ def test_what_ways_of_prompting_lack_is_found_before_anything_is_trained(recipe,
         open_run(recipe, tmp_path / "run").stage("initialise")
 
 
+def test_prompts_are_chosen_by_what_the_gate_decides_by(recipe, tmp_path):
+    quick = ("prompt.ways=[zero-shot]", "prompt.measure=best")
+    names = {}
+    for task in (None, "exact", "perplexity"):
+        setting = (*quick, f"evaluate.gate.task={task or 'null'}", "evaluate.gate.prompted=false")
+        more = ("evaluate.graders=[{kind: chrf}, {kind: exact}, {kind: perplexity}]",)
+        made = open_run(recipe, tmp_path / "run", (*setting, *more)).stage("prompt")
+        names[task] = (made.metrics["grader"], made.id)
+    assert [kind for kind, _ in names.values()] == ["chrf", "exact", "chrf"]  # perplexity judges no answers
+    assert names[None][1] != names["exact"][1]
+
+
 def test_the_recipe_that_is_shipped_finds_its_files():
     found = open_run(ROOT / "recipes" / "prompt.yaml").recipe.evaluate
     assert found.prompted

@@ -61,16 +61,17 @@ class Evaluate(Spec):
 
     @model_validator(mode="after")
     def _prompts_are_judged(self) -> Self:
-        deciding = (
-            next((each for each in self.graders if each.kind == self.gate.task), self.graders[0])
-            if self.graders
-            else None
-        )
-        if self.prompted and self.gate.prompted and deciding is not None and deciding.reads != "answers":
+        deciding = self.judges[:1]
+        if self.prompted and self.gate.prompted and any(grader.reads != "answers" for grader in deciding):
             raise ValueError(
-                f"the best prompt is worth what its answers are, and the gate decides by {deciding.kind}; set gate.task to a grader of answers, or gate.prompted to false"
+                f"the best prompt is worth what its answers are, and the gate decides by {deciding[0].kind}; set gate.task to a grader of answers, or gate.prompted to false"
             )
         return self
+
+    @property
+    def judges(self) -> tuple[Grader, ...]:
+        """The graders, that which the gate decides by before the others."""
+        return tuple(sorted(self.graders, key=lambda grader: grader.kind != self.gate.task))
 
     def settled(self) -> Self:
         """With what depends on this installation decided."""

@@ -118,7 +118,7 @@ class Pipeline(Stages[Recipe]):
         measured = self.recipe.evaluate
         evaluate.check(measured, prepared)
         if measured.prompted:
-            prompting.check(self.recipe.prompt, prepared, measured.graders, self.recipe.seed)
+            prompting.check(self.recipe.prompt, prepared, measured.judges, self.recipe.seed)
         self.checked.add(prepared.id)
 
     def _plan(self, prepared: Artifact) -> None:
@@ -174,7 +174,7 @@ class Pipeline(Stages[Recipe]):
     def prompt(self) -> Artifact:
         """The best prompt for the model before training."""
         measured = self.recipe.evaluate
-        about = {"graders": [grader.model_dump(mode="json") for grader in measured.graders], "rows": measured.rows}
+        about = {"graders": [grader.model_dump(mode="json") for grader in measured.judges], "rows": measured.rows}
         return self.run.once(
             prompting.STAGE, self.recipe.prompt.settled(), self.prepare(), inputs=(*_named(self.recipe.model), *_read_by(measured.graders)),
             **self.about, **about, max_tokens=measured.max_tokens, seed=self.recipe.seed,
