@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tunesmith.base import DataError
+from tunesmith.base.files import read_json
 from tunesmith.data.batch import Batch
 from tunesmith.data.choices import answering
 from tunesmith.data.example import Example
@@ -94,3 +95,7 @@ def test_rows_that_no_chances_can_be_told_of_are_found_before_anything_is_traine
         open_run(tmp_path / "recipe.yaml", tmp_path / "run").stage("initialise")
     few = ("evaluate.rows=9",)  # no more are asked
     open_run(tmp_path / "recipe.yaml", tmp_path / "run", few).stage("initialise")
+    two = ("evaluate.graders=[{kind: average_precision}]", "evaluate.rows=2", "evaluate.max_tokens=2")
+    pipeline = open_run(tmp_path / "recipe.yaml", tmp_path / "run", two)
+    assert len(read_json(pipeline.ask_base() / "chances.json")) == 2
+    assert not (pipeline.ask_base(1) / "chances.json").exists()  # worked examples are no part of what is scored

@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 
 from .errors import ConfigError
 
-
 SECRET = "secret"
 """Type of the problems whose value is not repeated."""
 
