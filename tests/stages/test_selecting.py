@@ -10,8 +10,10 @@ import yaml
 from tunesmith.base import ConfigError, DataError, Run
 from tunesmith.base.files import read_json
 from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.retrieval import embedding
 from tunesmith.methods.selection import Chosen
 from tunesmith.methods.selection.random import Random
+from tunesmith.models import load as loading
 from tunesmith.stages.compare import pipelines, variants
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.prepare import STAGE, Prepare
@@ -89,6 +91,29 @@ def test_trainings_by_other_seeds_draw_other_rows_and_hold_out_the_same(source, 
     assert origins(made[0], "train") != origins(made[1], "train")
     assert origins(made[0], "test") == origins(made[1], "test")
     assert "draw" not in open_run(recipe, tmp_path / "run").prepare().manifest["context"]
+
+
+def test_what_a_choice_is_made_by_is_part_of_its_key(source, tmp_path, tiny_folder, monkeypatch):
+    """Where a package comes or the machine is another, rows are chosen anew, and the manifest says by what they were."""
+    recipe = tmp_path / "recipe.yaml"
+    tree = {"model": str(tiny_folder), "prepare": {"source": str(source), "max_tokens": 60, "cleaners": []}}
+    recipe.write_text(yaml.safe_dump(tree))
+
+    def made(select):
+        return open_run(recipe, tmp_path / "run", (f"prepare.select={select}",)).prepare()
+
+    monkeypatch.setattr(embedding, "find_spec", lambda name: None)
+    found = made("{kind: diversity, size: 20}")
+    assert found.manifest["spec"]["select"]["embedding"] == "svd"
+    assert made("{kind: diversity, size: 20, embedding: svd}").path == found.path
+    keys = set()
+    for here in ("fp32", "bf16"):
+        monkeypatch.setattr(loading, "resolve_precision", lambda given, here=here: here if given == "auto" else given)
+        found = made("{kind: difficulty, size: 20}")
+        assert found.manifest["spec"]["select"]["precision"] == here
+        assert made(f"{{kind: difficulty, size: 20, precision: {here}}}").path == found.path
+        keys.add(found.path)
+    assert len(keys) == 2
 
 
 def test_the_report_says_how_rows_were_chosen(source, tmp_path, tiny_folder):

@@ -92,7 +92,7 @@ class Pipeline(Stages[Recipe]):
 
     def prepare(self) -> Artifact:
         """Examples and rows."""
-        spec, about = self.recipe.prepare, {"tokenizer_name": self.recipe.model, "seed": self.split_seed}
+        spec, about = self.recipe.prepare.settled(), {"tokenizer_name": self.recipe.model, "seed": self.split_seed}
         if spec.select is not None:
             about["draw"] = self.recipe.seed
         return self.run.once(prepare.STAGE, spec, inputs=(*input_files(spec), *_named(self.recipe.model)), **about)

@@ -103,6 +103,10 @@ class Prepare(Spec):
             raise ValueError("stratify and group exclude each other; keep the one that matters more")
         return self
 
+    def settled(self) -> Self:
+        """With what depends on this machine decided."""
+        return self if self.select is None else self.model_copy(update={"select": self.select.settled()})
+
     def given(self) -> dict[str, tuple[str | tuple[str, ...], int | None]]:
         """Per split that comes from files of its own: where from, and how many rows at most."""
         held_out = {"validation": (self.validation, self.validation_rows), "test": (self.test, self.test_rows)}
