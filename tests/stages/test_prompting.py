@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tunesmith.base import ConfigError, DataError, Interrupted, MachineError
+from tunesmith.base import ConfigError, DataError, Interrupted, MachineError, Run
 from tunesmith.base.extras import extra
 from tunesmith.base.files import read_json
 from tunesmith.cli.app import app
@@ -18,6 +18,10 @@ from tunesmith.data.example import Example
 from tunesmith.data.prepared import load_examples
 from tunesmith.data.retrieval.bm25 import BM25
 from tunesmith.data.wording import read
+from tunesmith.grading.gate import Gate
+from tunesmith.stages.comparison import Task
+from tunesmith.stages.documents import Retrieval
+from tunesmith.stages.merged import Merger, merged_from
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.prompting import optimiser as optimising
 from tunesmith.stages.prompting.choice import centers, divide, ways
@@ -26,7 +30,6 @@ from tunesmith.stages.prompting.proposers import Situation
 from tunesmith.stages.prompting.settings import Optimiser, Prompt
 from tunesmith.stages.prompting.way import Prompter, Way, instructed
 from tunesmith.stages.report import write
-from tunesmith.stages.sources import Source
 
 ROOT = Path(__file__).parents[2]
 SVD = {"kind": "embedding", "model": "svd"}
@@ -286,10 +289,22 @@ def test_the_best_prompt_stands_beside_tuned_and_the_gate_asks_tuned_to_beat_it(
         assert said in page
 
 
-def test_a_run_with_a_best_prompt_can_still_be_merged(made):
+def test_a_merged_run_is_to_beat_the_best_prompt_too_and_is_not_promoted_untold_about_documents(made, tmp_path):
     _, _, pipeline = made
     evaluated = pipeline.stage("evaluate")
-    assert Source.read("one", pipeline.run.path).evaluated.path == evaluated.path
+    merged = Merger(merged_from([pipeline.run.path], ()), Run(tmp_path / "merged")).locked("evaluate")
+    (found,) = read_json(merged / "results.json").values()
+    own = read_json(evaluated / "results.json")["task"]["graders"]["chrf"]["systems"]
+    board = found["task"]["graders"]["chrf"]
+    assert list(board["systems"]) == ["base", "own", "prompted", "merged"]
+    assert board["systems"]["prompted"]["value"] == own["prompted"]["value"]
+    assert any("merged" in reason and "prompted" in reason for reason in found["gate"]["reasons"])
+    asked = pipeline.recipe.evaluate.model_copy(update={"retrieval": Retrieval(documents="d", questions="q")})
+    for gate, told in ((Gate(), True), (Gate(retrieval=False), False)):
+        task = SimpleNamespace(name="one", spec=asked.model_copy(update={"gate": gate}))
+        said = Task._decided(task, found["task"], None)
+        assert any("merged was not asked about documents" in reason for reason in said["reasons"]) == told
+        assert not (said["promote"] and told)
 
 
 def test_a_search_that_was_stopped_goes_on_and_asks_nothing_twice(recipe, tmp_path, monkeypatch):
