@@ -142,6 +142,9 @@ def test_documents_are_files_of_a_folder_or_rows_of_a_file(tmp_path):
     (tmp_path / "texts" / "test-a.md").write_text("# A\n\none two")
     (tmp_path / "texts" / "deep" / "b.txt").write_text("three")
     (tmp_path / "texts" / "c.json").write_text("{}")
+    for hidden in (".d.md", ".git/e.md", "deep/.cache/f/g.txt"):
+        (tmp_path / "texts" / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / hidden).write_text("not to be read")
     found = read_passages(str(tmp_path / "texts"), 10)
     assert [(one.document, one.text) for one in found] == [("deep/b.txt", "three"), ("test-a.md", "# A one two")]
     assert len(document_files(str(tmp_path / "texts"))) == 2
@@ -169,6 +172,9 @@ def test_what_is_wrong_with_documents_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no document; put \.md or .txt files there"):
         document_files(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "a.md").write_text(" \n\n")
+    with pytest.raises(DataError, match=r"empty: no document there has a word in it"):
+        read_passages(str(tmp_path / "empty"), 10)
     twice = tmp_path / "twice.jsonl"
     twice.write_text('{"id": "a", "text": "one"}\n' * 2)
     with pytest.raises(DataError, match="two documents are called 'a'"):

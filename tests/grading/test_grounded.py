@@ -103,6 +103,14 @@ def test_a_drop_that_is_shown_blocks_and_one_that_may_be_chance_does_not():
     assert Gate(margin=None, retrieval=False)(board(40), None, documents(36, 12))["promote"]
 
 
+def test_too_few_questions_decide_nothing_unless_they_show_a_drop():
+    few = Gate(margin=None)(board(40), None, documents(15, 15, 20))
+    assert not few["promote"]
+    assert few["reasons"][1] == "Answers from passages found by bm25 rest on 20 questions; a decision needs 30."
+    assert Gate(margin=None, rows=20)(board(40), None, documents(15, 15, 20))["promote"]
+    assert "answers worse" in Gate(margin=None)(board(40), None, documents(20, 4, 20))["reasons"][1]
+
+
 def test_recall_and_accuracy_where_the_passages_held_the_answer():
     found = documents(30, 10)["bm25"]
     assert (found["recall"]["value"], found["recall"]["n"], found["questions"]) == (75, 40, 40)

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from tunesmith.base import DataError
+from tunesmith.base.files import read_json
 from tunesmith.data.batch import Batch
 from tunesmith.data.choices import answering
 from tunesmith.data.example import Example
@@ -13,6 +15,7 @@ from tunesmith.grading.average_precision import AveragePrecision
 from tunesmith.models.forward import padded_logps
 from tunesmith.stages import chances as module
 from tunesmith.stages.chances import asking, chances
+from tunesmith.stages.pipeline import open_run
 
 GOLDS = (
     {"role": "program", "in": "c"},
@@ -77,3 +80,22 @@ def test_what_the_candidates_share_is_scored_for_none_of_them(build, examples):
 
 def test_nothing_is_asked_unless_a_grader_reads_it(examples):
     assert asking((), examples) is None
+
+
+def test_rows_that_no_chances_can_be_told_of_are_found_before_anything_is_trained(tiny_folder, tmp_path):
+    lines = [{"prompt": f"Shade {number}?", "answer": f"word {number}"} for number in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tree = {
+        "model": str(tiny_folder), "precision": "fp32",
+        "prepare": {"source": "rows.jsonl", "test_fraction": 12, "validation_fraction": 0, "cleaners": []},
+        "evaluate": {"graders": [{"kind": "average_precision", "classes": 9}]},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="finds 12 classes in 12 rows, which is more than 9; mend `by`"):
+        open_run(tmp_path / "recipe.yaml", tmp_path / "run").stage("initialise")
+    few = ("evaluate.rows=9",)  # no more are asked
+    open_run(tmp_path / "recipe.yaml", tmp_path / "run", few).stage("initialise")
+    two = ("evaluate.graders=[{kind: average_precision}]", "evaluate.rows=2", "evaluate.max_tokens=2")
+    pipeline = open_run(tmp_path / "recipe.yaml", tmp_path / "run", two)
+    assert len(read_json(pipeline.ask_base() / "chances.json")) == 2
+    assert not (pipeline.ask_base(1) / "chances.json").exists()  # worked examples are no part of what is scored

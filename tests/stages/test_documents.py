@@ -35,7 +35,7 @@ def recipe(tmp_path_factory, tiny_folder):
         "evaluate": {
             "graders": [{"kind": "exact"}], "max_tokens": 8, "baselines": False, "shots": 0, "general": None,
             "retrieval": {"documents": "texts", "questions": "questions.jsonl", "retrievers": BOTH, "passages": 2, "words": 40},
-            "gate": {"margin": None, "beat": []},
+            "gate": {"margin": None, "beat": [], "rows": 9},
         },
     }  # fmt: skip
     path = folder / "recipe.yaml"

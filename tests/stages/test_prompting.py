@@ -10,12 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tunesmith.base import ConfigError, DataError, Interrupted
+from tunesmith.base import ConfigError, DataError, Interrupted, MachineError, Run
+from tunesmith.base.extras import extra
 from tunesmith.base.files import read_json
 from tunesmith.cli.app import app
 from tunesmith.data.example import Example
 from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.retrieval.bm25 import BM25
 from tunesmith.data.wording import read
+from tunesmith.grading.gate import Gate
+from tunesmith.stages.comparison import Task
+from tunesmith.stages.documents import Retrieval
+from tunesmith.stages.merged import Merger, merged_from
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.prompting import check
 from tunesmith.stages.prompting import optimiser as optimising
@@ -25,7 +31,6 @@ from tunesmith.stages.prompting.proposers import Situation
 from tunesmith.stages.prompting.settings import Optimiser, Prompt
 from tunesmith.stages.prompting.way import Prompter, Way, instructed
 from tunesmith.stages.report import write
-from tunesmith.stages.sources import Source
 
 ROOT = Path(__file__).parents[2]
 SVD = {"kind": "embedding", "model": "svd"}
@@ -285,10 +290,22 @@ def test_the_best_prompt_stands_beside_tuned_and_the_gate_asks_tuned_to_beat_it(
         assert said in page
 
 
-def test_a_run_with_a_best_prompt_can_still_be_merged(made):
+def test_a_merged_run_is_to_beat_the_best_prompt_too_and_is_not_promoted_untold_about_documents(made, tmp_path):
     _, _, pipeline = made
     evaluated = pipeline.stage("evaluate")
-    assert Source.read("one", pipeline.run.path).evaluated.path == evaluated.path
+    merged = Merger(merged_from([pipeline.run.path], ()), Run(tmp_path / "merged")).locked("evaluate")
+    (found,) = read_json(merged / "results.json").values()
+    own = read_json(evaluated / "results.json")["task"]["graders"]["chrf"]["systems"]
+    board = found["task"]["graders"]["chrf"]
+    assert list(board["systems"]) == ["base", "own", "prompted", "merged"]
+    assert board["systems"]["prompted"]["value"] == own["prompted"]["value"]
+    assert any("merged" in reason and "prompted" in reason for reason in found["gate"]["reasons"])
+    asked = pipeline.recipe.evaluate.model_copy(update={"retrieval": Retrieval(documents="d", questions="q")})
+    for gate, told in ((Gate(), True), (Gate(retrieval=False), False)):
+        task = SimpleNamespace(name="one", spec=asked.model_copy(update={"gate": gate}))
+        said = Task._decided(task, found["task"], None)
+        assert any("merged was not asked about documents" in reason for reason in said["reasons"]) == told
+        assert not (said["promote"] and told)
 
 
 def test_a_search_that_was_stopped_goes_on_and_asks_nothing_twice(recipe, tmp_path, monkeypatch):
@@ -348,6 +365,30 @@ def test_prompts_know_the_rows_that_a_training_learns_from(recipe, tmp_path):
     pipeline = open_run(recipe, tmp_path / "few", ("finetune.rows=9",))
     with pytest.raises(DataError, match="9 of 9 training rows ask something of their own"):
         pipeline.stage("initialise")
+
+
+def test_what_ways_of_prompting_lack_is_found_before_anything_is_trained(recipe, tmp_path, monkeypatch):
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    endpoint = "prompt.proposer={kind: endpoint, url: 'http://x/v1', model: m, key_from_environment: SOME_KEY}"
+    with pytest.raises(ConfigError, match="the environment variable SOME_KEY is empty"):
+        open_run(recipe, tmp_path / "run", (endpoint,)).stage("initialise")
+    unasked = (endpoint, "prompt.ways=[zero-shot]")  # neither the server nor a retriever
+    monkeypatch.setattr(BM25, "index", lambda *_: extra("no_such_package", "eval", "retriever bm25"))
+    open_run(recipe, tmp_path / "run", unasked).stage("initialise")
+    with pytest.raises(MachineError, match="retriever bm25"):
+        open_run(recipe, tmp_path / "run").stage("initialise")
+
+
+def test_prompts_are_chosen_by_what_the_gate_decides_by(recipe, tmp_path):
+    quick = ("prompt.ways=[zero-shot]", "prompt.measure=best")
+    names = {}
+    for task in (None, "exact", "perplexity"):
+        setting = (*quick, f"evaluate.gate.task={task or 'null'}", "evaluate.gate.prompted=false")
+        more = ("evaluate.graders=[{kind: chrf}, {kind: exact}, {kind: perplexity}]",)
+        made = open_run(recipe, tmp_path / "run", (*setting, *more)).stage("prompt")
+        names[task] = (made.metrics["grader"], made.id)
+    assert [kind for kind, _ in names.values()] == ["chrf", "exact", "chrf"]  # perplexity judges no answers
+    assert names[None][1] != names["exact"][1]
 
 
 def test_the_recipe_that_is_shipped_finds_its_files():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tunesmith.base import ConfigError, MachineError
 from tunesmith.base.files import read_json
+from tunesmith.base.spec import validate
 from tunesmith.data.example import Example
 from tunesmith.data.prepared import load_examples
 from tunesmith.stages.pipeline import open_run
@@ -18,7 +19,9 @@ from tunesmith.stages.prompting.choice import divide
 from tunesmith.stages.prompting.proposers import Proposer, Situation, Trial
 from tunesmith.stages.prompting.proposers.edits import Edits, changed, operations, sentences, templates
 from tunesmith.stages.prompting.proposers.endpoint import Endpoint, meta_prompt, proposed
+from tunesmith.stages.prompting.settings import Prompt
 
+CUT = b'{"choices": ['
 KEY = "sk-never-to-be-written-7f3a"
 
 
@@ -95,6 +98,8 @@ class Server:
                 self.send_response(status)
                 if status == 307:
                     self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+                if status == 502 or answer == CUT:  # says that more comes than does
+                    self.send_header("Content-Length", "999")
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -151,6 +156,8 @@ def test_a_server_is_told_scores_rows_and_the_limit_and_its_instructions_are_tak
     [
         (401, r"answered 401 .*no such luck, you with Bearer <key>.*mend url, model or key and run again, or set prompt\.proposer=\{kind: edits\}"),
         (500, r"answered 500"),
+        (502, r"answered 502 .*the rest was lost: IncompleteRead"),
+        (CUT, r"cannot be reached: IncompleteRead"),
         (307, r"answered 307"),  # another address is not told the key
         (b"<html>", r"did not answer as OpenAI's servers do: JSONDecodeError"),
         (b'{"choices": []}', r"did not answer as OpenAI's servers do: IndexError"),
@@ -167,6 +174,16 @@ def test_what_a_server_does_wrong_is_said_without_the_key(serve, monkeypatch, an
     assert server.url in str(found.value)
 
 
+def test_a_server_on_this_machine_is_asked_past_any_proxy(serve, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    proposer = Endpoint(url=serve("Only the colour.").url, model="big", timeout=5)
+    assert proposer.propose(situation(), 1, np.random.default_rng(0)) == ["Only the colour."]
+    with pytest.raises(MachineError, match=r"http://model\.invalid/v1 cannot be reached: .*refused"):  # by the proxy
+        Endpoint(url="http://model.invalid/v1", model="m", timeout=5).propose(situation(), 1, np.random.default_rng(0))
+
+
 def test_a_server_that_is_not_there_and_a_key_that_is_not_set(monkeypatch):
     with pytest.raises(MachineError, match=r"http://127\.0\.0\.1:9/v1 cannot be reached: .*refused"):
         Endpoint(url="http://127.0.0.1:9/v1", model="m", timeout=5).propose(situation(), 1, np.random.default_rng(0))
@@ -177,6 +194,24 @@ def test_a_server_that_is_not_there_and_a_key_that_is_not_set(monkeypatch):
     with pytest.raises(ConfigError, match="holds blanks or letters that no key has") as found:
         Endpoint(url="http://x/v1", model="m", key_from_environment="SOME_KEY").check()
     assert "lines" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (f"https://me:{KEY}@x/v1", "holds no password and no key; use key_from_environment"),
+        (f"me:{KEY}@x/v1", "begins with http:// or https:// and names a server"),
+        (f"https://x/v1?key={KEY}", "holds no password and no key; use key_from_environment"),
+        (f"https://x/v1#{KEY}", "holds no password and no key; use key_from_environment"),
+        (f"https://[{KEY}/v1", "begins with http:// or https:// and names a server"),
+        (f"ftp://x/{KEY}", "begins with http:// or https:// and names a server"),
+    ],
+)
+def test_an_address_with_a_key_in_it_is_refused_and_not_repeated(url, message):
+    with pytest.raises(ConfigError, match=message) as found:
+        validate(Prompt, {"proposer": {"kind": "endpoint", "url": url, "model": "m"}}, "r.yaml")
+    assert str(found.value).startswith("r.yaml: proposer.url: url ")
+    assert KEY not in str(found.value)
 
 
 def test_an_instruction_without_marks_is_taken_as_it_is():

@@ -1,10 +1,12 @@
 """The report's parts by themselves: the sentence, the choice of rows, and the geometry of the charts."""
 
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.stages.report import _status
 from tunesmith.stages.report.answers import KINDS, choose
 from tunesmith.stages.report.charts import MOST_POINTS, forest, panel, thin, ticks
 from tunesmith.stages.report.verdict import sentence, standing
@@ -73,3 +75,10 @@ def test_infinite_and_missing_figures_do_not_break_a_chart() -> None:
     assert chart.marks[0].left < chart.marks[0].dot < chart.marks[0].right
     assert panel("loss", [(1, nan)], last=10).clear == ""
     assert panel("loss", [(1, 2.0)], last=10).clear.startswith("M100.0 ")
+
+
+def test_a_prompt_looked_for_beside_the_run_does_not_keep_it_from_being_complete():
+    failed = {"prompt": {"state": "failed", "error": "no such luck"}}
+    for asked in (True, False):
+        source = SimpleNamespace(stages=("prompt",), states=failed, recipe={"evaluate": {"prompted": asked}})
+        assert (_status(source, None) is not None) == asked

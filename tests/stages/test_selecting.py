@@ -3,12 +3,17 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 import yaml
 
 from tunesmith.base import ConfigError, DataError, Run
 from tunesmith.base.files import read_json
 from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.retrieval import embedding
+from tunesmith.methods.selection import Chosen
+from tunesmith.methods.selection.random import Random
+from tunesmith.models import load as loading
 from tunesmith.stages.compare import pipelines, variants
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.prepare import STAGE, Prepare
@@ -88,6 +93,29 @@ def test_trainings_by_other_seeds_draw_other_rows_and_hold_out_the_same(source, 
     assert "draw" not in open_run(recipe, tmp_path / "run").prepare().manifest["context"]
 
 
+def test_what_a_choice_is_made_by_is_part_of_its_key(source, tmp_path, tiny_folder, monkeypatch):
+    """Where a package comes or the machine is another, rows are chosen anew, and the manifest says by what they were."""
+    recipe = tmp_path / "recipe.yaml"
+    tree = {"model": str(tiny_folder), "prepare": {"source": str(source), "max_tokens": 60, "cleaners": []}}
+    recipe.write_text(yaml.safe_dump(tree))
+
+    def made(select):
+        return open_run(recipe, tmp_path / "run", (f"prepare.select={select}",)).prepare()
+
+    monkeypatch.setattr(embedding, "find_spec", lambda name: None)
+    found = made("{kind: diversity, size: 20}")
+    assert found.manifest["spec"]["select"]["embedding"] == "svd"
+    assert made("{kind: diversity, size: 20, embedding: svd}").path == found.path
+    keys = set()
+    for here in ("fp32", "bf16"):
+        monkeypatch.setattr(loading, "resolve_precision", lambda given, here=here: here if given == "auto" else given)
+        found = made("{kind: difficulty, size: 20}")
+        assert found.manifest["spec"]["select"]["precision"] == here
+        assert made(f"{{kind: difficulty, size: 20, precision: {here}}}").path == found.path
+        keys.add(found.path)
+    assert len(keys) == 2
+
+
 def test_the_report_says_how_rows_were_chosen(source, tmp_path, tiny_folder):
     recipe = tmp_path / "recipe.yaml"
     select = {"kind": "distinct", "size": 20}
@@ -104,6 +132,32 @@ def test_the_report_says_how_rows_were_chosen(source, tmp_path, tiny_folder):
         f"20 of {20 + found['unchosen']} rows were chosen to learn from, by distinct (threshold 0.8, near duplicates"
         in page
     )
+
+
+def test_rows_that_were_not_chosen_do_not_hide_that_chosen_ones_are_cut_off(tmp_path, monkeypatch):
+    """Ten of sixty rows are cut off, which is not too many; a choice that takes all of these and two others is."""
+    lines = [{"prompt": f"Shade {n}?", "answer": "word " * (70 if n < 10 else 2)} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    about = {
+        "source": str(tmp_path / "rows.jsonl"),
+        "test_fraction": 0,
+        "validation_fraction": 0,
+        "max_tokens": 60,
+        "cleaners": (),
+    }
+    (tmp_path / "run").mkdir()
+
+    def made(**more):
+        return Run(tmp_path / "run").once(STAGE, Prepare(**about, **more), tokenizer_name="smollm2-135m", seed=0)
+
+    assert made().metrics["truncated"] == 10
+    monkeypatch.setattr(Random, "choose", lambda self, pool, count, seed: Chosen(np.arange(count)))
+    with pytest.raises(
+        DataError, match=r"10 of 12 rows chosen to learn from are longer than prepare\.max_tokens=60; raise it"
+    ):
+        made(select={"kind": "random", "size": 12})
+    assert made(select={"kind": "random", "size": 12}, refuse_above=0.9).metrics["train_rows"] == 12
+    assert made(select={"kind": "random", "size": 51}).metrics["truncated"] == 10
 
 
 def test_what_cannot_be_chosen_is_refused(source, tmp_path):

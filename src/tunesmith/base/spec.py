@@ -2,12 +2,21 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, LiteralString, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from .errors import ConfigError
+
+SECRET = "secret"
+"""Type of the problems whose value is not repeated."""
+
+
+def secret(message: LiteralString) -> PydanticCustomError:
+    """What a validator raises instead of ValueError where the value may hold a password: it is not shown."""
+    return PydanticCustomError(SECRET, message)
 
 
 class Spec(BaseModel):
@@ -135,13 +144,16 @@ def _explain(spec: type[Spec], tree: dict[str, Any], problem: Any) -> str:
         return f"{dotted}: 'kind' is missing; write {dotted}: {{kind: ...}}, see `tunesmith explain {dotted.split('.')[-1]}`"
     if problem["type"] == "missing":
         return f"{'.'.join([*_written(tree, place), place[-1]])}: is required and missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    said = f"{dotted or 'recipe'}: {message[:1].lower() + message[1:]}"
+    if problem["type"] == SECRET:
+        return said
     given = (
         problem["input"]
         if isinstance(problem["input"], str | int | float | bool | None)
         else type(problem["input"]).__name__
     )
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{dotted or 'recipe'}: {message[:1].lower() + message[1:]}; got {given!r}"
+    return f"{said}; got {given!r}"
 
 
 def _written(tree: Any, place: tuple[str | int, ...]) -> list[str]:

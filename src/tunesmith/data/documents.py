@@ -45,7 +45,7 @@ def document_files(path: str) -> tuple[Path, ...]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return find_files(path, "documents")
-    found = tuple(sorted(file for file in folder.rglob("*") if file.suffix in TEXTS and not file.name.startswith(".")))
+    found = tuple(sorted(file for file in folder.rglob("*") if file.suffix in TEXTS and not _hidden(file, folder)))
     if not found:
         raise DataError(
             f"{path}: holds no document; put .md or .txt files there, or name a .jsonl file of rows with 'text'"
@@ -53,18 +53,25 @@ def document_files(path: str) -> tuple[Path, ...]:
     return found
 
 
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
 def read_passages(path: str, words: int) -> list[Passage]:
     """Every document, cut into passages of about so many words; a file of a folder is called by its name there, a row by its `id`.
 
     Raises:
-        DataError: a row has no text, or two documents have the same name.
+        DataError: a row has no text, two documents have the same name, or none has a word.
     """
     texts: dict[str, str] = {}
     for name, text in _documents(path):
         if name in texts:
             raise DataError(f"{path}: two documents are called {name!r}; give each a name of its own")
         texts[name] = text
-    return [Passage(name, piece) for name, text in texts.items() for piece in pieces(text, words)]
+    found = [Passage(name, piece) for name, text in texts.items() for piece in pieces(text, words)]
+    if not found:
+        raise DataError(f"{path}: no document there has a word in it; put the texts there that questions are about")
+    return found
 
 
 def _documents(path: str) -> list[tuple[str, str]]:

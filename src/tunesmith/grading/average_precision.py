@@ -127,5 +127,5 @@ class AveragePrecision(Grader):
 
 
 def _answers(text: str, place: Place, classes: Mapping[str, str]) -> dict[str, str]:
-    """The answer that each class in this place makes, as a training row wrote it."""
+    """The answer that each class in this place makes, as the first test row of that class wrote it."""
     return {label: text[: place.start] + written + text[place.stop :] for label, written in classes.items()}

@@ -23,12 +23,12 @@ class Gate(Spec):
     """Whether it must beat the best prompt too, where `evaluate.prompted` has one looked for."""
     retrieval: bool = True
     """Whether a drop of accuracy, completeness or grounding that is shown on `evaluate.retrieval` keeps it back: the 95 % interval of a paired difference
-    lies below zero, with any retriever."""
+    lies below zero, with any retriever. So do fewer than `rows` questions, which could not show it."""
     margin: float | None = Field(default=5.0, gt=0)
     """By how many percent perplexity on the general rows may rise, at the upper end of its 95 % interval; empty turns
     this check off."""
     rows: int = Field(default=30, ge=1)
-    """Fewest rows that a decision may rest on."""
+    """Fewest rows, and questions about documents, that a decision may rest on."""
 
     def __call__(
         self, task: dict[str, Any], general: dict[str, Any] | None = None, retrieval: dict[str, Any] | None = None
@@ -46,7 +46,7 @@ class Gate(Spec):
         if self.margin is not None:
             checks.append(self._keeps(general, self.margin))
         if self.retrieval and retrieval:
-            checks += [_reads(kind, found, task["subject"]) for kind, found in retrieval.items()]
+            checks += [self._reads(kind, found, task["subject"]) for kind, found in retrieval.items()]
         return {"promote": all(passed for passed, _ in checks), "reasons": [reason for _, reason in checks]}
 
     def _beats(self, board: dict[str, Any], other: str) -> tuple[bool, str]:
@@ -83,22 +83,18 @@ class Gate(Spec):
             return True, f"{subject} keeps its general ability: {seen}, within the margin of {margin:g} %."
         return False, f"{subject} is not shown to keep its general ability: {seen}, the margin is {margin:g} %."
 
-
-def _reads(kind: str, found: dict[str, Any], subject: str) -> tuple[bool, str]:
-    """Whether answers from passages are not shown to have got worse."""
-    apart = {name: each["difference"] for name, each in found["measures"].items() if each["difference"] is not None}
-    told = {name: f"{name} {each['value']:+.1f} points ({_range(each)})" for name, each in apart.items()}
-    dropped = [name for name, each in apart.items() if each["high"] < 0]
-    recall = f"passages with what is needed were found for {found['recall']['value']:.0f} % of questions"
-    if dropped:
-        return (
-            False,
-            f"{subject} answers worse from passages found by {kind}: {'; '.join(told[name] for name in dropped)}; {recall}.",
-        )
-    return (
-        True,
-        f"{subject} is not shown to answer worse from passages found by {kind}: {'; '.join(told.values())}; {recall}.",
-    )
+    def _reads(self, kind: str, found: dict[str, Any], subject: str) -> tuple[bool, str]:
+        """Whether answers from passages are not shown to have got worse, on enough questions to show it."""
+        apart = {name: each["difference"] for name, each in found["measures"].items() if each["difference"] is not None}
+        told = {name: f"{name} {each['value']:+.1f} points ({_range(each)})" for name, each in apart.items()}
+        dropped = [name for name, each in apart.items() if each["high"] < 0]
+        recall = f"passages with what is needed were found for {found['recall']['value']:.0f} % of questions"
+        where = f"from passages found by {kind}"
+        if dropped:
+            return False, f"{subject} answers worse {where}: {'; '.join(told[name] for name in dropped)}; {recall}."
+        if found["questions"] < self.rows:
+            return False, f"Answers {where} rest on {found['questions']} questions; a decision needs {self.rows}."
+        return True, f"{subject} is not shown to answer worse {where}: {'; '.join(told.values())}; {recall}."
 
 
 def _range(found: dict[str, Any]) -> str:

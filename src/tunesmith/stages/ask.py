@@ -38,7 +38,8 @@ def ask(
     spec: Ask, prepared: Artifact, finetuned: Artifact | None = None, pruned: Artifact | None = None, *, out: Output, model: str,
     precision: Precision, adapter: dict[str, Any], shots: int = 0,
 ) -> None:  # fmt: skip
-    """Write `answers.json`, one for each test row, `likelihoods.json`, and, if they are wanted, `chances.json`; of the base where nothing was tuned, after `shots` worked examples.
+    """Write `answers.json`, one for each test row, `likelihoods.json`, and, if they are wanted, `chances.json`; of the base where nothing was tuned. After `shots` worked examples
+    there are answers alone, since likelihoods and chances are those of the prompt as it is.
 
     Raises:
         DataError: there are no test rows.
@@ -53,8 +54,8 @@ def ask(
     write_json(out / "answers.json", answer(loaded, test, Sampling(max_tokens=spec.max_tokens), worked))
     rows = load_split(prepared.path, "test")[: spec.rows] if spec.likelihoods and not shots else []
     write_json(out / "likelihoods.json", [[each.loss, each.tokens] for each in likelihoods(loaded, rows)])
-    if spec.chances is not None:
+    if spec.chances is not None and not shots:
         write_json(out / "chances.json", chances(loaded, test, spec.chances.asked(test)))
 
 
-STAGE = Stage("ask", 1, ask)
+STAGE = Stage("ask", 2, ask)

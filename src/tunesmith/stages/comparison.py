@@ -11,6 +11,7 @@ from tunesmith.base.proof import Proof
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.data.render import Renderer
 from tunesmith.grading import Likelihood
+from tunesmith.grading.gate import PROMPTED
 from tunesmith.grading.perplexity import Perplexity
 from tunesmith.grading.scoreboard import scoreboard
 from tunesmith.models.generate import Sampling
@@ -43,7 +44,7 @@ class Task:
         self.rows = rows if self.reads else rows[:PROBE]  # without such a grader a few serve the proof
         self.general = [] if self.spec.general is None else general_examples(self.spec.general)
         self.general_rows = [Renderer(loaded.tokenizer).row(example) for example in self.general]
-        self.answers = _answers(source.evaluated)
+        self.answers = _answers(source.evaluated, (*self.spec.gate.beat, PROMPTED))
         self.likelihoods: dict[str, list[Likelihood]] = {}
         self.tell = asking(self.spec.graders, self.examples)
         self.chances: dict[str, list[Told]] = {}
@@ -73,7 +74,15 @@ class Task:
         general = None
         if self.general:
             general = scoreboard(self.general, {}, (Perplexity(),), likelihoods=self.generally, subject=SUBJECT)
-        return {"task": board, "general": general, "gate": self.spec.gate(board, general)}
+        return {"task": board, "general": general, "gate": self._decided(board, general)}
+
+    def _decided(self, board: dict[str, Any], general: dict[str, Any] | None) -> dict[str, Any]:
+        """What the run's gate says; of answers from documents, which it may ask for too, nothing is known."""
+        said = self.spec.gate(board, general)
+        if self.spec.retrieval is None or not self.spec.gate.retrieval:
+            return said
+        missing = f"{SUBJECT} was not asked about documents; set evaluate.gate.retrieval to false in {self.name}, evaluate it and merge again to do without."
+        return {"promote": False, "reasons": [*said["reasons"], missing]}
 
     def prove(self, proof: Proof) -> None:
         """Claims about what was measured."""
@@ -91,7 +100,7 @@ def compare(
 ) -> None:  # fmt: skip
     """Write `results.json` (for each run its scoreboards and its gate's decision), `comparison.md`, and the proof.
 
-    What base and a run's own model answered is read from the run's evaluation; likelihoods are computed anew.
+    What base, a run's own model and the rivals that its gate names answered is read from the run's evaluation; likelihoods are computed anew.
     """
     sources = [Source(name, *parents[4 * place : 4 * place + 4]) for place, name in enumerate(names)]
     loaded = load(model, served(precision))
@@ -117,11 +126,12 @@ def compare(
     proof.write(out / "proof.json")
 
 
-def _answers(evaluated: Artifact) -> dict[str, list[str]]:
-    """What base and the run's own model answered."""
+def _answers(evaluated: Artifact, rivals: Sequence[str]) -> dict[str, list[str]]:
+    """What base and the run's own model answered, and those of its rivals that it was compared with."""
     lines = (evaluated / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     given = [json.loads(line)["answers"] for line in lines]
-    return {name: [one[system] for one in given] for system, name in SYSTEMS.items()}
+    names = {**SYSTEMS, **{rival: rival for rival in rivals if rival in given[0] and rival not in SYSTEMS}}
+    return {name: [one[system] for one in given] for system, name in names.items()}
 
 
 def _figures(results: dict[str, Any]) -> dict[str, Any]:
@@ -144,4 +154,4 @@ def table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\n{kinds}; 95 % intervals over rows, differences paired.\n\n{reasons}\n"
 
 
-STAGE = Stage("evaluate", 1, compare)
+STAGE = Stage("evaluate", 2, compare)

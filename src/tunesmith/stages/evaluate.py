@@ -61,16 +61,17 @@ class Evaluate(Spec):
 
     @model_validator(mode="after")
     def _prompts_are_judged(self) -> Self:
-        deciding = (
-            next((each for each in self.graders if each.kind == self.gate.task), self.graders[0])
-            if self.graders
-            else None
-        )
-        if self.prompted and self.gate.prompted and deciding is not None and deciding.reads != "answers":
+        deciding = self.judges[:1]
+        if self.prompted and self.gate.prompted and any(grader.reads != "answers" for grader in deciding):
             raise ValueError(
-                f"the best prompt is worth what its answers are, and the gate decides by {deciding.kind}; set gate.task to a grader of answers, or gate.prompted to false"
+                f"the best prompt is worth what its answers are, and the gate decides by {deciding[0].kind}; set gate.task to a grader of answers, or gate.prompted to false"
             )
         return self
+
+    @property
+    def judges(self) -> tuple[Grader, ...]:
+        """The graders, that which the gate decides by before the others."""
+        return tuple(sorted(self.graders, key=lambda grader: grader.kind != self.gate.task))
 
     def settled(self) -> Self:
         """With what depends on this installation decided."""
@@ -150,11 +151,12 @@ def learnt_from(prepared: Artifact, finetuned: Artifact) -> list[Example]:
 
 
 def check(spec: Evaluate, prepared: Artifact) -> None:
-    """Refuse graders of answers where all rows are plain text, and documents that cannot be asked about, before anything is trained.
+    """Refuse graders of answers where all rows are plain text, rows that a grader cannot read, and documents that cannot be asked about, before anything is trained.
 
     Raises:
         ConfigError: naming the graders.
-        DataError: documents or questions are not what they should be.
+        DataError: test rows, documents or questions are not what they should be.
+        MachineError: a retriever's package is missing.
     """
     formats = {source["format"] for source in read_json(prepared / "summary.json")["sources"]}
     reading = [grader.kind for grader in spec.graders if grader.reads in ("answers", "chances")]
@@ -162,6 +164,8 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
         raise ConfigError(
             f"evaluate.graders: {', '.join(reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
         )
+    if test := load_examples(prepared.path, "test")[: spec.rows]:
+        asking(spec.graders, test)
     if spec.retrieval is not None:
         spec.retrieval.check()
 

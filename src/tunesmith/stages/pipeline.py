@@ -92,7 +92,7 @@ class Pipeline(Stages[Recipe]):
 
     def prepare(self) -> Artifact:
         """Examples and rows."""
-        spec, about = self.recipe.prepare, {"tokenizer_name": self.recipe.model, "seed": self.split_seed}
+        spec, about = self.recipe.prepare.settled(), {"tokenizer_name": self.recipe.model, "seed": self.split_seed}
         if spec.select is not None:
             about["draw"] = self.recipe.seed
         return self.run.once(prepare.STAGE, spec, inputs=(*input_files(spec), *_named(self.recipe.model)), **about)
@@ -119,7 +119,7 @@ class Pipeline(Stages[Recipe]):
         evaluate.check(measured, prepared)
         if measured.prompted:
             learnt = self.recipe.finetune.rows
-            prompting.check(self.recipe.prompt, prepared, measured.graders, self.recipe.seed, learnt)
+            prompting.check(self.recipe.prompt, prepared, measured.judges, self.recipe.seed, learnt)
         self.checked.add(prepared.id)
 
     def _plan(self, prepared: Artifact) -> None:
@@ -177,7 +177,7 @@ class Pipeline(Stages[Recipe]):
     def prompt(self) -> Artifact:
         """The best prompt for the model before training."""
         measured, learnt = self.recipe.evaluate, self.recipe.finetune.rows
-        about = {"graders": [grader.model_dump(mode="json") for grader in measured.graders], "rows": measured.rows}
+        about = {"graders": [grader.model_dump(mode="json") for grader in measured.judges], "rows": measured.rows}
         about |= {"learnt": learnt} if learnt is not None else {}
         return self.run.once(
             prompting.STAGE, self.recipe.prompt.settled(), self.prepare(), inputs=(*_named(self.recipe.model), *_read_by(measured.graders)),

@@ -83,7 +83,8 @@ class Prepare(Spec):
     select: Selector | None = None
     """Which rows are learnt from, of those that cleaners leave; null learns from all. Test and validation rows stay what they are."""
     refuse_above: float = Field(default=0.2, ge=0, le=1)
-    """Share of rows, quarantined or truncated, above which nothing is prepared and the reasons are shown instead."""
+    """Share of rows, quarantined or truncated, above which nothing is prepared and the reasons are shown instead; of rows chosen by `select`, truncated
+    ones."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -101,6 +102,10 @@ class Prepare(Spec):
         if self.stratify and self.group:
             raise ValueError("stratify and group exclude each other; keep the one that matters more")
         return self
+
+    def settled(self) -> Self:
+        """With what depends on this machine decided."""
+        return self if self.select is None else self.model_copy(update={"select": self.select.settled()})
 
     def given(self) -> dict[str, tuple[str | tuple[str, ...], int | None]]:
         """Per split that comes from files of its own: where from, and how many rows at most."""
@@ -151,6 +156,7 @@ def prepare(spec: Prepare, *, out: Output, tokenizer_name: str, seed: int, draw:
         tables = {name: _write(splits[name], name, spec, rendering, taken, writer) for name in SPLITS}
         taken.ledger.write(out / "ledger.jsonl")
         _refuse(spec, taken.ledger, out, len(tables["train"].lengths))
+        _refuse_cut(spec, taken.ledger, out)
         if spec.classes and not tables["train"].classes.keys() - {NONE}:
             raise DataError(
                 f"prepare.classes: no row for train has {spec.classes!r}; name a field beside the rows, `answer`, or one in a JSON answer"
@@ -247,6 +253,17 @@ def _refuse(spec: Prepare, ledger: Ledger, out: Output, train: int) -> None:
         raise DataError(
             f"{len(bad)} of {found['rows']} rows for {name} cannot be used as they are ({reasons}); {first}; "
             f"{mend}, or raise prepare.refuse_above; all are listed in {out / 'ledger.jsonl'}"
+        )
+
+
+def _refuse_cut(spec: Prepare, ledger: Ledger, out: Output) -> None:
+    """Stop if too many of the rows to learn from are cut off; those that were not chosen, whole or not, do not make it less."""
+    found = ledger.counts("train")
+    learnt = found["used"] + found["truncated"]
+    if found["truncated"] > spec.refuse_above * learnt and spec.select is not None:
+        raise DataError(
+            f"{found['truncated']} of {learnt} rows chosen to learn from are longer than prepare.max_tokens={spec.max_tokens}; raise it, choose other rows by "
+            f"prepare.select, or raise prepare.refuse_above; all are listed in {out / 'ledger.jsonl'}"
         )
 
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,10 @@ class Selector(Family):
                 f"prepare.select: {wanted:,} rows are wanted, and there are {there:,} to learn from; lower prepare.select.size"
             )
         return wanted
+
+    def settled(self) -> Self:
+        """The same with what depends on this machine decided, so that a choice names what made it."""
+        return self
 
     @abstractmethod
     def choose(self, pool: Pool, count: int, seed: int) -> Chosen:

@@ -1,6 +1,6 @@
 """Rows by how hard the model finds their answers before it learns: their mean loss, or EL2N (Paul et al., 2021, arXiv:2107.07075)."""
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
@@ -20,13 +20,22 @@ class Difficulty(Selector):
     take: Literal["hardest", "middle", "easiest"] = "hardest"
     """Which rows; `middle` leaves out as many harder as easier ones."""
 
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the model computes in while it reads them; `auto` takes bf16 where the machine multiplies it natively, else fp32."""
+
+    def settled(self) -> Self:
+        """With `auto` decided."""
+        from tunesmith.models.load import resolve_precision
+
+        return self.model_copy(update={"precision": resolve_precision(self.precision)})
+
     def choose(self, pool: Pool, count: int, seed: int) -> Chosen:
-        """By the model as it is found, in the precision that `auto` comes to; nothing is drawn."""
+        """By the model as it is found; nothing is drawn."""
         from tunesmith.models.difficulty import difficulties  # torch, which preparing else does without
         from tunesmith.models.load import load
 
         del seed
-        score_N = difficulties(load(pool.model, "auto"), pool.rows, self.measure)
+        score_N = difficulties(load(pool.model, self.precision), pool.rows, self.measure)
         order_N = np.argsort(-score_N, kind="stable")  # the hardest first; of equals the earlier one
         start = {"hardest": 0, "middle": (len(order_N) - count) // 2, "easiest": len(order_N) - count}[self.take]
         places = order_N[start : start + count]

@@ -1,6 +1,6 @@
 """Rows that leave no other far from a chosen one: k-center greedy (Gonzalez, 1985; Sener and Savarese, 2018, arXiv:1708.00489) on embeddings."""
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,10 @@ class Diversity(Selector):
     embedding: Literal["auto", "minilm", "svd"] = "auto"
     """What prompts are compared by: `minilm`, sentence embeddings of the first 256 word pieces (extra `rag`); `svd`, TF-IDF reduced to 128 directions; `auto`
     takes minilm where it is installed. The summary names what it came to."""
+
+    def settled(self) -> Self:
+        """With `auto` decided."""
+        return self.model_copy(update={"embedding": Embedding(model=self.embedding).settled().model})
 
     def choose(self, pool: Pool, count: int, seed: int) -> Chosen:
         """Distances are those between embeddings of length 1, from 0 to 2."""

@@ -89,6 +89,18 @@ class Prompt(Spec):
             return self.retrievers
         return (self.embedding,) if "diverse" in self.ways and self.embedding is not None else ()
 
+    def check(self) -> None:
+        """Find out before anything is computed what the ways that are tried lack.
+
+        Raises:
+            ConfigError: the proposer lacks something.
+            MachineError: a retriever's package is missing.
+        """
+        if "optimised" in self.ways:
+            self.proposer.check()
+        for retriever in self.indexed:
+            retriever.index(["one text"])
+
     def settled(self) -> Self:
         """With what depends on this installation decided."""
         return self.model_copy(update={"retrievers": tuple(each.settled() for each in self.retrievers)})

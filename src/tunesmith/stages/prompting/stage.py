@@ -82,8 +82,9 @@ def check(
     Raises:
         ConfigError: there is no such grader, or the proposer lacks something.
         DataError: there are too few training rows.
+        MachineError: a retriever's package is missing.
     """
-    spec.proposer.check()
+    spec.check()
     grader = next((grader for grader in graders if grader.reads == "answers"), None)
     if grader is None:
         raise ConfigError(

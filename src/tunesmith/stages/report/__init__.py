@@ -67,7 +67,10 @@ def _before(result: dict[str, Any] | None) -> str | None:
 
 def _status(source: Source, trained: dict[str, Any] | None) -> dict[str, str] | None:
     """What keeps the run from being complete, the earliest stage first; None if nothing does."""
+    asked = source.recipe.get("evaluate", {}).get("prompted", False)  # else a prompt was looked for beside the run
     for stage in source.stages:
+        if stage == "prompt" and not asked:
+            continue
         waits = stage in ("prune", "deploy", "monitor")  # for who asks for it, for the gate, and for requests
         state = source.states.get(stage, {"state": "done" if waits else "missing"})
         progress = (

@@ -5,14 +5,15 @@ import os
 import re
 from http.client import HTTPException
 from typing import Any, Literal
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from tunesmith.base import ConfigError, MachineError
+from tunesmith.base.spec import secret
 
 from .base import Proposer, Situation
 
@@ -42,13 +43,14 @@ class Endpoint(Proposer):
     @field_validator("url")
     @classmethod
     def _without_password(cls, url: str) -> str:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            parts = urlsplit("")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise secret("url is written into the run, so it holds no password and no key; use key_from_environment")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("url begins with http:// or https:// and names a server")
-        if "@" in parts.netloc or parts.query:
-            raise ValueError(
-                "url is written into the run, so it holds no password and no key; use key_from_environment"
-            )
+            raise secret("url begins with http:// or https:// and names a server")
         return url.rstrip("/")
 
     def check(self) -> None:
@@ -87,12 +89,12 @@ class Endpoint(Proposer):
         }
         request = Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
         try:
-            with build_opener(_Stay).open(request, timeout=self.timeout) as answer:
+            with _opener(self.url).open(request, timeout=self.timeout) as answer:
                 return self._hidden(_said(answer.read()))
         except HTTPError as error:
-            said = error.read().decode("utf-8", "replace")
-            raise MachineError(self._refused(f"answered {error.code} {error.reason}: {said}")) from None
-        except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
+            told = f"answered {error.code} {error.reason}: {_complaint(error)}"
+            raise MachineError(self._refused(told)) from None
+        except (OSError, HTTPException) as error:  # of names, connections, certificates and times, while reading too
             raise MachineError(self._refused(f"cannot be reached: {getattr(error, 'reason', None) or error}")) from None
         except (ValueError, LookupError, TypeError) as error:
             raise MachineError(self._refused(f"did not answer as OpenAI's servers do: {error!r}")) from None
@@ -111,6 +113,21 @@ class _Stay(HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         """None: the answer counts as a refusal."""
+
+
+def _opener(url: str) -> OpenerDirector:
+    """What asks a server; one on this machine is asked directly, whatever proxy the environment names."""
+    host = urlsplit(url).hostname or ""
+    here = host == "localhost" or host == "::1" or host.startswith("127.")
+    return build_opener(_Stay, *([ProxyHandler({})] if here else []))
+
+
+def _complaint(error: HTTPError) -> str:
+    """What a server says of its refusal, as far as it comes."""
+    try:
+        return error.read().decode("utf-8", "replace")
+    except (OSError, HTTPException) as broken:
+        return f"(the rest was lost: {broken!r})"
 
 
 def _said(raw: bytes) -> str:
