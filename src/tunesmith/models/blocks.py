@@ -63,7 +63,7 @@ class Group:
         first = self.bases[0].weight.new_empty(0, dtype=dtype)
         self.width = self.bases[0].in_features
         ranks = [layer.width if isinstance(layer, LoRALinear) else 0 for layer in layers]
-        room = sum(ranks)
+        room = sum(ranks) + sum(ranks) % 2  # even, as products in pairs want it
         rows, biased = sum(base.out_features for base in self.bases), any(base.bias is not None for base in self.bases)
         self.base: Quantised | None = None
         self.columns = 0 if isinstance(self.bases[0], QuantisedLinear) else self.width  # of W, in the joint weight

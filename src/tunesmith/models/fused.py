@@ -59,6 +59,11 @@ class Decoder:
                 group.release()
 
     @property
+    def paired(self) -> bool:
+        """Whether inputs can be multiplied in pairs, as the compiled decoding step does."""
+        return all(group.width % 2 == 0 for block in self.blocks for group in block.groups)
+
+    @property
     def head(self) -> Tensor:
         """Weight [V, D] of the output head."""
         weight: Tensor = self.model.get_output_embeddings().weight

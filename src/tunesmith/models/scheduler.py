@@ -159,4 +159,5 @@ def decoding_of(loaded: Loaded) -> type[Decoding]:
     """How a model decodes."""
     if not loaded.forest:
         return PaddedDecoding
-    return GenericDecoding if loaded.decoder() is None else FusedDecoding
+    decoder = loaded.decoder()
+    return GenericDecoding if decoder is None or not decoder.paired else FusedDecoding

@@ -1,65 +1,95 @@
 // Rows of several sequences, new tokens and stretches of prompts, through all layers in one call, for an element type REAL.
 //
-// Activations are float between products and stand row by row as right sides of products whose left side is the model's own weight (weights.h).
+// Activations are float between products and stand feature by feature as right sides of products whose left side is the model's own
+// weight: weights are read as they lie and nothing of them is packed. A right side is cut into panels of PANEL columns, a column a row of
+// the batch. Every number is summed in an order that depends on its own sequence alone, so a row's bits are the same whatever rows are beside it.
 //
 // Keys and values lie in pages of PAGE positions: [groups][deep / PAIR][PAGE][PAIR] and [groups][PAGE / PAIR][deep][PAIR].
 
-// Fill features from `feature` on of a row.
-static inline void NAME(put)(const struct NAME(side) *side, long feature, long row, const float *values, long count) {
-    NAME(to_packed)(values, side->at + row * side->tall + feature, count);
+// A right side: panels [features / PAIR][columns][PAIR], each `tall` features high.
+struct NAME(side) {
+    PACKED *at;
+    long tall, broad;
+};
+
+static inline long NAME(panel)(const struct NAME(side) *side, long column) {
+    long rest = side->broad - column / PANEL * PANEL;
+    return rest < PANEL ? rest : PANEL;
+}
+
+// Fill features from `feature` on of a column.
+static void NAME(put)(const struct NAME(side) *side, long feature, long column, const float *values, long count) {
+    long columns = NAME(panel)(side, column);
+    PACKED *to = side->at + column / PANEL * PANEL * side->tall + column % PANEL * PAIR;
+#if PAIR == 2
+    if (feature % 2 == 0)
+        for (; count > 1; count -= 2, feature += 2, values += 2) {
+            uint32_t both = store_bf16(values[0]) | (uint32_t)store_bf16(values[1]) << 16;
+            memcpy(to + feature * columns, &both, 4);
+        }
+#endif
+    for (long i = feature; i < feature + count; i++) to[i / PAIR * columns * PAIR + i % PAIR] = TO_PACK(values[i - feature]);
 }
 
 // The low-rank features of a right side; all of a team's threads together.
 static void NAME(narrow_down)(const struct linear *w, const struct NAME(side) *side, long batch) {
-    float narrow[PANEL * WIDE];
+    float tile[6 * PANEL];
 #pragma omp for schedule(static) collapse(2)
-    for (long first = 0; first < w->room; first += WIDE)
+    for (long first = 0; first < w->room; first += 6)
         for (long left = 0; left < batch; left += PANEL) {
-            long rows = w->room - first < WIDE ? w->room - first : WIDE, count = batch - left < PANEL ? batch - left : PANEL;
-            const REAL *down = (const REAL *)w->down + first * w->width;
-            NAME(multiply)(down, w->width, rows, side->at + left * side->tall, side->tall, count, w->width, narrow, WIDE);
-            for (long b = 0; b < count; b++) NAME(put)(side, w->width + first, left + b, narrow + b * WIDE, rows);
+            long rows = w->room - first < 6 ? w->room - first : 6, columns = NAME(panel)(side, left);
+            memset(tile, 0, rows * columns * 4);
+            NAME(weight_product)((const REAL *)w->down + first * w->width, w->width, side->at + left * side->tall, columns, tile, columns,
+                                 rows, w->width, columns);
+            for (long r = 0; r < rows; r++)
+                for (long b = left; b < batch && b < left + PANEL; b++)
+                    NAME(put)(side, w->width + first + r, b, tile + r * columns + b - left, 1);
         }
 }
 
-// out[b][row] = weight side + bias, for some rows of the weight and some of the batch.
-static void NAME(slice)(const struct linear *w, const struct NAME(side) *side, long first, long rows, long left, long count, float *out,
-                        long ld_out) {
-    const REAL *weight = (const REAL *)w->weight + first * w->ld, *bias = w->bias;
-    NAME(multiply)(weight, w->ld, rows, side->at + left * side->tall, side->tall, count, w->width + w->room, out, ld_out);
-    for (long b = 0; bias && b < count; b++)
-        for (long r = 0; r < rows; r++) out[b * ld_out + r] += LOAD(bias[first + r]);
+// tile[rows, columns] = weight side + bias, for some rows of the weight and one panel.
+static void NAME(slice)(const struct linear *w, const struct NAME(side) *side, long first, long rows, long left, float *tile) {
+    long columns = NAME(panel)(side, left);
+    for (long r = 0; r < rows; r++) {
+        float bias = w->bias ? LOAD(((const REAL *)w->bias)[first + r]) : 0.0f;
+        for (long c = 0; c < columns; c++) tile[r * columns + c] = bias;
+    }
+    NAME(weight_product)((const REAL *)w->weight + first * w->ld, w->ld, side->at + left * side->tall, columns, tile, columns, rows,
+                         w->width + w->room, columns);
 }
 
 // out[b, row] = weight side + bias; all of a team's threads together.
 static void NAME(linear)(const struct linear *w, const struct NAME(side) *side, long batch, float *out) {
+    float tile[SLICE * PANEL];
     NAME(narrow_down)(w, side, batch);
 #pragma omp for schedule(static) collapse(2)
     for (long first = 0; first < w->rows; first += SLICE)
         for (long left = 0; left < batch; left += PANEL) {
             long rows = w->rows - first < SLICE ? w->rows - first : SLICE, count = batch - left < PANEL ? batch - left : PANEL;
-            NAME(slice)(w, side, first, rows, left, count, out + left * w->rows + first, w->rows);
+            NAME(slice)(w, side, first, rows, left, tile);
+            turn_over(tile, NAME(panel)(side, left), rows, count, out + left * w->rows + first, w->rows);
         }
 }
 
 // to = activation(gate) up of the rows of a weight that holds the one above the other; all of a team's threads together.
 static void NAME(gated)(const struct linear *w, const struct NAME(side) *side, long batch, long kind, const struct NAME(side) *to) {
-    long inner = w->rows / 2, half = SLICE / 2;
-    float gate[SLICE * PANEL], *up = gate + half * PANEL, slope;
+    long inner = w->rows / 2;
+    float gate[SLICE * PANEL], *up = gate + SLICE / 2 * PANEL, slope;
     NAME(narrow_down)(w, side, batch);
 #pragma omp for schedule(static) collapse(2)
-    for (long first = 0; first < inner; first += half)
+    for (long first = 0; first < inner; first += SLICE / 2)
         for (long left = 0; left < batch; left += PANEL) {
-            long rows = inner - first < half ? inner - first : half, count = batch - left < PANEL ? batch - left : PANEL;
-            NAME(slice)(w, side, first, rows, left, count, gate, half);
-            NAME(slice)(w, side, inner + first, rows, left, count, up, half);
+            long rows = inner - first < SLICE / 2 ? inner - first : SLICE / 2, columns = NAME(panel)(side, left);
+            NAME(slice)(w, side, first, rows, left, gate);
+            NAME(slice)(w, side, inner + first, rows, left, up);
             if (kind == SILU)
-                for (long b = 0; b < count; b++)
-                    for (long i = b * half; i < b * half + rows; i++) gate[i] = activate(gate[i], SILU, &slope) * up[i];
+                for (long i = 0; i < rows * columns; i++) gate[i] = activate(gate[i], SILU, &slope) * up[i];
             else
-                for (long b = 0; b < count; b++)
-                    for (long i = b * half; i < b * half + rows; i++) gate[i] = activate(gate[i], GELU_TANH, &slope) * up[i];
-            for (long b = 0; b < count; b++) NAME(put)(to, first, left + b, gate + b * half, rows);
+                for (long i = 0; i < rows * columns; i++) gate[i] = activate(gate[i], GELU_TANH, &slope) * up[i];
+            PACKED *at = to->at + left * to->tall;
+            for (long r = 0; r < rows; r++)
+                for (long c = 0; c < columns; c++)
+                    at[(first + r) / PAIR * columns * PAIR + c * PAIR + (first + r) % PAIR] = TO_PACK(gate[r * columns + c]);
         }
 }
 
@@ -203,25 +233,25 @@ static void NAME(attend_all)(const struct layer *layer, const struct cache *cach
     free(ask), free(weight), free(score), free(out);
 }
 
-// Numbers that the right side of any of a layer's products but the last has for each row.
+// Numbers that the right side of any of a layer's products but the last has for each column.
 static long NAME(tallest)(const struct layer *layer) {
     const struct linear *all[] = {&layer->joint, &layer->out, &layer->gate_up};
     long most = 0;
     for (int i = 0; i < 3; i++) most = all[i]->width + all[i]->room > most ? all[i]->width + all[i]->room : most;
-    return most;
+    return most + most % PAIR;
 }
 
-static struct NAME(side) NAME(new_side)(long features, long batch) {
-    long tall = (features + WIDE * PAIR - 1) / (WIDE * PAIR) * WIDE * PAIR;
-    struct NAME(side) side = {aligned(tall * batch * sizeof(PACKED)), tall};
-    memset(side.at, 0, tall * batch * sizeof(PACKED));
+static struct NAME(side) NAME(new_side)(long tall, long batch) {
+    long broad = batch <= NARROW ? NARROW : DEEP(batch);
+    struct NAME(side) side = {aligned(tall * broad * sizeof(PACKED)), tall, broad};
+    memset(side.at, 0, tall * side.broad * sizeof(PACKED));
     return side;
 }
 
 // residual [rows, features] passes through layers, in place; the rows' keys and values are kept.
 void NAME(decode_layers)(const struct layer *layers, const struct cache *caches, long count, const struct step *step, float *residual) {
     long batch = step->rows, features = layers->joint.width, inner = layers->down.width + layers->down.room;
-    struct NAME(side) side = NAME(new_side)(NAME(tallest)(layers), batch), gated = NAME(new_side)(inner, batch);
+    struct NAME(side) side = NAME(new_side)(NAME(tallest)(layers), batch), gated = NAME(new_side)(inner + inner % PAIR, batch);
     float *qkv = aligned(batch * layers->joint.rows * 4), *update = aligned(batch * features * 4);
 #pragma omp parallel
     for (const struct layer *layer = layers; layer < layers + count; layer++) {

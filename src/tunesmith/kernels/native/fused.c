@@ -16,7 +16,7 @@
 #define SMALL 8192 // elements below which a second thread costs more than it brings
 #define LANES 32   // of a running maximum
 #define SLICE 48   // rows of a weight that a thread takes at a time when decoding
-#define PANEL 64   // rows of a batch that it takes with them
+#define PANEL 64   // columns of a right side that it takes with them
 #define PAGE 64    // positions whose keys and values lie together
 
 // What a register of this instruction set holds, and how many of them a row of a small product is wide.
@@ -31,6 +31,10 @@
 #define VECTORS 2
 #endif
 typedef float lanes __attribute__((vector_size(WIDE * 4)));
+
+// Columns of the narrowest right side.
+#define NARROW (WIDE < 8 ? WIDE : 8)
+typedef float narrow_lanes __attribute__((vector_size(NARROW * 4)));
 
 static inline lanes load_lanes(const float *from) {
     lanes found;
@@ -48,8 +52,29 @@ typedef int32_t places __attribute__((vector_size(WIDE * 4)));
 #define LANE_BY_LANE(place, far) FOUR(place, 0, far)
 #endif
 #define FOUR(place, lane, far) place(lane, far), place(lane + 1, far), place(lane + 2, far), place(lane + 3, far)
-#define OWN(lane, far) ((lane) & (far) ? WIDE + (lane) : (lane))
-#define ACROSS(lane, far) ((lane) ^ (far))
+#define EVEN(lane, far) ((lane) & (far) ? WIDE + (lane) - (far) : (lane))
+#define ODD(lane, far) ((lane) & (far) ? WIDE + (lane) : (lane) + (far))
+#define EXCHANGE(far)                                                                                                                     \
+    for (int i = 0; far < WIDE && i < WIDE; i++)                                                                                          \
+        if (!(i & far)) {                                                                                                                 \
+            lanes one = row[i], other = row[i + far];                                                                                     \
+            row[i] = __builtin_shuffle(one, other, (places){LANE_BY_LANE(EVEN, far)});                                                    \
+            row[i + far] = __builtin_shuffle(one, other, (places){LANE_BY_LANE(ODD, far)});                                               \
+        }
+
+// to[column * ld_to + row] = from[row * ld + column]
+static void turn_over(const float *from, long ld, long rows, long columns, float *to, long ld_to) {
+    long tall = rows / WIDE * WIDE, broad = columns / WIDE * WIDE;
+    for (long r = 0; r < tall; r += WIDE)
+        for (long c = 0; c < broad; c += WIDE) {
+            lanes row[WIDE];
+            for (int i = 0; i < WIDE; i++) row[i] = load_lanes(from + (r + i) * ld + c);
+            EXCHANGE(1) EXCHANGE(2) EXCHANGE(4) EXCHANGE(8)
+            for (int i = 0; i < WIDE; i++) memcpy(to + (c + i) * ld_to + r, &row[i], sizeof(lanes));
+        }
+    for (long c = 0; c < columns; c++)
+        for (long r = c < broad ? tall : 0; r < rows; r++) to[c * ld_to + r] = from[r * ld + c];
+}
 
 static void *aligned(long bytes) {
     void *found = aligned_alloc(64, (bytes + 63) / 64 * 64);
@@ -174,7 +199,6 @@ static inline void nf4_block(const uint8_t *codes, long count, float scale, floa
 #include "nf4.h"
 #include "product.h"
 #include "attention.h"
-#include "weights.h"
 #include "decode.h"
 #undef REAL
 #undef REAL_IS_BF16
@@ -195,5 +219,4 @@ static inline void nf4_block(const uint8_t *codes, long count, float scale, floa
 #include "nf4.h"
 #include "product.h"
 #include "attention.h"
-#include "weights.h"
 #include "decode.h"
