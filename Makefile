@@ -69,8 +69,9 @@ docs: $(VENV)/docs
 	$(BIN)/python docs/generate.py
 	$(BIN)/zensical build --clean --strict
 
+# The same trials on the peer: make torture PEER=.venv-trl/bin/python
 torture: $(VENV)/dev
-	$(BIN)/python -m pytest -m torture --timeout=3600
+	$(BIN)/python -m pytest -m torture --whole --timeout=3600 $(if $(PEER),--peer $(PEER))
 
 clean:
 	rm -rf $(VENV) runs build dist site

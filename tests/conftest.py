@@ -33,8 +33,18 @@ LONG = ("test_pipeline.py", "test_fused_operations.py", "test_wrong_inputs.py")
 """Files whose tests start programs: they begin, so that the end is many short files, which two processes share evenly."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order tests by their file: the long ones, those of the stages, the rest."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the torture tests (`make torture`)."""
+    parser.addoption("--whole", action="store_true", help="torture with all trials, and keep what they came to")
+    parser.addoption("--peer", help="the Python of an environment with TRL, to be tried too")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order tests by their file: the long ones, those of the stages, the rest. A whole torture is what `-m torture` chooses."""
+    for item in items:
+        if config.getoption("--whole") and item.path.parent.name == "torture":
+            item.add_marker("torture")
     items.sort(key=lambda item: (item.path.name not in LONG, item.path.parent.name != "stages"))
 
 
