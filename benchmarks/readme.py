@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 FINETUNE, SERVING = ROOT / "docs" / "stages" / "finetune.md", ROOT / "docs" / "serving.md"
 METHODS, DATA_CURVE = ROOT / "docs" / "methods.md", ROOT / "docs" / "data-curve.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
 
 
 def minutes(seconds: float) -> str:
@@ -154,6 +155,34 @@ def curved(result: dict[str, Any]) -> str:
     return "\n".join([*lines, f"Measured on {measured(result)} (`python benchmarks/data_curve.py`)."])
 
 
+def tortured(result: dict[str, Any]) -> str:
+    """A line for each test: what was tried, what held, what failed in silence, and the same of the peer."""
+    ours = [found["tunesmith"] for found in result.values() if "tunesmith" in found]
+    lines = [
+        "| test | holds | trials | held | failed in silence | at most (95 %) | TRL: held | in silence |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    order = {kind: place for place, kind in enumerate("RDX")}
+    for one in sorted(ours, key=lambda one: (order[one["id"][0]], int(one["id"][1:].split("-")[0]), one["id"])):
+        peer = result[one["id"]].get("trl")
+        beside = f"{peer['passes']} of {peer['total']} | {peer['silent']}" if peer else " | "
+        at_most = f"{100 * one['silent_at_most']:.1f} %"
+        lines.append(
+            f"| {one['id']} | {one['title']} | {one['total']} | {one['passes']} | {one['silent']} | {at_most} | {beside} |"
+        )
+    total, silent = sum(one["total"] for one in ours), sum(one["silent"] for one in ours)
+    last = max(ours, key=lambda one: one["date"])
+    return "\n".join(
+        [
+            f"Silent failures: **{silent}** in {total:,} trials.",
+            "",
+            *lines,
+            "",
+            f"Measured on {measured(last)} (`make torture`).",
+        ]
+    )
+
+
 FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "first_run": (README, first_run),
     "training": (README, against),
@@ -165,6 +194,7 @@ FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "scaling": (FINETUNE, scaled),
     "methods": (METHODS, compared),
     "data_curve": (DATA_CURVE, curved),
+    "torture": (RELIABILITY, tortured),
 }
 
 
@@ -191,7 +221,7 @@ def kept(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Write, or say what is out of date."""
-    for page in (README, FINETUNE, SERVING, METHODS, DATA_CURVE):
+    for page in (README, FINETUNE, SERVING, METHODS, DATA_CURVE, RELIABILITY):
         before = page.read_text()
         after = written(page, before)
         if "--check" in sys.argv and before != after:
