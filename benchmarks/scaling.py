@@ -127,28 +127,30 @@ def main() -> None:
         return
     kept = json.loads(given.out.read_text())["works"] if given.out.exists() else {}
     for axis in given.axis:
-        rounds = []
+        rounds: list[list[dict[str, Any]]] = []
         for number in range(given.rounds):
-            rounds.append([])
+            found = []
             for point in AXES[axis]:
-                rounds[-1].append(apart(point))
-                print(f"{axis}, round {number + 1}: {point[axis]}  {rounds[-1][-1]}", flush=True)
-        points = [
-            {
-                "point": point,
-                "tokens_per_second": statistics.median(each[place]["tokens_per_second"] for each in rounds),
-                "relative": statistics.median(
-                    each[place]["tokens_per_second"] / each[0]["tokens_per_second"] for each in rounds
-                ),
-                "share_of_limit": statistics.median(each[place]["share_of_limit"] for each in rounds),
-                "peak_mb": statistics.median(each[place]["peak_mb"] for each in rounds),
-                "fused": all(each[place]["fused"] for each in rounds),
-            }
-            for place, point in enumerate(AXES[axis])
-        ]
-        stamp = {"date": datetime.date.today().isoformat(), "environment": environment()}
-        kept[axis] = {**stamp, "points": points, "rounds": rounds}
-        given.out.write_text(json.dumps({"works": kept}, indent=1) + "\n")
+                found.append(apart(point))
+                print(f"{axis}, round {number + 1}: {point[axis]}  {found[-1]}", flush=True)
+            rounds.append(found)  # a run that is stopped keeps the rounds that it ended
+            kept[axis] = summary(axis, rounds)
+            given.out.write_text(json.dumps({"works": kept}, indent=1) + "\n")
+
+
+def summary(axis: str, rounds: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians of an axis's points over rounds; `relative` is to the first point of the same round."""
+    points = []
+    for place, point in enumerate(AXES[axis]):
+        middle = {
+            name: statistics.median(each[place][name] for each in rounds)
+            for name in ("tokens_per_second", "share_of_limit", "peak_mb")
+        }
+        ratios = [each[place]["tokens_per_second"] / each[0]["tokens_per_second"] for each in rounds]
+        fused = all(each[place]["fused"] for each in rounds)
+        points.append({"point": point, **middle, "relative": statistics.median(ratios), "fused": fused})
+    stamp = {"date": datetime.date.today().isoformat(), "environment": environment()}
+    return {**stamp, "points": points, "rounds": rounds}
 
 
 if __name__ == "__main__":

@@ -153,22 +153,18 @@ class Study:
         space = space_of(self.recipe)
         first = self.search.rungs[0]
         known = [Known(trial.settings, trial.score(first)) for trial in trials]
+        settings: dict[str, Any] | None
         if number == 0:
-            settings: dict[str, Any] | None = snapped(space, given(self.recipe.model_dump(mode="json"), space))
+            settings, by = snapped(space, given(self.recipe.model_dump(mode="json"), space)), "recipe"
         else:
             settings = propose(self.search, space, self.recipe.seed, number, known, self.lower_is_better(trials))
+            drawn = number < self.search.start and self.search.sampler != "grid"
+            by = "random" if drawn else self.search.sampler
         if settings is None:
             return None
         folder = self.folder / f"{number:04d}"
         folder.mkdir(exist_ok=True)
         scores = {str(trial.number): each.score for trial, each in zip(trials, known, strict=True)}
-        by = (
-            "recipe"
-            if number == 0
-            else "random"
-            if number < self.search.start and self.search.sampler != "grid"
-            else self.search.sampler
-        )
         write_json(folder / FACTS, {"number": number, "settings": settings, "by": by, "known": scores})
         return Trial(folder)
 
