@@ -211,8 +211,11 @@ def newcomer(folder: Path) -> dict[str, str]:
 
 
 def test_quickstart_recipe_in_a_few_steps_with_nothing_else_installed(tmp_path):
-    small = ["prepare.rows=20", "prepare.validation_fraction=4", "prepare.test_rows=8", "finetune.epochs=3", "finetune.batch=8",
-             "evaluate.max_tokens=24", "evaluate.shots=1", "evaluate.gate.rows=1", "deploy.ungated=true", "deploy.prompts=4"]  # fmt: skip
+    general = Path(tunesmith.__file__).parent / "stages" / "general.jsonl"
+    (tmp_path / "general.jsonl").write_text("".join(general.read_text().splitlines(keepends=True)[:8]))
+    small = ["prepare.rows=16", "prepare.validation_fraction=4", "prepare.test_rows=6", "finetune.epochs=2", "finetune.batch=4",
+             "evaluate.max_tokens=24", "evaluate.shots=1", "evaluate.gate.rows=1", "deploy.ungated=true", "deploy.prompts=4",
+             f"evaluate.general={tmp_path / 'general.jsonl'}"]  # fmt: skip
     command = [sys.executable, "-S", "-c", "from tunesmith.cli import main; main()", "run"]
     command += [str(ROOT / "recipes" / "quickstart.yaml"), "--run", str(tmp_path / "r"), *small]
     done = subprocess.run(command, env=newcomer(tmp_path), capture_output=True, text=True, check=False)
