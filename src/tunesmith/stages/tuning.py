@@ -99,11 +99,10 @@ class Training:
                 if done in scored:
                     self.score(done)
                 if self.data.settled(done):
-                    over = self._over(done)
-                    if over or stop.signal or done - self.saved >= self.spec.checkpoint_every:
+                    over = self._over(done) or stop.signal is not None
+                    if over or done - self.saved >= self.spec.checkpoint_every:
                         self.save(done)
                         self.saved = done
-                    stop.check()
                     if over:
                         break
                 last_time = time.monotonic()
