@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faults import Ended, Fault, Operation, Server
+from faults import NONE, Ended, Fault, Operation, Server
 from subjects import SAVE_EVERY, STEPS, Subject
 
 from tunesmith.base import Run
@@ -56,7 +56,7 @@ class Bench:
                 self.place.with_name(self.place.name + ending), self.root / f"{state}{ending}", symlinks=True
             )
 
-    def run(self, fault: Fault = Fault(), **given: Any) -> Ended:
+    def run(self, fault: Fault = NONE, **given: Any) -> Ended:
         """A process in the folder."""
         return self.server.run(self.place, fault, **given)
 

@@ -48,6 +48,10 @@ class Fault:
     signal: int = 0
 
 
+NONE = Fault()
+"""Nothing happens."""
+
+
 @dataclass(frozen=True)
 class Operation:
     """A line of the journal."""
@@ -91,7 +95,7 @@ class Server:
         return self.process.stdout.readline().strip()
 
     def run(
-        self, folder: Path, fault: Fault = Fault(), *, command: list[str] | None = None, during: Callable[[int], None] = lambda _: None,
+        self, folder: Path, fault: Fault = NONE, *, command: list[str] | None = None, during: Callable[[int], None] = lambda _: None,
         below: str = "run",
     ) -> Ended:  # fmt: skip
         """A process to its end.

@@ -1,0 +1,114 @@
+"""SIGTERM and SIGINT end a run wherever they meet it: what was done is kept, the exit status says so, and the same command goes on."""
+
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import Bench, points
+from faults import Ended, Fault
+
+from tunesmith.base import Run
+from tunesmith.training.checkpoint import load_newest
+
+SEARCHED = [
+    "search.trials=2",
+    "search.early=0.4",
+    "search.space={finetune.optimizer.learning_rate: {low: 0.001, high: 0.02, log: true}}",
+]
+"""What makes the training one whose settings are searched for."""
+WHERE = ("prepare-", "initialise-", "trials/", "search-", "finetune-", "evaluate-", "deploy-")
+"""What the paths of stages' files hold, in the order of stages; each is met by signals."""
+
+
+def command(bench: Bench) -> list[str]:
+    """All stages, with a search."""
+    python, how, code, _, *rest = bench.subject.command(bench.place)
+    return [python, how, code, "run", *rest, *SEARCHED, "deploy.ungated=true"]
+
+
+def test_a_signal_ends_a_run_wherever_it_is(bench, tally, many):
+    counted, draw = (
+        tally("R5", "a signal ends it: the step is saved, the status says so, the run goes on", bench.subject.name),
+        random.Random(5),
+    )
+    if bench.subject.name != "tunesmith":
+        _peer(bench, counted.verdict, many(4, 1))
+        return
+    bench.begin()
+    undisturbed = bench.run(command=command(bench))
+    assert undisturbed.code == 0, undisturbed.said[-800:]
+    wanted, found = Run(bench.place / "run").artifact("deploy").id, undisturbed.operations
+    for number, where in enumerate((WHERE * 3)[: many(20, 2) if many(1, 0) else 0] or ("trials/", "evaluate-")):
+        sent, (one,) = (
+            (signal.SIGTERM, signal.SIGINT)[number % 2],
+            points([each for each in found if where in each.path], 1, draw),
+        )
+        bench.begin()
+        if number % 4 < 2:
+            ended = bench.run(Fault("signal", one.place, signal=sent), command=command(bench))
+            assert ended.struck
+        else:  # a while after the operation, in the midst of what is computed
+            ended = bench.run(command=command(bench), during=_later(bench, where, draw.uniform(0, 0.5), sent))
+        again_said = _wrong(bench, ended, sent)
+        again = bench.run(command=command(bench))
+        same = again.code == 0 and Run(bench.place / "run").artifact("deploy").id == wanted
+        reason = f"{again_said}; again: exit {again.code}, {'same' if same else 'other'} content"
+        counted.verdict(f"{sent.name} in {one.kind} {one.path}", same and not again_said, ended.code != 0, reason)
+
+
+def _wrong(bench: Bench, ended: Ended, sent: signal.Signals) -> str:
+    """What is wrong with how it ended."""
+    if ended.code != 128 + sent:
+        return f"exit {ended.code}; {ended.said.strip()[-200:]}"
+    runs = [
+        Run(bench.place / "run"),
+        *(Run(path.parent) for path in (bench.place / "run").glob("trials/*/*/trial.json")),
+    ]
+    states = {name: state["state"] for run in runs for name, state in run.states.items()}
+    if "interrupted" not in states.values():
+        return f"no stage is interrupted: {states}"
+    for run in runs:
+        for folder in run.path.glob("*.partial/checkpoints"):
+            steps = [event["step"] for event in run.events.read("step") if event["artifact"] == folder.parent.stem]
+            newest = load_newest(folder, lambda _: None)
+            if steps and (newest is None or newest.step != steps[-1]):
+                return f"step {steps[-1]} was done, the newest checkpoint is {newest and newest.step}"
+    return ""
+
+
+def _later(bench: Bench, where: str, pause: float, sent: signal.Signals) -> Callable[[int], None]:
+    journal = bench.place.with_name(f"{bench.place.name}.trial") / "journal"
+
+    def send(process: int) -> None:
+        while not (journal.exists() and where in journal.read_text()):
+            time.sleep(0.02)
+        time.sleep(pause)
+        os.kill(process, sent)
+
+    return send
+
+
+def _peer(bench: Bench, verdict: Callable[..., None], count: int) -> None:
+    """The same of a peer's training: in the midst of a step between two saves."""
+    steps = [one for one in bench.operations if one.path.startswith("checkpoint-")]
+    for number, one in enumerate(points(steps, count, random.Random(5))):
+        sent = (signal.SIGTERM, signal.SIGINT)[number % 2]
+        bench.begin()
+        ended = bench.run(during=_later(bench, Path(one.path).parts[0], 0.3, sent))
+        shown = len(re.findall(r"'loss'", ended.said))
+        newest = bench.subject.checkpoints(bench.place)
+        saved = (
+            json.loads((newest[0] / "trainer_state.json").read_text())["global_step"]
+            if newest and (newest[0] / "trainer_state.json").exists()
+            else 0
+        )
+        right = ended.code in (128 + sent, -sent) and saved >= shown
+        again = bench.run()
+        held = right and again.code == 0 and bench.end() == bench.wanted
+        reason = f"exit {ended.code}; {shown} steps done, {saved} saved; again: exit {again.code}"
+        verdict(f"{sent.name} after {one.path}", held, ended.code != 0, reason)
