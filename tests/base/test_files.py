@@ -30,9 +30,9 @@ def test_what_would_not_fit_is_refused_before_anything_is_written(tmp_path):
     ],
 )
 def test_whoever_finds_the_disk_full_it_is_said_alike(tmp_path, error):
-    with pytest.raises(MachineError, match=r"part: the disk is full: 12 bytes are needed and [\d,]+ free") as caught:
-        with room(tmp_path / "part", 12):
-            raise error
+    said = r"part: the disk is full: 12 bytes are needed and [\d,]+ free"
+    with pytest.raises(MachineError, match=said) as caught, room(tmp_path / "part", 12):
+        raise error
     assert caught.value.__cause__ is error
 
 
