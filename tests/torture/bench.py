@@ -138,7 +138,11 @@ class Bench:
         found, lost = self.end(), self.repeated() if self.subject.name == "tunesmith" else 0
         apart = [name for name in self.wanted if found.get(name) != self.wanted[name]]
         held = again.code == 0 and not apart and lost <= SAVE_EVERY
-        reason = f"exit {again.code}: {again.said.strip()[-200:]}" if again.code else f"differs in {apart}; {lost} steps repeated"
+        reason = (
+            f"exit {again.code}: {again.said.strip()[-200:]}"
+            if again.code
+            else f"differs in {apart}; {lost} steps repeated"
+        )
         note(trial, held, again.code != 0, reason)
 
 

@@ -25,40 +25,34 @@ WHERE = ("prepare-", "initialise-", "trials/", "search-", "finetune-", "evaluate
 """What the paths of stages' files hold, in the order of stages; each is met by signals."""
 
 
-def command(bench: Bench) -> list[str]:
-    """All stages, with a search."""
-    python, how, code, _, *rest = bench.subject.command(bench.place)
-    return [python, how, code, "run", *rest, *SEARCHED, "deploy.ungated=true"]
-
-
 def test_a_signal_ends_a_run_wherever_it_is(bench, tally, many):
-    counted, draw = (
-        tally("R5", "a signal ends it: the step is saved, the status says so, the run goes on", bench.subject.name),
-        random.Random(5),
-    )
+    title = "a signal ends it: the step is saved, the status says so, the run goes on"
+    counted, draw, places = tally("R5", title, bench.subject.name), random.Random(5), (WHERE * 3)[: many(20, 0)]
     if bench.subject.name != "tunesmith":
         _peer(bench, counted.verdict, many(4, 1))
         return
+    python, how, code, stage, *rest = bench.subject.command(bench.place)
+    whole = [python, how, code, "run", *rest, *SEARCHED, "deploy.ungated=true"]
+    command, last = (whole, "deploy") if places else ([python, how, code, stage, *rest], "finetune")
     bench.begin()
-    undisturbed = bench.run(command=command(bench))
+    undisturbed = bench.run(command=command)
     assert undisturbed.code == 0, undisturbed.said[-800:]
-    wanted, found = Run(bench.place / "run").artifact("deploy").id, undisturbed.operations
-    for number, where in enumerate((WHERE * 3)[: many(20, 2) if many(1, 0) else 0] or ("trials/", "evaluate-")):
-        sent, (one,) = (
-            (signal.SIGTERM, signal.SIGINT)[number % 2],
-            points([each for each in found if where in each.path], 1, draw),
-        )
+    wanted = Run(bench.place / "run").artifact(last).id
+    for number, where in enumerate(places or ("prepare-", "finetune-")):
+        sent = (signal.SIGTERM, signal.SIGINT)[number % 2]
+        (one,) = points([each for each in undisturbed.operations if where in each.path], 1, draw)
         bench.begin()
         if number % 4 < 2:
-            ended = bench.run(Fault("signal", one.place, signal=sent), command=command(bench))
+            ended = bench.run(Fault("signal", one.place, signal=sent), command=command)
             assert ended.struck
-        else:  # a while after the operation, in the midst of what is computed
-            ended = bench.run(command=command(bench), during=_later(bench, where, draw.uniform(0, 0.5), sent))
-        again_said = _wrong(bench, ended, sent)
-        again = bench.run(command=command(bench))
-        same = again.code == 0 and Run(bench.place / "run").artifact("deploy").id == wanted
-        reason = f"{again_said}; again: exit {again.code}, {'same' if same else 'other'} content"
-        counted.verdict(f"{sent.name} in {one.kind} {one.path}", same and not again_said, ended.code != 0, reason)
+        else:  # a while after the stage's first, in the midst of what is computed
+            ended = bench.run(command=command, during=_later(bench, where, draw.uniform(0, 0.5), sent))
+        wrong = _wrong(bench, ended, sent)
+        again = bench.run(command=command)
+        same = again.code == 0 and Run(bench.place / "run").artifact(last).id == wanted
+        reason = f"{wrong}; again: exit {again.code}, {'same' if same else 'other'} content"
+        at = f"{one.kind} {one.path}" if number % 4 < 2 else f"what follows {where}"
+        counted.verdict(f"{sent.name} in {at}", same and not wrong, ended.code != 0, reason)
 
 
 def _wrong(bench: Bench, ended: Ended, sent: signal.Signals) -> str:
