@@ -29,7 +29,9 @@ class Shelf:
         return len(self._ends) - 1
 
     def __del__(self) -> None:
-        with suppress(OSError):  # of a full disk, in the way of the error that told of it; nobody wants what is left to write
+        with suppress(
+            OSError
+        ):  # of a full disk, in the way of the error that told of it; nobody wants what is left to write
             self._file.close()
 
     def extend(self, items: Iterable[bytes]) -> None:
