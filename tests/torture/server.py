@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import sys
 from typing import Any
 
@@ -48,6 +49,9 @@ def _become(asked: dict[str, Any]) -> None:
         code = 0
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends as a Python does that nobody catches it in
+        os.kill(os.getpid(), signal.SIGINT)
     except BaseException:  # noqa: BLE001  said as Python would, and the child ends
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     finally:
