@@ -107,7 +107,7 @@ def newest(bench: Bench) -> int:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small disk of its own."""
-    folder = tmp_path / "disk"
+    folder = tmp_path / "place"
     folder.mkdir()
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], capture_output=True, check=False
@@ -121,7 +121,7 @@ def test_a_disk_that_is_really_full(bench, tally, many, disk):
     if bench.subject.name != "tunesmith":
         pytest.skip("tried at injected writes")
     counted = tally("R3-disk", "a small disk is full: said with figures, then on to the same bits", bench.subject.name)
-    small = Bench(bench.server, disk, disk / "place", bench.model)
+    small = Bench(bench.server, disk.parent, disk, bench.model)
     small.begin()
     empty = _free(disk)
     assert small.run().code == 0

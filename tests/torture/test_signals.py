@@ -3,13 +3,11 @@
 import json
 import os
 import random
-import re
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from bench import Bench, points
+from bench import SAVE_EVERY, Bench, points
 from faults import Ended, Fault
 
 from tunesmith.base import Run
@@ -87,14 +85,25 @@ def _later(bench: Bench, where: str, pause: float, sent: signal.Signals) -> Call
     return send
 
 
+def _after_step(bench: Bench, step: int, sent: signal.Signals) -> Callable[[int], None]:
+    output = bench.place.with_name(f"{bench.place.name}.trial") / "output"
+
+    def send(process: int) -> None:
+        while not (output.exists() and output.read_text().count("'loss'") >= step):
+            time.sleep(0.002)
+        os.kill(process, sent)
+
+    return send
+
+
 def _peer(bench: Bench, verdict: Callable[..., None], count: int) -> None:
-    """The same of a peer's training: in the midst of a step between two saves."""
-    steps = [one for one in bench.operations if one.path.startswith("checkpoint-")]
-    for number, one in enumerate(points(steps, count, random.Random(5))):
-        sent = (signal.SIGTERM, signal.SIGINT)[number % 2]
+    """The same of a peer's training, between two saves: what it prints of each step tells when."""
+    for number in range(count):
+        sent, step = (signal.SIGTERM, signal.SIGINT)[number % 2], SAVE_EVERY * (number + 2) + 1
         bench.begin()
-        ended = bench.run(during=_later(bench, Path(one.path).parts[0], 0.3, sent))
-        shown = len(re.findall(r"'loss'", ended.said))
+        ended = bench.run(during=_after_step(bench, step, sent))
+        shown = ended.said.count("'loss'")
+        assert shown % SAVE_EVERY  # else it came too late to ask anything
         newest = bench.subject.checkpoints(bench.place)
         saved = (
             json.loads((newest[0] / "trainer_state.json").read_text())["global_step"]
@@ -105,4 +114,4 @@ def _peer(bench: Bench, verdict: Callable[..., None], count: int) -> None:
         again = bench.run()
         held = right and again.code == 0 and bench.end() == bench.wanted
         reason = f"exit {ended.code}; {shown} steps done, {saved} saved; again: exit {again.code}"
-        verdict(f"{sent.name} after {one.path}", held, ended.code != 0, reason)
+        verdict(f"{sent.name} after step {shown}", held, ended.code != 0, reason)
