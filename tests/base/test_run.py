@@ -1,13 +1,16 @@
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tunesmith.base import Artifact, ArtifactError, Interrupted, Output, Run, Spec, Stage
+from tunesmith.base import Artifact, ArtifactError, Interrupted, MachineError, Output, Run, Spec, Stage
 from tunesmith.base.signals import deferred, interruptible
 
 
@@ -25,6 +28,7 @@ class Kitchen:
         self.ran = 0
         self.error: BaseException | None = None
         self.found: list[str] = []
+        self.at_end: Callable[[], None] = lambda: None
 
     def __call__(self, spec: Cook, *parents: Artifact, out: Output, seed: int = 0) -> None:
         self.ran += 1
@@ -32,6 +36,7 @@ class Kitchen:
         (out / "soup.txt").write_text(f"salt {spec.salt} seed {seed} {[parent.id for parent in parents]}")
         out.metrics["salt"] = spec.salt
         out.events.write("stirred")
+        self.at_end()
         if self.error:
             raise self.error
 
@@ -114,6 +119,41 @@ def test_an_interrupted_stage_says_so(run, kitchen, error):
     assert run.states["cook"]["state"] == names(run)[-1] == "interrupted"
 
 
+def test_what_a_full_disk_stops_is_said_even_if_it_cannot_be_noted(run, kitchen, monkeypatch):
+    def full(*given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kitchen.error = OSError(errno.ENOSPC, "No space left on device")
+    kitchen.at_end = lambda: monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        MachineError, match=r"cook-\w+\.partial: the disk is full: more bytes are needed than the [\d,]+ free"
+    ):
+        run.once(Stage("cook", 1, kitchen), Cook())
+    monkeypatch.undo()
+    kitchen.error, kitchen.at_end = None, lambda: None
+    run.once(Stage("cook", 1, kitchen), Cook())
+    assert run.states["cook"]["state"] == "done"
+
+
+def test_files_that_a_kill_left_half_written_are_gone_when_a_stage_goes_on(run, kitchen):
+    kitchen.error = ValueError("stopped")
+    with pytest.raises(ValueError, match="stopped"):
+        run.once(Stage("cook", 1, kitchen), Cook())
+    work = next(run.path.glob("*.partial"))
+    for name in (".tmpAb12Cd", ".soup.json.77.tmp", ".kept"):
+        (work / name).write_text("half")
+    kitchen.error = None
+    made = run.once(Stage("cook", 1, kitchen), Cook())
+    assert sorted(path.name for path in made.path.iterdir()) == [".kept", "manifest.json", "soup.txt"]
+
+
+def test_an_interrupt_before_a_stage_begins_its_work_is_noted(run, kitchen):
+    run.once(Stage("cook", 1, kitchen), Cook())
+    for name in ("cook", "serve"):
+        run.interrupted(name)
+    assert {name: state["state"] for name, state in run.states.items()} == {"cook": "done", "serve": "interrupted"}
+
+
 @pytest.mark.parametrize("harm", ["cut", "flip", "delete", "manifest"])
 def test_a_damaged_artifact_is_computed_again(run, kitchen, harm):
     stage = Stage("cook", 1, kitchen)
@@ -175,6 +215,23 @@ def test_a_second_process_is_refused_at_once_and_a_killed_ones_lock_is_taken_ove
         assert f"process {os.getpid()} " in (tmp_path / "run" / ".lock").read_text()
 
 
+def test_a_second_process_is_refused_before_torch_is_loaded(tmp_path):
+    process = holder(tmp_path / "run")
+    code = "import sys; from tunesmith.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "finetune", "recipe.yaml", "--run", tmp_path / "run"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        process.kill()
+        process.wait()
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert f"process {process.pid} on {socket.gethostname()} is working here" in done.stderr
+
+
 def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ArtifactError, match="cannot write here") as caught, Run(tmp_path / "file" / "run").lock():
@@ -196,6 +253,44 @@ class TestSignals:
             wait()
         assert caught.value.exit_code == code
         assert signal.getsignal(number) is before
+
+    def test_pass_by_who_catches_every_exception(self, number, code):
+        def wait():
+            with interruptible():
+                try:
+                    os.kill(os.getpid(), number)
+                    time.sleep(5)
+                except Exception:  # noqa: BLE001  as libraries do
+                    return
+
+        with pytest.raises(Interrupted):
+            wait()
+
+    def test_come_again_where_nothing_can_be_raised(self, number, code):
+        class Dropped:
+            def __del__(self) -> None:
+                os.kill(os.getpid(), number)
+
+        def wait():
+            with interruptible():
+                dropped = Dropped()
+                del dropped
+                time.sleep(5)
+
+        begun = time.monotonic()
+        with pytest.raises(Interrupted):
+            wait()
+        assert time.monotonic() - begun < 4
+
+    def test_are_looked_at_once_more_at_the_end(self, number, code):
+        def last():
+            with deferred():
+                os.kill(os.getpid(), number)
+                time.sleep(0.01)
+
+        with pytest.raises(Interrupted) as caught:
+            last()
+        assert caught.value.exit_code == code
 
     def test_or_wait_for_a_safe_point(self, number, code):
         before = signal.getsignal(number)

@@ -1,10 +1,13 @@
 """What the torture tests share: how many trials, on whom, and where they are counted."""
 
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from subjects import Peer, Subject, Tunesmith
+from bench import Bench
+from faults import Server, compiled
+from subjects import Peer, Subject, Tunesmith, demonstrations, write_rows
 from tally import Tally
 
 
@@ -38,3 +41,46 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Callable[..., Tally]]:
         if request.config.getoption("--whole"):
             one.keep()
         assert one.subject != "tunesmith" or not one.failed, "\n".join(one.failed)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model of two layers and a tokenizer of 1,000 pieces, which loads at once."""
+    folder = tmp_path_factory.mktemp("toy")
+    write_rows(folder / "rows.jsonl", demonstrations())
+    made = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "toy_model.py"))
+    made["main"](str(folder / "rows.jsonl"), str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that strikes at file operations."""
+    made = compiled(tmp_path_factory.mktemp("faults"))
+    if made is None:
+        pytest.skip("no C compiler, which builds what injects faults; install gcc")
+    return made
+
+
+@pytest.fixture(scope="session")
+def benches(tmp_path_factory: pytest.TempPathFactory, library: Path, toy: Path) -> Iterator[Callable[[Subject], Bench]]:
+    """Makes the bench of a subject, once."""
+    made: dict[str, Bench] = {}
+
+    def make(subject: Subject) -> Bench:
+        if subject.name not in made:
+            root = tmp_path_factory.mktemp(subject.name)
+            server = Server(subject, library, root / "place")
+            made[subject.name] = Bench(server, root, root / "place", toy)
+            made[subject.name].prepare()
+        return made[subject.name]
+
+    yield make
+    for bench in made.values():
+        bench.server.end()
+
+
+@pytest.fixture
+def bench(subject: Subject, benches: Callable[[Subject], Bench]) -> Bench:
+    """Where crash trials of a subject are made."""
+    return benches(subject)

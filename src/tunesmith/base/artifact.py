@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ArtifactError
-from .files import digest, read_json, sha256, sync_folder, write_json
+from .files import UNFINISHED, digest, read_json, sha256, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 
@@ -89,7 +89,7 @@ def commit(work: Path, final: Path, facts: dict[str, Any]) -> Artifact:
 
 def _unfinished(file: Path, work: Path) -> bool:
     """Whether a file is what a killed commit or a killed atomic write left."""
-    return file == work / MANIFEST or (file.name.startswith(".") and file.suffix == ".tmp")
+    return file == work / MANIFEST or UNFINISHED.fullmatch(file.name) is not None
 
 
 @cache

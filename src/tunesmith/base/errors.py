@@ -31,8 +31,8 @@ class ProofError(TunesmithError, AssertionError):
     """A claim about an artifact was checked and does not hold."""
 
 
-class Interrupted(TunesmithError):
-    """SIGINT or SIGTERM arrived and everything worth keeping was saved; exits 130 or 143."""
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived and everything worth keeping was saved; exits 130 or 143. As KeyboardInterrupt, it passes by who catches every Exception."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__("interrupted; run the same command again to go on from here")

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .files import room
+
 
 class Events:
     """Writes events; every tracker (TensorBoard, MLflow, the report) is a reader of the same file."""
@@ -20,7 +22,7 @@ class Events:
     def write(self, event: str, **fields: Any) -> None:
         """Append one event with the time in seconds since 1970; a crash loses at most the line being written."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **self.tags, **fields}, ensure_ascii=False)
-        with self.path.open("a+b") as file:
+        with room(self.path, len(line)), self.path.open("a+b") as file:
             torn = file.tell() > 0 and file.seek(-1, 2) is not None and file.read(1) != b"\n"
             file.write((b"\n" if torn else b"") + line.encode() + b"\n")
 

@@ -1,10 +1,23 @@
 """Files that are either there whole or not at all: hashing, atomic writes and durable renames."""
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .errors import MachineError
+
+UNFINISHED = re.compile(r"\.(.+\.tmp|tmp\w{6})")
+"""Names of files that a kill left half written: ours, and those of safetensors."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a disk, or one's share of it, is full."""
 
 
 def sha256(path: Path) -> str:
@@ -25,13 +38,18 @@ def digest(value: Any) -> str:
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text` such that a reader sees the old or the new content, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    temporary, content = path.with_name(f".{path.name}.{os.getpid()}.tmp"), text.encode()
+    with room(path, len(content)):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        temporary.replace(path)
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -42,6 +60,41 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value in a file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def room(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Within this block so many bytes are written at `path`; None is not known.
+
+    Raises:
+        MachineError: the disk has no room for them, which is found before anything is written where the system tells it.
+    """
+    usage = shutil.disk_usage(next(folder for folder in (path, *path.absolute().parents) if folder.exists()))
+    if needed is not None and usage.total and usage.free < needed:  # some file systems say 0 of everything
+        raise _full(path, needed)
+    try:
+        yield
+    except Exception as error:
+        if any(said_by(error, number) for number in FULL):
+            raise _full(Path(getattr(error, "filename", None) or path), needed) from error
+        raise
+
+
+def said_by(error: Exception, number: int) -> bool:
+    """Whether an error is the system's of that number; libraries written in other languages put its words into errors of their own."""
+    return getattr(error, "errno", None) == number or f"os error {number})" in str(error)
+
+
+def _full(path: Path, needed: int | None) -> MachineError:
+    free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
+    wanted = (
+        f"{needed:,} bytes are needed and {free:,} free"
+        if needed is not None
+        else f"more bytes are needed than the {free:,} free"
+    )
+    return MachineError(
+        f"{path}: the disk is full: {wanted}; free some space and run the same command again, it goes on from the last checkpoint"
+    )
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,18 +7,20 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .artifact import Artifact, commit, environment
-from .errors import ArtifactError, Interrupted
+from .errors import ArtifactError, Interrupted, MachineError
 from .events import Events
-from .files import digest, read_json, sha256, write_json
+from .files import UNFINISHED, digest, read_json, room, sha256, write_json
 from .spec import Spec
 
 KEY_LENGTH = 12
+LOCK = ".lock"
+"""In a run's folder, the file that the process at work holds; it says which that is."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,12 @@ class Run:
 
         Raises:
             ArtifactError: another process works here, or the folder cannot be written.
+            MachineError: the disk is full.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("a+", encoding="utf-8")
+            with room(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                handle = (self.path / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise ArtifactError(
                 f"{self.path}: cannot write here ({error.strerror}); choose another folder with --run"
@@ -99,10 +103,21 @@ class Run:
                 raise ArtifactError(
                     f"{self.path}: {owner} is working here; wait for it or choose another --run"
                 ) from None
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-            handle.flush()
+            with room(self.path):
+                handle.truncate(0)
+                handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+                handle.flush()
             yield
+
+    def check_free(self) -> None:
+        """Find out at once, before anything is loaded that takes time, that another process works here.
+
+        Raises:
+            ArtifactError: it does.
+        """
+        if (self.path / LOCK).exists():
+            with self.lock():
+                pass
 
     def once(
         self, stage: Stage, spec: Spec, *parents: Artifact, inputs: tuple[Path, ...] = (), **context: Any
@@ -161,30 +176,51 @@ class Run:
         final: Path,
     ) -> Artifact:
         work = self.path / f"{final.name}.partial"
-        work.mkdir(parents=True, exist_ok=True)
-        self._note(stage.name, state="running", artifact=final.name)
-        self.events.write("started", stage=stage.name, artifact=final.name)
         out = Output(work, self.events.tagged(artifact=final.name))
         start = time.monotonic()
-        try:
+        with self._told(stage.name, final.name), room(work):
+            work.mkdir(parents=True, exist_ok=True)
+            for left in [path for path in work.rglob(".*") if UNFINISHED.fullmatch(path.name)]:
+                left.unlink()
+            self._note(stage.name, state="running", artifact=final.name)
+            self.events.write("started", stage=stage.name, artifact=final.name)
             stage.function(spec, *parents, out=out, **context)
             seconds = round(time.monotonic() - start, 2)
             extra = {"metrics": out.metrics, "seconds": seconds, "environment": environment()}
             made = commit(work, final, {**facts, **extra})
-        except BaseException as error:
-            state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
-            self._note(stage.name, state=state, artifact=final.name, error=str(error) or type(error).__name__)
-            self.events.write(state, stage=stage.name, reason=str(error) or type(error).__name__)
-            raise
-        self._note(stage.name, state="done", artifact=final.name, seconds=seconds)
-        self.events.write(
-            "done", stage=stage.name, artifact=final.name, seconds=seconds, metrics=json.loads(json.dumps(out.metrics))
-        )
+            self._note(stage.name, state="done", artifact=final.name, seconds=seconds)
+            metrics = json.loads(json.dumps(out.metrics))
+            self.events.write("done", stage=stage.name, artifact=final.name, seconds=seconds, metrics=metrics)
         self._verified[final] = made
         return made
 
+    @contextmanager
+    def _told(self, stage: str, artifact: str) -> Iterator[None]:
+        """Within this block what ends a stage early is noted, as its state and as an event."""
+        try:
+            yield
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+            reason = str(error) or type(error).__name__
+            with suppress(MachineError):  # a disk that is full may have no room for this either
+                self._note(stage, state=state, artifact=artifact, error=reason)
+                self.events.write(state, stage=stage, reason=reason)
+            raise
+
+    def interrupted(self, stage: str) -> None:
+        """Note that a stage was interrupted before its own work began: while torch was loaded, say, or memory planned."""
+        before = self.states.get(stage, {})
+        if before.get("state") not in ("done", "interrupted"):
+            self._note(stage, **{"artifact": stage, **before, "state": "interrupted"})
+            self.events.write("interrupted", stage=stage)
+
     def _note(self, stage: str, **state: Any) -> None:
         write_json(self.path / "stages.json", {**self.states, stage: state})
+
+
+def run_of(given: Path, folder: Path | None = None) -> Run:
+    """The run of a recipe (in `runs/NAME` unless a folder is given), or that of its own folder."""
+    return Run(given if given.is_dir() else folder or Path("runs") / given.stem)
 
 
 def deployed(name: str) -> Artifact | None:

@@ -3,18 +3,18 @@
 import errno
 import os
 import sys
+from pathlib import Path
 
 import typer
 
-from tunesmith.base import TunesmithError
+from tunesmith.base import Interrupted, TunesmithError
+from tunesmith.base.files import room, said_by
 from tunesmith.base.signals import interruptible
 
 ADVICE = {
-    errno.ENOSPC: "the disk is full; free some space and run the same command again, it goes on from the last checkpoint",
     errno.EACCES: "no permission; choose a folder you own with --run",
     errno.EPERM: "no permission; choose a folder you own with --run",
     errno.EROFS: "the file system is read-only; choose another folder with --run",
-    errno.EDQUOT: "your disk quota is used up; free some space and run the same command again",
 }
 
 
@@ -25,9 +25,9 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
-        with interruptible():
+        with interruptible(), room(Path.cwd()):
             code = app(standalone_mode=False)
-    except TunesmithError as error:
+    except (TunesmithError, Interrupted) as error:
         fail(str(error), error.exit_code)
     except MemoryError:
         fail("this machine ran out of memory; set finetune.micro_batch=1, or a smaller model; see `tunesmith plan`", 2)
@@ -41,9 +41,8 @@ def _advice(error: Exception) -> str:
     usage_error = typer.BadParameter.mro()[2]  # ClickException, of whichever click this typer carries
     if isinstance(error, usage_error):
         return f"{error.format_message()}; see `tunesmith --help`"  # type: ignore[attr-defined]
-    # Libraries written in other languages put the system's words into errors of their own.
     for number, advice in ADVICE.items():
-        if getattr(error, "errno", None) == number or f"os error {number}" in str(error):
+        if said_by(error, number):
             return f"{getattr(error, 'filename', None) or 'writing'}: {advice}"
     raise error
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tunesmith.base.run import run_of
+
 app = typer.Typer(
     help="Fine-tune a language model on your task, and know that it got better.",
     add_completion=False,
@@ -23,13 +25,20 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[path.to.field=v
 @app.command()
 def run(given: Given, overrides: Overrides = None, folder: Folder = None) -> int:
     """All stages, from data to a model that can be served; what is there already is not computed again."""
+    _check_free(given, folder)
     from .running import run_all
 
     return run_all(given, folder, tuple(overrides or ()))
 
 
+def _check_free(given: Path, folder: Path | None) -> None:
+    """Find out before torch is loaded, which takes seconds, that another process works at the run."""
+    run_of(given, folder).check_free()
+
+
 def _stage_command(name: str, help_text: str) -> None:
     def command(given: Given, overrides: Overrides = None, folder: Folder = None) -> int:
+        _check_free(given, folder)
         from .running import run_stage
 
         return run_stage(name, given, folder, tuple(overrides or ()))
@@ -49,6 +58,7 @@ def search(
     workers: Annotated[int, typer.Option(min=1, help="Processes that train trials at the same time.")] = 1,
 ) -> int:
     """Stage 3: choose settings, by trials that stop early, of which the best go on to the end; nothing unless the recipe says so."""
+    _check_free(given, folder)
     from .running import run_search
 
     return run_search(given, folder, tuple(overrides or ()), workers)

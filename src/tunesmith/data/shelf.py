@@ -3,6 +3,7 @@
 import os
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -28,7 +29,10 @@ class Shelf:
         return len(self._ends) - 1
 
     def __del__(self) -> None:
-        self._file.close()
+        with suppress(
+            OSError
+        ):  # of a full disk, in the way of the error that told of it; nobody wants what is left to write
+            self._file.close()
 
     def extend(self, items: Iterable[bytes]) -> None:
         """Put more behind the last."""

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tunesmith.base import ModelError
+from tunesmith.base.files import room
 
 from .memory import load_memory, save_memory, without_memory
 
@@ -102,7 +103,16 @@ class _First:
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Write a model as transformers does, and its prompt or its memory, if it has one, beside it."""
+    """Write a model as transformers does, and its prompt or its memory, if it has one, beside it.
+
+    Raises:
+        MachineError: the disk has no room for it.
+    """
+    with room(folder, sum(parameter.nbytes for parameter in model.parameters())):
+        _save_model(model, folder)
+
+
+def _save_model(model: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_memory(model, folder)
     embedding = model.get_input_embeddings()

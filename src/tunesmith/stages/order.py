@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import ClassVar, Generic, Protocol, TypeVar
 
-from tunesmith.base import Artifact, ConfigError, Run
+from tunesmith.base import Artifact, ConfigError, Interrupted, Run
 from tunesmith.base.files import write_atomic
 
 from .deploy import Deploy
@@ -52,7 +52,11 @@ class Stages(Generic[R]):
         """
         self.before(name)
         made: Callable[[], Artifact] = getattr(self, name)
-        return made()
+        try:
+            return made()
+        except Interrupted:
+            self.run.interrupted(name)
+            raise
 
     def locked(self, name: str) -> Artifact:
         """As `stage`, with the run folder held against other processes and the resolved recipe recorded in it."""

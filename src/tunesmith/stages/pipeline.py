@@ -7,7 +7,7 @@ from typing import Any
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.artifact import MANIFEST
 from tunesmith.base.files import read_json, write_atomic
-from tunesmith.base.run import deployed
+from tunesmith.base.run import deployed, run_of
 from tunesmith.base.spec import read_yaml
 from tunesmith.grading import Grader
 from tunesmith.models.load import locate
@@ -281,7 +281,7 @@ def open_run(given: Path, folder: Path | None = None, assignments: tuple[str, ..
 def open_any(given: Path, folder: Path | None = None, assignments: tuple[str, ...] = ()) -> Pipeline | Merger:
     """As `open_run`, of a merged run too."""
     recipe = given / "resolved.yaml" if given.is_dir() else given
-    run = Run(given if given.is_dir() else folder or Path("runs") / given.stem)
+    run = run_of(given, folder)
     if is_merged(read_yaml(recipe)):
         return Merger(read_merged(recipe, assignments), run)
     return Pipeline(read_recipe(recipe, assignments), run)

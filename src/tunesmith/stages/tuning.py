@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, cast
 
 from tunesmith.base import ConfigError, Output
+from tunesmith.base.files import room
 from tunesmith.base.signals import deferred
 from tunesmith.kernels.memory import Peak, give_back
 from tunesmith.methods.adapters import Adapter, trainable
@@ -99,11 +100,10 @@ class Training:
                 if done in scored:
                     self.score(done)
                 if self.data.settled(done):
-                    over = self._over(done)
-                    if over or stop.signal or done - self.saved >= self.spec.checkpoint_every:
+                    over = self._over(done) or stop.signal is not None
+                    if over or done - self.saved >= self.spec.checkpoint_every:
                         self.save(done)
                         self.saved = done
-                    stop.check()
                     if over:
                         break
                 last_time = time.monotonic()
@@ -138,7 +138,8 @@ class Training:
         """Write what was learnt."""
         shutil.rmtree(self.out / "adapter", ignore_errors=True)
         head = detach_head(self.loaded) if self.spec.objective.head else None
-        adapter.save(self.loaded, self.out / "adapter")
+        with room(self.out / "adapter", sum(parameter.nbytes for parameter in self.parameters.values())):
+            adapter.save(self.loaded, self.out / "adapter")
         if head is not None:
             save_head(head, self.out / "adapter")
         if isinstance(self.optimizer, TorchHybrid):

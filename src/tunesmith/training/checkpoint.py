@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tunesmith.base import Artifact, ArtifactError
 from tunesmith.base.artifact import commit
-from tunesmith.base.files import read_json, write_json
+from tunesmith.base.files import read_json, room, write_json
 
 KEEP = 2
 """How many of the newest stay: were the newest damaged, there is one to fall back to."""
@@ -35,17 +35,21 @@ def save(
     optimizer: torch.optim.Optimizer,
     notes: dict[str, Any],
 ) -> None:
-    """Commit a checkpoint below `folder` and drop those older than the newest `KEEP`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Commit a checkpoint below `folder` and drop those older than the newest `KEEP`.
+
+    Raises:
+        MachineError: the disk has no room for it; those before are as they were.
+    """
+    weights = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
+    moments = _optimizer_tensors(parameters, optimizer)
     work = folder / f"step-{step:08d}.partial"
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    save_file(
-        {name: parameter.detach().contiguous() for name, parameter in parameters.items()}, work / "weights.safetensors"
-    )
-    save_file(_optimizer_tensors(parameters, optimizer), work / "optimizer.safetensors")
-    write_json(work / "state.json", {"step": step, "notes": notes})
-    commit(work, folder / f"step-{step:08d}", {"stage": "checkpoint", "metrics": {}})
+    with room(work, sum(tensor.nbytes for tensor in (*weights.values(), *moments.values()))):
+        work.mkdir(parents=True)
+        save_file(weights, work / "weights.safetensors")
+        save_file(moments, work / "optimizer.safetensors")
+        write_json(work / "state.json", {"step": step, "notes": notes})
+        commit(work, folder / f"step-{step:08d}", {"stage": "checkpoint", "metrics": {}})
     for old in _newest_first(folder)[KEEP:]:
         shutil.rmtree(old)
 

@@ -1,0 +1,144 @@
+"""A disk that is full, at whichever write, is said in one line and costs nothing but time: with room again the run ends with the same bits."""
+
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import Bench, points
+from faults import Ended, Fault, Operation
+
+from tunesmith.base import Run
+from tunesmith.training.checkpoint import load_newest
+
+SAID = re.compile(
+    r"^tunesmith: (.+?): the disk is full: .*bytes.* needed.* free; free some space and run the same command again",
+    re.MULTILINE,
+)
+SEGMENTS = {"initialise": "", "finetune": "late", "evaluate": "trained", "run": "evaluated"}
+"""Commands, and the states they begin from; together they write all that a run writes."""
+
+
+def segments(bench: Bench, whole: bool) -> dict[str, tuple[str, list[str]]]:
+    """States to begin from and commands, by name: together they write all that a run writes. In the suite, up to the end of training."""
+    python, how, *rest = bench.subject.command(bench.place)
+    if bench.subject.name != "tunesmith":
+        return {"train": ("late", [python, how, *rest])}
+    code, _, *given = rest
+    commands = {
+        name: [python, how, code, name, *given, *(["deploy.ungated=true"] if name == "run" else [])]
+        for name in SEGMENTS
+    }
+    if whole and not (bench.root / "evaluated").exists():
+        for name, kept in (("finetune", "trained"), ("evaluate", "evaluated")):
+            bench.begin(SEGMENTS[name])
+            assert bench.run(command=commands[name]).code == 0
+            bench.keep(kept)
+    return {name: (SEGMENTS[name], commands[name]) for name in list(SEGMENTS)[: None if whole else 2]}
+
+
+def sites(operations: list[Operation]) -> list[Operation]:
+    """The first operation of each kind on each file, steps and numbers of processes aside."""
+    found: dict[tuple[str, str], Operation] = {}
+    for one in operations:
+        pattern = re.sub(r"\.tmp\w{6}|\d+|[0-9a-f]{12}", "", one.path)
+        found.setdefault((one.kind, pattern), one)
+    return list(found.values())
+
+
+def made(bench: Bench) -> dict[str, Any]:
+    """What each finished stage is, by content; of a peer, what its training left."""
+    if bench.subject.name != "tunesmith":
+        return bench.end()
+    run = Run(bench.place / "run")
+    return {name: run.artifact(name).id for name, state in run.states.items() if state["state"] == "done"}
+
+
+def told(bench: Bench, ended: Ended) -> str:
+    """What is wrong with how it ended; nothing if it said where, what is needed and what is free."""
+    found = SAID.search(ended.said)
+    if ended.code <= 0:
+        return f"exit {ended.code}"
+    if bench.subject.name != "tunesmith":
+        return (
+            ""
+            if "bytes" in ended.said and "free" in ended.said
+            else f"does not say bytes needed and free: {ended.said.strip()[-120:]}"
+        )
+    if not found or "Traceback" in ended.said:
+        return f"said {ended.said.strip()[-250:]}"
+    return "" if found[1].startswith(str(bench.place)) else f"the path is {found[1]}"
+
+
+def test_a_full_disk_is_said_and_costs_nothing(bench, tally, many):
+    title = "the disk is full at a write: said with figures, then on to the same bits"
+    counted, draw, ours = tally("R3", title, bench.subject.name), random.Random(3), bench.subject.name == "tunesmith"
+    for name, (state, command) in segments(bench, bool(many(1, 0))).items():
+        found = sites(bench.count("full", state, command=command))
+        wanted = made(bench)
+        assert wanted
+        for one in points(found, many(16 if ours else 12, 1), draw):
+            bench.begin(state)
+            ended = bench.run(Fault("full", one.place), command=command)
+            assert ended.struck
+            wrong = told(bench, ended)
+            if ours and state == "late" and newest(bench) < 18:
+                wrong = wrong or "an older checkpoint is lost"
+            again = bench.run(command=command)
+            same = again.code == 0 and made(bench) == wanted
+            reason = f"{wrong}; again: exit {again.code}, {'same' if same else 'other'} content"
+            counted.verdict(
+                f"{name}: {one.kind} {one.path}", same and not wrong, ended.code > 0 or again.code != 0, reason
+            )
+
+
+def newest(bench: Bench) -> int:
+    """The step of the newest whole checkpoint; of a training that has ended, its last."""
+    found = [
+        load_newest(folder, lambda _: None) for folder in (bench.place / "run").glob("finetune-*.partial/checkpoints")
+    ]
+    return max((one.step for one in found if one), default=24 if not found else 0)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    folder = tmp_path / "place"
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_really_full(bench, tally, many, disk):
+    if bench.subject.name != "tunesmith":
+        pytest.skip("tried at injected writes")
+    counted = tally("R3-disk", "a small disk is full: said with figures, then on to the same bits", bench.subject.name)
+    small = Bench(bench.server, disk.parent, disk, bench.model)
+    small.begin()
+    empty = _free(disk)
+    assert small.run().code == 0
+    took = empty - _free(disk)
+    wanted = small.subject.result(small.place)
+    count = many(8, 1)
+    for share in [(place + 0.5) / count for place in range(count)]:
+        small.begin()
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(_free(disk) - int(share * took)))
+        ended = small.run()
+        ballast.unlink()
+        wrong = told(small, ended)
+        again = small.run()
+        held = again.code == 0 and small.subject.result(small.place) == wanted and not wrong
+        counted.verdict(f"{share:.0%} of {took} bytes free", held, ended.code > 0, f"{wrong}; again: exit {again.code}")
+
+
+def _free(disk: Path) -> int:
+    return shutil.disk_usage(disk).free

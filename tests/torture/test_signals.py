@@ -1,0 +1,117 @@
+"""SIGTERM and SIGINT end a run wherever they meet it: what was done is kept, the exit status says so, and the same command goes on."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+
+from bench import SAVE_EVERY, Bench, points
+from faults import Ended, Fault
+
+from tunesmith.base import Run
+from tunesmith.training.checkpoint import load_newest
+
+SEARCHED = [
+    "search.trials=2",
+    "search.early=0.4",
+    "search.space={finetune.optimizer.learning_rate: {low: 0.001, high: 0.02, log: true}}",
+]
+"""What makes the training one whose settings are searched for."""
+WHERE = ("prepare-", "initialise-", "trials/", "search-", "finetune-", "evaluate-", "deploy-")
+"""What the paths of stages' files hold, in the order of stages; each is met by signals."""
+
+
+def test_a_signal_ends_a_run_wherever_it_is(bench, tally, many):
+    title = "a signal ends it: the step is saved, the status says so, the run goes on"
+    counted, draw, places = tally("R5", title, bench.subject.name), random.Random(5), (WHERE * 3)[: many(20, 0)]
+    if bench.subject.name != "tunesmith":
+        _peer(bench, counted.verdict, many(4, 1))
+        return
+    python, how, code, stage, *rest = bench.subject.command(bench.place)
+    whole = [python, how, code, "run", *rest, *SEARCHED, "deploy.ungated=true"]
+    command, last = (whole, "deploy") if places else ([python, how, code, stage, *rest], "finetune")
+    bench.begin()
+    undisturbed = bench.run(command=command)
+    assert undisturbed.code == 0, undisturbed.said[-800:]
+    wanted = Run(bench.place / "run").artifact(last).id
+    for number, where in enumerate(places or ("prepare-", "finetune-")):
+        sent = (signal.SIGTERM, signal.SIGINT)[number % 2]
+        (one,) = points([each for each in undisturbed.operations if where in each.path], 1, draw)
+        bench.begin()
+        if number % 4 < 2:
+            ended = bench.run(Fault("signal", one.place, signal=sent), command=command)
+            assert ended.struck
+        else:  # a while after the stage's first, in the midst of what is computed
+            ended = bench.run(command=command, during=_later(bench, where, draw.uniform(0, 0.5), sent))
+        wrong = _wrong(bench, ended, sent)
+        again = bench.run(command=command)
+        same = again.code == 0 and Run(bench.place / "run").artifact(last).id == wanted
+        reason = f"{wrong}; again: exit {again.code}, {'same' if same else 'other'} content"
+        at = f"{one.kind} {one.path}" if number % 4 < 2 else f"what follows {where}"
+        counted.verdict(f"{sent.name} in {at}", same and not wrong, ended.code != 0, reason)
+
+
+def _wrong(bench: Bench, ended: Ended, sent: signal.Signals) -> str:
+    """What is wrong with how it ended."""
+    if ended.code != 128 + sent:
+        return f"exit {ended.code}; {ended.said.strip()[-200:]}"
+    runs = [
+        Run(bench.place / "run"),
+        *(Run(path.parent) for path in (bench.place / "run").glob("trials/*/*/trial.json")),
+    ]
+    states = {name: state["state"] for run in runs for name, state in run.states.items()}
+    if "interrupted" not in states.values():
+        return f"no stage is interrupted: {states}"
+    for run in runs:
+        for folder in run.path.glob("*.partial/checkpoints"):
+            steps = [event["step"] for event in run.events.read("step") if event["artifact"] == folder.parent.stem]
+            newest = load_newest(folder, lambda _: None)
+            if steps and (newest is None or newest.step != steps[-1]):
+                return f"step {steps[-1]} was done, the newest checkpoint is {newest and newest.step}"
+    return ""
+
+
+def _later(bench: Bench, where: str, pause: float, sent: signal.Signals) -> Callable[[int], None]:
+    journal = bench.place.with_name(f"{bench.place.name}.trial") / "journal"
+
+    def send(process: int) -> None:
+        while not (journal.exists() and where in journal.read_text()):
+            time.sleep(0.02)
+        time.sleep(pause)
+        os.kill(process, sent)
+
+    return send
+
+
+def _after_step(bench: Bench, step: int, sent: signal.Signals) -> Callable[[int], None]:
+    output = bench.place.with_name(f"{bench.place.name}.trial") / "output"
+
+    def send(process: int) -> None:
+        while not (output.exists() and output.read_text().count("'loss'") >= step):
+            time.sleep(0.002)
+        os.kill(process, sent)
+
+    return send
+
+
+def _peer(bench: Bench, verdict: Callable[..., None], count: int) -> None:
+    """The same of a peer's training, between two saves: what it prints of each step tells when."""
+    for number in range(count):
+        sent, step = (signal.SIGTERM, signal.SIGINT)[number % 2], SAVE_EVERY * (number + 2) + 1
+        bench.begin()
+        ended = bench.run(during=_after_step(bench, step, sent))
+        shown = ended.said.count("'loss'")
+        assert shown % SAVE_EVERY  # else it came too late to ask anything
+        newest = bench.subject.checkpoints(bench.place)
+        saved = (
+            json.loads((newest[0] / "trainer_state.json").read_text())["global_step"]
+            if newest and (newest[0] / "trainer_state.json").exists()
+            else 0
+        )
+        right = ended.code in (128 + sent, -sent) and saved >= shown
+        again = bench.run()
+        held = right and again.code == 0 and bench.end() == bench.wanted
+        reason = f"exit {ended.code}; {shown} steps done, {saved} saved; again: exit {again.code}"
+        verdict(f"{sent.name} after step {shown}", held, ended.code != 0, reason)
