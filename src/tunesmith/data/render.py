@@ -168,7 +168,7 @@ class Renderer:
         """
         if not self.tokenizer.chat_template:
             return [self._without_template(messages) for messages, _ in wanted]
-        common = {**self.tokenizer.special_tokens_map, "tools": list(tools) or None}
+        common = {**self.tokenizer.special_tokens_map, "tools": list(tools) or None, "documents": None}
         calls = [
             {**common, "messages": messages, "add_generation_prompt": opened} for messages, opened in wanted if messages
         ]

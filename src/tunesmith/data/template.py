@@ -13,7 +13,7 @@ from tunesmith.base import DataError, ModelError
 
 from .template_process import receive, send
 
-SECONDS = 1.0
+SECONDS = 0.5
 """Of the processor's time for one conversation; an ordinary template takes some microseconds a message."""
 MEMORY = 512 << 20
 """Bytes that it may need beyond what rendering itself does."""
@@ -33,7 +33,7 @@ class Template:
         """Texts of conversations.
 
         Args:
-            calls: `messages` of each, and what else its `render_jinja_template` takes.
+            calls: what the template takes of each: `messages`, `tools` and so on.
             where: the file that the template is in.
 
         Raises:
@@ -60,7 +60,7 @@ class Template:
         return texts
 
     def _start(self) -> subprocess.Popen[bytes]:
-        variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+        variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-P", str(Path(__file__).with_name("template_process.py"))]
         made = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables)
         self._process = made
