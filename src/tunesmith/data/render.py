@@ -135,7 +135,9 @@ class Renderer:
             messages = tuple(self._guarded(message, guard) for message in messages)
             tools = tuple(self._guarded(tool, guard) for tool in tools)
         spoken_at = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        wanted = [(part, opened) for at in spoken_at for part, opened in ((messages[:at], True), (messages[: at + 1], False))]
+        wanted = [
+            (part, opened) for at in spoken_at for part, opened in ((messages[:at], True), (messages[: at + 1], False))
+        ]
         closed = not open_ended and spoken_at[-1:] == [len(messages) - 1]
         texts = iter(self.rendered(wanted if closed else [*wanted, (messages, open_ended)], tools))
         found: Pieces = []

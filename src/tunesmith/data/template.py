@@ -52,7 +52,7 @@ class Template:
                 process.communicate()
                 self._process = None
                 raise ModelError(
-                    f"{where}: the chat template did not end within {SECONDS:g} s of the processor and {MEMORY >> 20} MiB of memory; is it from a source you trust?"
+                    f"{where}: the chat template needs more than {SECONDS:g} s of the processor or {MEMORY >> 20} MiB, or makes too much of a conversation; mend it, or take the model from a source you trust"
                 )
         if "error" in found:
             raise DataError(f"the model's chat template cannot render it: {found['error']}")

@@ -71,7 +71,9 @@ def _refuse(message: str) -> None:
 
 def confine(memory: int) -> None:
     """From here on there are so many more bytes of memory, no file that could be opened and none that could be written."""
-    with suppress(FileNotFoundError):  # where there is no such file, address space is not counted so that it could be limited
+    with suppress(
+        FileNotFoundError
+    ):  # where there is no such file, address space is not counted so that it could be limited
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * resource.getpagesize() + memory
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -81,7 +83,9 @@ def confine(memory: int) -> None:
 
 def main() -> None:
     """Answer lists of conversations with lists of texts, or with the reason why there is none, until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks is told too, and its end is the end of this one
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the process that asks is told too, and its end is the end of this one
     asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     template, seconds, memory, longest = receive(asked)
@@ -96,7 +100,9 @@ def main() -> None:
                 compiled = compiled or environment().from_string(template)
                 texts.append(compiled.render(**call))
             if sum(map(len, texts)) > longest:
-                raise ValueError(f"it makes more than {longest:,} characters of it")
+                return
+        except MemoryError:
+            return
         except Exception as error:  # the template's own refusal, or what is wrong with it
             send(answers, {"error": " ".join(str(error).split())[:500] or type(error).__name__})
         else:

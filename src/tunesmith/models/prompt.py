@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tunesmith.base import ModelError
 
 from .memory import load_memory, save_memory, without_memory
+from .vetting import read_learnt
 
 FILE = "prompt.safetensors"
 """Stands in a model's folder beside its weights, of which it can be no part."""
@@ -128,7 +129,7 @@ def load_beside(model: Any, folder: Path) -> None:
     """Give a model the prompt or the memory that its folder holds, if it holds one."""
     load_memory(model, folder)
     if (folder / FILE).exists():
-        held = load_file(folder / FILE)
+        held = read_learnt(folder / FILE)
         if KEYS_AND_VALUES in held:
             embedding: PromptEmbedding = PrefixEmbedding(model, held[KEYS_AND_VALUES].float())
         else:

@@ -1,17 +1,24 @@
 """What is looked at in a model's folder before anything in it is used: nothing may run code, point elsewhere, or claim more than it holds."""
 
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from tunesmith.base import ModelError
 
 COUNTS = re.compile(r"(num|n)_.*(layer|expert)")
 """Names of a configuration's fields that say how many modules are built; each has tensors of its own, or shares one with its like."""
+SIZES = re.compile(r"size|dim")
+"""Names of those that say how large weights are."""
+LARGEST = 65504.0
+"""The largest number of float16."""
 DESCRIPTIONS = ("config.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -55,19 +62,23 @@ def vet_weights(folder: Path, config: Any) -> None:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         if outside := next((name for name in places.values() if Path(name).name != name), None):
             raise ModelError(f"model {folder}: {index.name} names {outside!r}, which is not a file in the folder")
-        tensors = len(places)
+        files = sorted(set(places.values()))
     elif (folder / "model.safetensors").is_file():
-        with safe_open(folder / "model.safetensors", "pt") as file:
-            tensors = len(file.keys())
+        files = ["model.safetensors"]
     else:
         raise ModelError(f"model {folder}: holds no model.safetensors; weights in other formats are not read")
-    layers = config.get_text_config().num_hidden_layers
-    if layers < 1:
-        raise ModelError(f"model {folder}: config.json cannot be used: it says that there are {layers} layers")
+    shapes = [shape for name in files for shape in _shapes(folder / name)]
+    layers, width = config.get_text_config().num_hidden_layers, config.get_text_config().hidden_size
+    if layers < 1 or not any(width in shape for shape in shapes):
+        raise ModelError(
+            f"model {folder}: config.json cannot be used: it says that there are {layers:,} layers of width {width:,}, and the weights are not of this configuration"
+        )
+    elements = sum(map(math.prod, shapes))
     for name, value in config.to_dict().items():
-        if COUNTS.match(name) and isinstance(value, int) and value > tensors:
+        most = len(shapes) if COUNTS.match(name) else elements if SIZES.search(name) else None
+        if most is not None and isinstance(value, int) and value > most:
             raise ModelError(
-                f"model {folder}: config.json says {name}: {value:,}, and there are only {tensors:,} tensors; the weights are not of this configuration"
+                f"model {folder}: config.json says {name}: {value:,}, which its {len(shapes):,} tensors of {elements:,} numbers cannot be; the weights are not of this configuration"
             )
 
 
@@ -94,9 +105,40 @@ def vet_loaded(folder: Path, model: Any, told: dict[str, Any], spare: tuple[str,
         )
 
 
+def read_learnt(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that something learnt is kept in.
+
+    Raises:
+        ModelError: it is missing or damaged, or holds a value that nothing learnt can have.
+    """
+    try:
+        found = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: cannot be read as safetensors: {said(error)}") from None
+    check_learnt(found, file)
+    return found
+
+
+def check_learnt(tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Refuse what no training leaves: NaN, infinity, or numbers beyond float16.
+
+    Raises:
+        ModelError: with the first such tensor.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool((tensor.abs() <= LARGEST).all()):  # NaN is not
+            raise ModelError(f"{where}: {name} holds a number that is NaN or beyond {LARGEST:,.0f}: it was not learnt")
+
+
 def said(error: Exception) -> str:
     """What an error of other programs says, in one line that is not too long."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _shapes(file: Path) -> list[list[int]]:
+    """Shapes of the tensors in a file; reads only its header."""
+    with safe_open(file, "pt") as found:
+        return [found.get_slice(name).get_shape() for name in found.keys()]  # noqa: SIM118  it is no mapping
 
 
 def _likeness(name: str) -> str:
