@@ -19,7 +19,6 @@ import jinja2.debug
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-
 COMMON = r"{{ 'a\n' | trim }}{{ [1] | tojson }}{{ strftime_now('%d %b') }}{{ 'a%s' | format(1) }}"
 """Rendered once while files can still be opened: Python imports some of what is needed late. So is `jinja2.debug` imported."""
 
@@ -103,7 +102,7 @@ def main() -> None:
                 return
         except MemoryError:
             return
-        except Exception as error:  # the template's own refusal, or what is wrong with it
+        except Exception as error:  # noqa: BLE001  the template's own refusal, or what is wrong with it
             send(answers, {"error": " ".join(str(error).split())[:500] or type(error).__name__})
         else:
             send(answers, {"texts": texts})

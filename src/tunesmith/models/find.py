@@ -69,7 +69,7 @@ def load_tokenizer(name: str) -> Any:
         fast = tokenizer.is_fast
     except ModelError:
         raise
-    except Exception as error:  # whatever a stranger's file makes transformers stumble over
+    except Exception as error:  # noqa: BLE001  whatever a stranger's file makes transformers stumble over
         raise ModelError(f"model {name}: its tokenizer cannot be loaded: {said(error)}") from None
     if not fast or tokenizer.eos_token_id is None:
         raise ModelError(

@@ -98,7 +98,7 @@ def _convert_into(file: Path, folder: Path) -> list[str]:
         vet_loaded(file, model, told)
     except ModelError:
         raise
-    except Exception as error:  # whatever a stranger's file makes transformers stumble over
+    except Exception as error:  # noqa: BLE001  whatever a stranger's file makes transformers stumble over
         raise ModelError(f"{file}: not a GGUF model that can be trained: {said(error)}") from None
     found = [_mend_tokenizer(tokenizer, _pre_tokenizer(file)), _mend_pad(tokenizer, model)]
     _mend_saving(model)
@@ -117,11 +117,15 @@ def _vet(file: Path) -> None:
 
     reader = gguf.GGUFReader(file)
     elements = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    architecture = reader.get_field("general.architecture")
+    prefix = f"{architecture.contents()}." if architecture else "."
     most = {"block_count": len(reader.tensors), "length": elements, "size": elements, "count": elements}
     for name, field in reader.fields.items():
         value = field.contents() if field.types[:1] != [gguf.GGUFValueType.ARRAY] else None
         ending = next((ending for ending in most if name.endswith(ending)), "")
-        if ending and isinstance(value, int) and not name.endswith("context_length") and value > most[ending]:
+        if name == f"{prefix}context_length" or not (ending and name.startswith(prefix) and isinstance(value, int)):
+            continue
+        if value > most[ending]:
             raise ModelError(
                 f"{file}: not a GGUF model that can be trained: it says {name}: {value:,}, and holds {len(reader.tensors):,} tensors of {elements:,} numbers"
             )

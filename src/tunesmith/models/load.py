@@ -102,7 +102,7 @@ def load_config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except ModelError:
         raise
-    except Exception as error:  # whatever a stranger's file makes transformers stumble over
+    except Exception as error:  # noqa: BLE001  whatever a stranger's file makes transformers stumble over
         raise ModelError(f"model {folder}: config.json cannot be used: {said(error)}") from None
     if config.is_encoder_decoder or config.model_type not in DECODERS or config.model_type in ENCODERS:
         raise ModelError(
@@ -189,7 +189,7 @@ def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> L
         load_beside(model, folder)
     except ModelError:
         raise
-    except Exception as error:  # as above
+    except Exception as error:  # noqa: BLE001  as above
         raise ModelError(f"model {folder}: its weights cannot be loaded: {said(error)}") from None
     model.eval()
     if chosen in KINDS:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tunesmith.base import ModelError
 
+from .learnt import read_learnt
 from .memory import load_memory, save_memory, without_memory
-from .vetting import read_learnt
 
 FILE = "prompt.safetensors"
 """Stands in a model's folder beside its weights, of which it can be no part."""

@@ -3,13 +3,11 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import safe_open
 
 from tunesmith.base import ModelError
 
@@ -17,8 +15,6 @@ COUNTS = re.compile(r"(num|n)_.*(layer|expert)")
 """Names of a configuration's fields that say how many modules are built; each has tensors of its own, or shares one with its like."""
 SIZES = re.compile(r"size|dim")
 """Names of those that say how large weights are."""
-LARGEST = 65504.0
-"""The largest number of float16."""
 DESCRIPTIONS = ("config.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -103,31 +99,6 @@ def vet_loaded(folder: Path, model: Any, told: dict[str, Any], spare: tuple[str,
         raise ModelError(
             f"model {folder}: its weights cannot be loaded: {odd[0]} has no place in what config.json describes"
         )
-
-
-def read_learnt(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that something learnt is kept in.
-
-    Raises:
-        ModelError: it is missing or damaged, or holds a value that nothing learnt can have.
-    """
-    try:
-        found = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file}: cannot be read as safetensors: {said(error)}") from None
-    check_learnt(found, file)
-    return found
-
-
-def check_learnt(tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Refuse what no training leaves: NaN, infinity, or numbers beyond float16.
-
-    Raises:
-        ModelError: with the first such tensor.
-    """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool((tensor.abs() <= LARGEST).all()):  # NaN is not
-            raise ModelError(f"{where}: {name} holds a number that is NaN or beyond {LARGEST:,.0f}: it was not learnt")
 
 
 def said(error: Exception) -> str:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import read_json, write_json
+from tunesmith.models.learnt import read_learnt
 from tunesmith.models.load import Loaded
-from tunesmith.models.vetting import read_learnt
 
 from ..optimizers.hybrid import follow
 from .base import Adapter

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import read_json, write_json
+from tunesmith.models.learnt import read_learnt
 from tunesmith.models.load import Loaded
 from tunesmith.models.memory import refuse_memory
 from tunesmith.models.prompt import NAME, PromptEmbedding
-from tunesmith.models.vetting import read_learnt
 
 from ..optimizers.hybrid import follow
 from .base import Adapter

@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError
 
 from tunesmith.base import ModelError
+from tunesmith.models.learnt import check_learnt
 from tunesmith.models.load import Loaded
 from tunesmith.models.memory import refuse_memory
-from tunesmith.models.vetting import check_learnt
 
 from .base import Adapter
 

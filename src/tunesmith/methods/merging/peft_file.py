@@ -8,7 +8,7 @@ import torch
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import read_json
-from tunesmith.models.vetting import read_learnt
+from tunesmith.models.learnt import read_learnt
 
 from ..adapters.injected import PREFIX
 from ..adapters.lora import LoRA
