@@ -22,7 +22,7 @@ def read_learnt(file: Path) -> dict[str, Tensor]:
         ModelError: it is missing or damaged, or holds a value that nothing learnt can have.
     """
     try:
-        found = load_file(file)
+        found: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file}: cannot be read as safetensors: {said(error)}") from None
     check_learnt(found, file)
