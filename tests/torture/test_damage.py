@@ -21,7 +21,9 @@ CHECKPOINT = ("weights.safetensors", "optimizer.safetensors", "state.json", "man
 def stopped(subject: Subject, folder: Path, model: Path) -> None:
     """A training that was killed when it had two checkpoints."""
     subject.set_up(folder, model)
-    with subprocess.Popen(subject.command(folder), env=subject.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        subject.command(folder), env=subject.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         while process.poll() is None and len(subject.checkpoints(folder)) < 2:
             time.sleep(0.01)
         process.kill()
@@ -109,7 +111,9 @@ def artifacts(run):
 
 
 def test_every_damaged_file_of_every_artifact_is_refused_by_name(finished, tally, tmp_path, many):
-    counted = tally("R4-artifacts", "a damaged file of any stage's artifact is refused by name, and the stage computed anew")
+    counted = tally(
+        "R4-artifacts", "a damaged file of any stage's artifact is refused by name, and the stage computed anew"
+    )
     for stage, path in artifacts(finished).items():
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         kinds = list(KINDS)
