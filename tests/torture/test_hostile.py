@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hostile import CASES, Case
+from hostile import Case
+from hostile_cases import CASES
 
 import tunesmith
 from tunesmith.base import TunesmithError
