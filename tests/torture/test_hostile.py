@@ -48,7 +48,11 @@ def tried(case: Case, folder: Path) -> tuple[int | None, dict[str, Any]]:
     if process.is_alive():
         process.kill()
         process.join()
-    found = told.recv() if told.poll() else {"elsewhere": []}
+    try:
+        found = told.recv()
+    except EOFError:
+        found = {"elsewhere": []}
+    assert "unmade" not in found, f"{case.name}: could not be made: {found}"
     return process.exitcode, found
 
 
@@ -56,7 +60,11 @@ def child(case: Case, folder: Path, tell: Any) -> None:
     """Make and open it, with nobody to ask, little time and little memory; nothing that another process sees is touched."""
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.chdir(folder)
-    case.prepare(folder)
+    try:
+        case.prepare(folder)
+    except BaseException as error:
+        tell.send({"unmade": repr(error), "elsewhere": []})
+        raise
     used = resource.getrusage(resource.RUSAGE_SELF)
     spent = int(used.ru_utime + used.ru_stime)
     resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS + 1, spent + SECONDS + 1))
