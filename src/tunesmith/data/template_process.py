@@ -70,9 +70,7 @@ def _refuse(message: str) -> None:
 
 def confine(memory: int) -> None:
     """From here on there are so many more bytes of memory, no file that could be opened and none that could be written."""
-    with suppress(
-        FileNotFoundError
-    ):  # where there is no such file, address space is not counted so that it could be limited
+    with suppress(FileNotFoundError):  # only Linux counts address space so that it can be limited
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * resource.getpagesize() + memory
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -82,9 +80,7 @@ def confine(memory: int) -> None:
 
 def main() -> None:
     """Answer lists of conversations with lists of texts, or with the reason why there is none, until there are no more."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the process that asks is told too, and its end is the end of this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks is told too, and ends this one
     asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     template, seconds, memory, longest = receive(asked)

@@ -62,7 +62,9 @@ def vet_weights(folder: Path, config: Any) -> None:
     elif (folder / "model.safetensors").is_file():
         files = ["model.safetensors"]
     else:
-        raise ModelError(f"model {folder}: holds no model.safetensors; weights in other formats are not read")
+        raise ModelError(
+            f"model {folder}: its weights cannot be loaded: there is no model.safetensors, and other formats, which may hold code, are not read"
+        )
     shapes = [shape for name in files for shape in _shapes(folder / name)]
     layers, width = config.get_text_config().num_hidden_layers, config.get_text_config().hidden_size
     if layers < 1 or not any(width in shape for shape in shapes):
