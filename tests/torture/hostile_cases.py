@@ -59,8 +59,9 @@ CASES = [
     ),
     *(
         Case(f"pickle as {name}", pickled(name), rows(name))
-        for name in ("rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "rows.arrow", "rows.jsonl.gz", "rows.pkl")
+        for name in ("rows.jsonl", "rows.json", "rows.parquet", "rows.arrow", "rows.jsonl.gz", "rows.pkl")
     ),
+    Case("pickle as rows.csv", pickled("rows.csv"), rows("rows.csv"), harmless=True),
     Case("pickle as a recipe", pickled("recipe.yaml"), recipe),
     Case("pickle as GGUF", pickled("model.gguf"), gguf),
     Case("pickle as a manifest", run_folder(lambda run: pickled("manifest.json")(run / "deploy-0")), deployed),

@@ -123,8 +123,8 @@ def test_every_damaged_file_of_every_artifact_is_refused_by_name(finished, tally
             run = Run(tmp_path / "run")
             shutil.rmtree(run.path, ignore_errors=True)
             copy = shutil.copytree(path, run.path / path.name, copy_function=shutil.copy)
-            other = next(copy / one.relative_to(path) for one in files if one != file)
-            older = tmp_path / "older"
+            other, older = tmp_path / "other", tmp_path / "older"
+            other.write_text("of somebody else")
             older.write_bytes(bytes(len(file.read_bytes())))
             damage(kind, copy / name, other, older)
             try:

@@ -90,8 +90,8 @@ def _convert_into(file: Path, folder: Path) -> list[str]:
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        _vet(file)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        _vet(file)
         model, told = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
         )

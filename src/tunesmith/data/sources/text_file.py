@@ -14,7 +14,7 @@ from .record import LONGEST
 
 BYTES_PER_LINE = 8 * LONGEST
 """A longer line is passed over without being held in memory."""
-BOMB, SWELL = 1 << 25, 500
+BOMB, SWELL = 1 << 22, 500
 """Uncompressed bytes from which on it is asked how many there are for each compressed one, and how many are too many: zeros come to 1,030."""
 MARK_REMOVED = "a byte order mark at the start was removed"
 
