@@ -9,11 +9,11 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import ArtifactError
-from .files import UNFINISHED, digest, read_json, sha256, sync_folder, write_json
+from .files import UNFINISHED, digest, sha256, spelled, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 
@@ -44,24 +44,23 @@ class Artifact:
         """Read and verify an artifact.
 
         Raises:
-            ArtifactError: it is missing, or a file is absent, cut, or has other bytes than were committed.
+            ArtifactError: it is missing, or a file is absent, cut, added, a link, or has other bytes than were committed.
         """
-        try:
-            manifest = read_json(path / MANIFEST)
-            seal = manifest.pop("seal", None)  # None in those written before there were seals
-            whole = "files" in manifest and seal in (None, digest(manifest))
-        except (OSError, ValueError, TypeError, AttributeError):
-            whole = False
-        if not whole:
-            raise ArtifactError(f"{path}: no readable {MANIFEST}; delete the folder and run again to make it anew")
+        again = f"delete {path} and run again to make it anew"
+        manifest = _sealed(path / MANIFEST)
+        if manifest is None:
+            raise ArtifactError(f"{path}: no readable {MANIFEST}; {again}")
+        there = _files(path, again)
         for name, entry in manifest["files"].items():
-            file = path / name
-            if not file.is_file():
-                raise ArtifactError(f"{file}: is missing; delete {path} and run again to make it anew")
-            if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
-                raise ArtifactError(
-                    f"{file}: differs from what was committed; delete {path} and run again to make it anew"
-                )
+            if name not in there:
+                file = PurePosixPath(name)
+                outside = file.is_absolute() or ".." in file.parts
+                wrong = f"{path}: names {name!r}, which is outside it" if outside else f"{path / name}: is missing"
+                raise ArtifactError(f"{wrong}; {again}")
+            if there[name].stat().st_size != entry["bytes"] or sha256(there[name]) != entry["sha256"]:
+                raise ArtifactError(f"{path / name}: differs from what was committed; {again}")
+        if added := sorted(there.keys() - manifest["files"].keys()):
+            raise ArtifactError(f"{path / added[0]}: was put there after the rest was committed; {again}")
         return cls(path, manifest)
 
 
@@ -87,8 +86,35 @@ def commit(work: Path, final: Path, facts: dict[str, Any]) -> Artifact:
     return Artifact(final, manifest)
 
 
+def _sealed(path: Path) -> dict[str, Any] | None:
+    """A manifest without its seal, if every byte is as it was written: other white space would be somebody else's, too."""
+    try:
+        text = path.read_bytes().decode()
+        manifest: dict[str, Any] = json.loads(text)
+        whole = text == spelled(manifest) and manifest.pop("seal") == digest(manifest)
+        listed = all({"bytes", "sha256"} <= entry.keys() for entry in manifest["files"].values())
+        return manifest if whole and listed else None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+
+
+def _files(folder: Path, again: str) -> dict[str, Path]:
+    """Every file in an artifact's folder by its name there, but for the manifest.
+
+    Raises:
+        ArtifactError: a link, which may point anywhere, or something that is no file.
+    """
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise ArtifactError(f"{path}: is a link or no file, and artifacts hold only files; {again}")
+        if path.is_file() and not _unfinished(path, folder):
+            found[path.relative_to(folder).as_posix()] = path
+    return found
+
+
 def _unfinished(file: Path, work: Path) -> bool:
-    """Whether a file is what a killed commit or a killed atomic write left."""
+    """Whether a file is the manifest, or what a killed commit or a killed atomic write left."""
     return file == work / MANIFEST or UNFINISHED.fullmatch(file.name) is not None
 
 

@@ -52,9 +52,14 @@ def write_atomic(path: Path, text: str) -> None:
         sync_folder(path.parent)
 
 
+def spelled(value: Any) -> str:
+    """The text of a JSON file as `write_json` writes it: indented, keys in their own order."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON value atomically, indented, keys in their own order."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON value atomically."""
+    write_atomic(path, spelled(value))
 
 
 def read_json(path: Path) -> Any:

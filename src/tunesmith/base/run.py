@@ -62,7 +62,13 @@ class Run:
     def states(self) -> dict[str, dict[str, Any]]:
         """Per stage: `state` (running, done, failed, interrupted), `artifact` (folder name), `seconds`, `error`."""
         path = self.path / "stages.json"
-        found: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
+        try:
+            found: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
+            whole = all("state" in state and "artifact" in state for state in found.values())
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            whole = False
+        if not whole:
+            raise ArtifactError(f"{path}: is damaged; delete it and run again: what is finished is found by itself")
         return found
 
     def artifact(self, stage: str) -> Artifact:
@@ -76,7 +82,31 @@ class Run:
             raise ArtifactError(
                 f"{self.path}: stage {stage!r} is {state.get('state', 'not started')}; run `tunesmith run` first"
             )
-        return Artifact.open(self.path / state["artifact"])
+        found = self.open(state["artifact"])
+        if found.manifest["stage"] != stage:
+            raise ArtifactError(
+                f"{self.path / 'stages.json'}: says that {found.path.name} is of {stage!r}; delete it and run again"
+            )
+        return found
+
+    def open(self, folder: str) -> Artifact:
+        """A finished artifact by its folder's name, verified to be the one that is called so.
+
+        Raises:
+            ArtifactError: it is missing or damaged, or holds what was made under another name.
+        """
+        if Path(folder).name != folder:
+            raise ArtifactError(f"{self.path}: {folder!r} is no folder in it; give a run as tunesmith wrote it")
+        found = Artifact.open(self.path / folder)
+        try:
+            name = f"{found.manifest['stage']}-{key(found.manifest)}"
+        except (KeyError, TypeError):
+            name = "something else"
+        if name != folder:
+            raise ArtifactError(
+                f"{found.path}: holds what was made as {name}; delete {found.path} and run again to make it anew"
+            )
+        return found
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -141,8 +171,8 @@ class Run:
                 {"stage": parent.manifest["stage"], "folder": parent.path.name, "id": parent.id} for parent in parents
             ],
         }
-        key = digest({**facts, "parents": [parent.id for parent in parents]})[:KEY_LENGTH]
-        final = self.path / f"{stage.name}-{key}"
+        facts = json.loads(json.dumps(facts))  # as a manifest gives them back
+        final = self.path / f"{stage.name}-{key(facts)}"
         if final in self._verified:
             return self._verified[final]
         found = self._valid(final)
@@ -161,7 +191,7 @@ class Run:
         if not folder.exists():
             return None
         try:
-            return Artifact.open(folder)
+            return self.open(folder.name)
         except ArtifactError as error:
             self.events.write("damaged", artifact=folder.name, reason=str(error))
             return None
@@ -221,6 +251,12 @@ class Run:
 def run_of(given: Path, folder: Path | None = None) -> Run:
     """The run of a recipe (in `runs/NAME` unless a folder is given), or that of its own folder."""
     return Run(given if given.is_dir() else folder or Path("runs") / given.stem)
+
+
+def key(facts: dict[str, Any]) -> str:
+    """What the folder of an artifact is called by, behind its stage: a digest of all that it was made from."""
+    made_from = {name: facts[name] for name in ("stage", "version", "spec", "context", "inputs")}
+    return digest({**made_from, "parents": [parent["id"] for parent in facts["parents"]]})[:KEY_LENGTH]
 
 
 def deployed(name: str) -> Artifact | None:

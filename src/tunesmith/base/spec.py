@@ -41,6 +41,37 @@ class Spec(BaseModel):
 S = TypeVar("S", bound=Spec)
 
 
+LONGEST, MOST = 200_000, 50_000
+"""Characters of a YAML text, and values in it with every alias counted as what it stands for."""
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError, RecursionError: it is none.
+        ValueError: a value is none of its type, or the text is too long, or would be with its aliases written out.
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"longer than {LONGEST:,} characters")
+    loader = yaml.SafeLoader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    if _values(node, {}) > MOST:
+        raise ValueError(f"more than {MOST:,} values with all aliases written out")
+    return loader.construct_document(node)
+
+
+def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """How many values a node stands for; each node is looked at once."""
+    if node not in known:
+        known[node] = MOST  # of a node within itself there is no end
+        below = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))] if isinstance(node, yaml.CollectionNode) else []  # fmt: skip
+        known[node] = 1 + sum(_values(part, known) for part in below)
+    return known[node]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping that a YAML file holds.
 
@@ -56,8 +87,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a recipe ({error}); give the path of a YAML file") from None
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        found = parse_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(
@@ -77,8 +108,8 @@ def override(tree: dict[str, Any], assignment: str) -> None:
     if not equals or not path:
         raise ConfigError(f"{assignment!r}: an override is written path.to.field=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"{assignment!r}: the value is not valid YAML; quote it") from None
     *parents, last = path.split(".")
     for name in parents:

@@ -8,13 +8,13 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 
 from tunesmith.base import DataError
 
 from .encode import Encoder
 from .example import Example, Message, Row, Sequence
+from .template import file_of, template_of
 
 Ids = list[int]
 Pieces = list[tuple[int | str, bool]]
@@ -103,8 +103,9 @@ class Renderer:
 
     def _closing(self) -> int | None:
         """The special token that the template puts right behind an assistant's text, if it puts one."""
-        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        rest = self._render(tuple(talk), (), False)[len(self._render(tuple(talk[:1]), (), True)) :]
+        talk = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+        asked, told = self.rendered([(talk[:1], True), (talk, False)])
+        rest = told[len(asked) :]
         after = self._pieces(rest.partition("b")[2])
         return next((piece for piece in after if isinstance(piece, int)), None)
 
@@ -133,13 +134,16 @@ class Renderer:
         if guard:
             messages = tuple(self._guarded(message, guard) for message in messages)
             tools = tuple(self._guarded(tool, guard) for tool in tools)
+        spoken_at = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        wanted = [
+            (part, opened) for at in spoken_at for part, opened in ((messages[:at], True), (messages[: at + 1], False))
+        ]
+        closed = not open_ended and spoken_at[-1:] == [len(messages) - 1]
+        texts = iter(self.rendered(wanted if closed else [*wanted, (messages, open_ended)], tools))
         found: Pieces = []
         done = ""
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self._render(messages[:number], tools, True)
-            after = self._render(messages[: number + 1], tools, False)
+        for number in spoken_at:
+            before, after = next(texts), next(texts)
             if not (before.startswith(done) and after.startswith(before)):
                 raise DataError("the chat template does not render a conversation as a continuation of its beginning")
             found += [(piece, False) for piece in self._pieces(before[len(done) :], guard)]
@@ -147,9 +151,7 @@ class Renderer:
             spoken = self._spoken(answer) if number >= first else 0
             found += [(piece, place < spoken) for place, piece in enumerate(answer)]
             done = after
-        if not open_ended and messages and messages[-1]["role"] == "assistant":
-            return found
-        rest = self._pieces(self._render(messages, tools, open_ended)[len(done) :], guard)
+        rest = [piece for text in texts for piece in self._pieces(text[len(done) :], guard)]
         return found + [(piece, False) for piece in rest]
 
     def _spoken(self, answer: list[int | str]) -> int:
@@ -157,22 +159,31 @@ class Renderer:
         closing = [place for place, piece in enumerate(answer) if piece in self.ends]
         return closing[-1] + 1 if closing else len(answer)
 
-    def _render(self, messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...], open_ended: bool) -> str:
-        if not messages:
-            return ""
+    def rendered(
+        self, wanted: list[tuple[tuple[Message, ...], bool]], tools: tuple[dict[str, Any], ...] = ()
+    ) -> list[str]:
+        """Texts of conversations, of each whether it is left open for an answer; of no messages there is none.
+
+        Raises:
+            DataError: the template cannot render one.
+            ModelError: the template does not end.
+        """
         if not self.tokenizer.chat_template:
-            return self._without_template(messages)
+            return [self._without_template(messages) for messages, _ in wanted]
+        common = {**self.tokenizer.special_tokens_map, "tools": list(tools) or None, "documents": None}
+        calls = [
+            {**common, "messages": messages, "add_generation_prompt": opened} for messages, opened in wanted if messages
+        ]
         try:
-            found: str = self.tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) or None, add_generation_prompt=open_ended, tokenize=False
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            template = template_of(self.tokenizer.get_chat_template(tools=common["tools"]))
+        except ValueError as error:  # it has several, and none for this
             raise DataError(f"the model's chat template cannot render it: {error}") from None
-        return found
+        texts = iter(template(calls, file_of(self.tokenizer)))
+        return [next(texts) if messages else "" for messages, _ in wanted]
 
     def _without_template(self, messages: tuple[Message, ...]) -> str:
         """A line for each message; answers are closed by the end token, or nothing would teach the model to stop."""
-        start = self.tokenizer.bos_token if self._adds_bos else ""
+        start = self.tokenizer.bos_token if self._adds_bos and messages else ""
         ends = {"assistant": self.tokenizer.eos_token}
         return start + "".join(f"{message['content']}{ends.get(message['role'], '')}\n" for message in messages)
 
@@ -223,7 +234,7 @@ class Renderer:
     def _check_tools(self, example: Example) -> None:
         """Refuse tools that the template would drop in silence."""
         messages = (*example.prompt, *example.answers[0])
-        if self._render(messages, example.tools, False) == self._render(messages, (), False):
+        if self.rendered([(messages, False)], example.tools) == self.rendered([(messages, False)]):
             raise DataError(
                 "the model's chat template ignores tools; leave them out, or describe them in the system message"
             )

@@ -7,6 +7,7 @@ from tunesmith.base import ModelError, Run
 from tunesmith.base.files import read_json
 
 from .gguf import EMBEDDED, convert, embedded
+from .vetting import said, vet
 
 PLAIN = "TokenizersBackend"
 """transformers' name for the class that takes everything from tokenizer.json."""
@@ -63,10 +64,14 @@ def load_tokenizer(name: str) -> Any:
     """
     folder = locate(name)
     try:
+        vet(folder)
         tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"model {name}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        fast = tokenizer.is_fast
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever a stranger's file makes transformers stumble over
+        raise ModelError(f"model {name}: its tokenizer cannot be loaded: {said(error)}") from None
+    if not fast or tokenizer.eos_token_id is None:
         raise ModelError(
             f"model {name}: its tokenizer has no fast form or no end token; save it with tokenizer.json and an eos_token"
         )

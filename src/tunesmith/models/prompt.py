@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import room
 
+from .learnt import read_learnt
 from .memory import load_memory, save_memory, without_memory
 
 FILE = "prompt.safetensors"
@@ -138,7 +139,7 @@ def load_beside(model: Any, folder: Path) -> None:
     """Give a model the prompt or the memory that its folder holds, if it holds one."""
     load_memory(model, folder)
     if (folder / FILE).exists():
-        held = load_file(folder / FILE)
+        held = read_learnt(folder / FILE)
         if KEYS_AND_VALUES in held:
             embedding: PromptEmbedding = PrefixEmbedding(model, held[KEYS_AND_VALUES].float())
         else:

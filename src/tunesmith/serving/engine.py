@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-from tunesmith.base import DataError
+from tunesmith.base import DataError, ModelError
 from tunesmith.data.example import Message
 from tunesmith.data.render import Renderer
 from tunesmith.models.generate import Piece, Sampling
@@ -121,7 +121,7 @@ class Served:
         self.scheduler = self.fresh()
 
     def chat(self, messages: list[Message], tools: list[dict[str, Any]]) -> Ids:
-        """Prompt tokens of a conversation, as in training; RequestError (400) if the template cannot render it."""
+        """Prompt tokens of a conversation, as in training; RequestError (400) if the template cannot render it, (500) if it does not end."""
         try:
             prompt = self.renderer.prompt(messages, tools)
             if tools and prompt == self.renderer.prompt(messages):
@@ -130,6 +130,8 @@ class Served:
                 )
         except DataError as error:
             raise RequestError(400, str(error), "invalid_messages", "messages") from None
+        except ModelError as error:
+            raise RequestError(500, str(error), "template_failed", "messages") from None
         return prompt
 
     def plain(self, text: str) -> Ids:

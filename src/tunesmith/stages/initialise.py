@@ -111,12 +111,12 @@ def _served(renderer: Renderer, example: Example, row: Row) -> bool:
 
 
 def _reference(tokenizer: Any, renderer: Renderer, example: Example) -> bool:
-    """Whether transformers makes the same prompt, where nothing in it looks like a special token."""
+    """Whether transformers, reading the rendered text as a whole, makes the same prompt, where nothing in it looks like a special token."""
     text = "".join(example.strings())
     if not tokenizer.chat_template or any(token in text for token in tokenizer.all_special_tokens):
         return True
-    messages, tools = list(example.prompt), list(example.tools) or None
-    expected = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, return_dict=False)
+    (whole,) = renderer.rendered([(example.prompt, True)], example.tools)
+    expected = tokenizer(whole, add_special_tokens=False).input_ids
     return bool(expected == renderer.prompt(example.prompt, example.tools))
 
 

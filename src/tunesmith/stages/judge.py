@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from tunesmith.base import Artifact, Output
-from tunesmith.base.files import write_json
+from tunesmith.base.files import sha256, write_json
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Message, Row
 from tunesmith.data.render import Renderer
@@ -78,11 +78,14 @@ def kept(out: Output, system: str, make: Callable[[], T], rows: str = "test") ->
     """Answers, or chances, made once, to test rows or to others: a killed evaluation finds those of the systems it had finished."""
     path = out / (f"{system}.json" if rows == "test" else f"{rows}-{system}.json")
     if path.exists():
-        found: T = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        if sha256(path) in (event["sha256"] for event in out.events.read("answered")):
+            found: T = json.loads(path.read_text(encoding="utf-8"))
+            return found
+        out.events.write("damaged", reason=f"{path}: differs from what was written, or was not noted; it is made again")
     out.events.write("answering", system=system, rows=rows)
     made = make()
     write_json(path, made)
+    out.events.write("answered", system=system, rows=rows, sha256=sha256(path))
     return made
 
 

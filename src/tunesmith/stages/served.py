@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tunesmith.base import Artifact, ConfigError
+from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.methods.merging.peft_file import rank_of
 from tunesmith.methods.several import BASE, Several
 from tunesmith.models.load import Loaded, load, served
@@ -24,7 +24,7 @@ def adapters_of(folders: Sequence[Path], deployed: Sequence[Artifact]) -> dict[s
     for folder, one in zip(folders, deployed, strict=True):
         name, context = folder.resolve().name, one.manifest["context"]
         made = {parent["stage"]: parent["folder"] for parent in one.manifest["parents"]}
-        learnt = Artifact.open(folder / (made["merge"] if "merge" in made else made["finetune"]))
+        learnt = Run(folder).open(made["merge"] if "merge" in made else made["finetune"])
         adapter = learnt / "adapter"
         if any(context[part] != first[part] for part in ("model", "precision")):
             theirs, ours = (f"{each['model']} in {each['precision']}" for each in (context, first))

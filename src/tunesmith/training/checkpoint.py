@@ -42,14 +42,14 @@ def save(
     """
     weights = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
     moments = _optimizer_tensors(parameters, optimizer)
-    work = folder / f"step-{step:08d}.partial"
+    work = folder / f"{_name(step)}.partial"
     shutil.rmtree(work, ignore_errors=True)
     with room(work, sum(tensor.nbytes for tensor in (*weights.values(), *moments.values()))):
         work.mkdir(parents=True)
         save_file(weights, work / "weights.safetensors")
         save_file(moments, work / "optimizer.safetensors")
         write_json(work / "state.json", {"step": step, "notes": notes})
-        commit(work, folder / f"step-{step:08d}", {"stage": "checkpoint", "metrics": {}})
+        commit(work, folder / _name(step), {"stage": "checkpoint", "metrics": {}})
     for old in _newest_first(folder)[KEEP:]:
         shutil.rmtree(old)
 
@@ -59,10 +59,12 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     for path in _newest_first(folder):
         try:
             artifact = Artifact.open(path)
+            state = read_json(artifact / "state.json")
+            if _name(state["step"]) != path.name:
+                raise ArtifactError(f"{path}: holds step {state['step']}; delete it")
         except ArtifactError as error:
             warn(f"checkpoint passed over: {error}")
             continue
-        state = read_json(artifact / "state.json")
         return Checkpoint(path, state["step"], state["notes"])
     return None
 
@@ -97,6 +99,10 @@ def _optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.
     return {
         f"{names[place]}|{slot}": value.contiguous() for place, slots in state.items() for slot, value in slots.items()
     }
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _newest_first(folder: Path) -> list[Path]:

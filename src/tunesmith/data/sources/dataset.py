@@ -1,6 +1,7 @@
 """A folder that the `datasets` library wrote with save_to_disk, read without that library."""
 
 from collections.abc import Iterator, Mapping
+from json import JSONDecodeError
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,6 +11,17 @@ from tunesmith.base.files import read_json
 from .parquet import Parquet
 from .record import Record, Source
 from .text_file import missing
+
+
+def _plain(folder: Path, name: str) -> str:
+    """A name of something in a folder.
+
+    Raises:
+        DataError: it leads elsewhere.
+    """
+    if Path(name).name != name:
+        raise DataError(f"{folder}: names {name!r}, which is not in it; save the data set again")
+    return name
 
 
 class Dataset(Source):
@@ -40,11 +52,12 @@ class Dataset(Source):
                 if wanted is None:
                     has = f"holds the splits {', '.join(there)} and no {split}"
                     raise DataError(f"{folder}: {has}; write {folder}/{there[0]} to take that one")
-                folder = folder / wanted
-            files = [folder / entry["filename"] for entry in read_json(folder / "state.json")["_data_files"]]
+                folder = folder / _plain(folder, wanted)
+            entries = read_json(folder / "state.json")["_data_files"]
+            files = [folder / _plain(folder, entry["filename"]) for entry in entries]
         except FileNotFoundError as error:
             raise missing(Path(error.filename)) from None
-        except (KeyError, TypeError, IndexError):
+        except (KeyError, TypeError, IndexError, JSONDecodeError, RecursionError):
             raise DataError(
                 f"{folder}: not a folder that datasets.save_to_disk wrote; save it again, or give its data files"
             ) from None

@@ -14,6 +14,8 @@ from .record import LONGEST
 
 BYTES_PER_LINE = 8 * LONGEST
 """A longer line is passed over without being held in memory."""
+BOMB, SWELL = 1 << 22, 500
+"""Uncompressed bytes from which on it is asked how many there are for each compressed one, and how many are too many: zeros come to 1,030."""
 MARK_REMOVED = "a byte order mark at the start was removed"
 
 
@@ -121,16 +123,34 @@ def _decode(raw: bytes, file: IO[bytes], path: Path) -> tuple[str | None, str | 
 
 def _readline(file: IO[bytes], path: Path) -> bytes:
     try:
-        return file.readline(BYTES_PER_LINE + 1)
+        raw = file.readline(BYTES_PER_LINE + 1)
+        _refuse_bomb(file, path)
+        return raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, error) from None
 
 
 def _read(file: IO[bytes], count: int, path: Path) -> bytes:
     try:
-        return file.read(count)
+        if count >= 0:
+            return file.read(count)
+        parts = []
+        while part := file.read(BOMB):
+            parts.append(part)
+            _refuse_bomb(file, path)
+        return b"".join(parts)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, error) from None
+
+
+def _refuse_bomb(file: IO[bytes], path: Path) -> None:
+    """Refuse a compressed file that is little but what it becomes."""
+    if isinstance(file, gzip.GzipFile) and (size := file.tell()) > BOMB:
+        packed = cast(IO[bytes], file.fileobj).tell()
+        if size > SWELL * packed:
+            raise DataError(
+                f"{path}: becomes more than {SWELL} times as long when it is uncompressed, as no rows do; if they are rows, give them uncompressed"
+            )
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

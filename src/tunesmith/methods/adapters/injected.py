@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import read_json, write_json
+from tunesmith.models.learnt import read_learnt
 from tunesmith.models.load import Loaded
 
 from ..optimizers.hybrid import follow
@@ -64,7 +65,7 @@ class Injected(Adapter):
     def restore(self, loaded: Loaded, folder: Path) -> None:
         """Attach and read a file that this or peft wrote."""
         follow(list(loaded.model.parameters()), folder)
-        found = load_file(folder / "adapter_model.safetensors")
+        found = read_learnt(folder / "adapter_model.safetensors")
         served = self.served()
         served._check(folder)
         served.attach(loaded, 0)

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import read_json, write_json
+from tunesmith.models.learnt import read_learnt
 from tunesmith.models.load import Loaded
 from tunesmith.models.memory import refuse_memory
 from tunesmith.models.prompt import NAME, PromptEmbedding
@@ -84,7 +85,7 @@ class Prompt(Adapter):
     def restore(self, loaded: Loaded, folder: Path) -> None:
         """Attach and read a file that this or peft wrote."""
         follow(list(loaded.model.parameters()), folder)
-        found, about = load_file(folder / "adapter_model.safetensors"), read_json(folder / "adapter_config.json")
+        found, about = read_learnt(folder / "adapter_model.safetensors"), read_json(folder / "adapter_config.json")
         config = loaded.model.config.get_text_config()
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
             width = int((file.metadata() or {}).get("hidden_size", config.hidden_size))  # peft does not say it

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from tunesmith.base import ModelError
+from tunesmith.models.learnt import check_learnt
 from tunesmith.models.load import Loaded
 from tunesmith.models.memory import refuse_memory
 
@@ -49,8 +51,9 @@ class Weights(Adapter):
         kind = type(loaded.model)
         try:
             read = kind.from_pretrained(folder, dtype=loaded.model.dtype, local_files_only=True, use_safetensors=True)
+            check_learnt(read.state_dict(), folder)
             loaded.model.load_state_dict(read.state_dict())
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise ModelError(f"{folder}: these weights are not of {loaded.name}: {reason}") from None
         loaded.model.requires_grad_(False)

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
+from tunesmith.base import ModelError
 from tunesmith.base.files import read_json
+from tunesmith.models.learnt import read_learnt
 
 from ..adapters.injected import PREFIX
 from ..adapters.lora import LoRA
@@ -31,8 +32,10 @@ def rank_of(folder: Path) -> int | None:
 
 def read_corrections(folder: Path) -> dict[str, Correction]:
     """Every correction, by the path of its layer in the model; float32."""
-    config, tensors = read_json(folder / "adapter_config.json"), load_file(folder / "adapter_model.safetensors")
+    config, tensors = read_json(folder / "adapter_config.json"), read_learnt(folder / "adapter_model.safetensors")
     rank = config["r"]
+    if any(len(tensor) != rank for name, tensor in tensors.items() if name.endswith(KINDS[0])):
+        raise ModelError(f"{folder}: adapter_config.json says that the rank is {rank}, and its tensors have another")
     root = math.sqrt(config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
     found = {name.removeprefix(PREFIX): tensor.float() * root for name, tensor in tensors.items()}
     down, up = KINDS

@@ -1,0 +1,277 @@
+"""Hostile artifacts: files that would run code, write or read elsewhere, claim more than they hold or never end, and what opens each of them."""
+
+import gzip
+import io
+import json
+import os
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tunesmith.base import DataError
+from tunesmith.base.artifact import commit
+from tunesmith.base.files import digest, write_json
+from tunesmith.data.sources import open_source
+from tunesmith.data.template import Template
+from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.methods.merging.peft_file import read_corrections
+from tunesmith.models.load import load, load_tokenizer
+from tunesmith.stages.recipe import read_recipe
+
+Open = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One hostile artifact."""
+
+    name: str
+    prepare: Callable[[Path], object]
+    """Makes it, in a folder that holds a sound small model as `model`."""
+    open: Open
+    """Opens it as tunesmith does."""
+    harmless: bool = False
+    """Whether it may be opened, since nothing hostile in it is looked at."""
+
+
+def payload(canary: Path) -> bytes:
+    """A pickle that makes a file when it is read."""
+    return b"cposix\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."
+
+
+def model(folder: Path) -> object:
+    return load(str(folder / "model"), "fp32")
+
+
+def rows(name: str) -> Open:
+    """Every row of a file; a file without a row that could be used is one that prepare refuses."""
+
+    def read(folder: Path) -> object:
+        found = list(open_source(str(folder / name)))
+        if not any(record.value for record in found):
+            raise DataError(f"{folder / name}: no usable row: {found[0].defect if found else 'empty'}")
+        return found
+
+    return read
+
+
+def recipe(folder: Path) -> object:
+    return read_recipe(folder / "recipe.yaml")
+
+
+def gguf(folder: Path) -> object:
+    os.environ["TUNESMITH_CACHE"] = str(folder / "cache")
+    return load_tokenizer(str(folder / "model.gguf"))
+
+
+def adapter(folder: Path) -> object:
+    loaded = load(str(folder / "model"), "fp32")
+    LoRA(rank=4).restore(loaded, folder / "adapter")
+    return loaded
+
+
+def put(name: str, content: str | bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def pickled(name: str, *absent: str) -> Callable[[Path], object]:
+    """A pickle under a name, in place of files that are taken away."""
+
+    def make(folder: Path) -> None:
+        for one in absent:
+            (folder / one).unlink()
+        content = payload(folder.parent / "canary")
+        (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+
+    return make
+
+
+def torch_saved(folder: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, folder / "model" / "model.safetensors")
+
+
+def changed(name: str, **fields: Any) -> Callable[[Path], object]:
+    """A JSON file of the model with other fields."""
+
+    def make(folder: Path) -> None:
+        path = folder / "model" / name
+        path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **fields}))
+        (folder / "model" / "evil.py").write_text(f"open({str(folder.parent / 'canary')!r}, 'w')")
+
+    return make
+
+
+def tensors(harm: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    """The model's weights with something done to them."""
+
+    def make(folder: Path) -> None:
+        path = folder / "model" / "model.safetensors"
+        found = load_file(path)
+        harm(found)
+        save_file(found, path, {"format": "pt"})
+
+    return make
+
+
+def indexed(name: str) -> Callable[[Path], object]:
+    """Weights that lie elsewhere."""
+
+    def make(folder: Path) -> None:
+        path = folder / "model" / "model.safetensors"
+        names = list(load_file(path))
+        path.rename(folder / "elsewhere.safetensors")
+        place = name.format(folder)
+        write_json(path.with_name(f"{path.name}.index.json"), {"weight_map": dict.fromkeys(names, place)})
+
+    return make
+
+
+def header(length: int, text: bytes) -> bytes:
+    """A safetensors file with a header that says it is so long."""
+    return struct.pack("<Q", length) + text
+
+
+def tensor_at(first: int, last: int) -> bytes:
+    return json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [first, last]}}).encode()
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def key(name: str, value: int | bytes) -> bytes:
+    written = struct.pack("<II", 4, value) if isinstance(value, int) else struct.pack("<I", 8) + text(value)
+    return text(name.encode()) + written
+
+
+def gguf_file(kv: int, tensors: int, *parts: bytes, version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, kv) + b"".join(parts)
+
+
+LLAMA = key("general.architecture", b"llama")
+
+
+def archive(kind: str, name: str) -> Callable[[Path], object]:
+    """A zip or tar with a member of that name."""
+
+    def make(folder: Path) -> None:
+        if kind == "zip":
+            with zipfile.ZipFile(folder / "rows.zip", "w") as file:
+                file.writestr(name, "x")
+            return
+        made = io.BytesIO()
+        with tarfile.open(fileobj=made, mode="w") as tar:
+            member = tarfile.TarInfo(name)
+            if kind == "link":
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(member)
+        (folder / "rows.jsonl.gz").write_bytes(gzip.compress(made.getvalue()))
+
+    return make
+
+
+def bomb(name: str, piece: bytes, count: int) -> Callable[[Path], object]:
+    def make(folder: Path) -> None:
+        with gzip.open(folder / name, "wb", compresslevel=6) as file:
+            for _ in range(count):
+                file.write(piece)
+
+    return make
+
+
+def saved_data(entry: str) -> Callable[[Path], object]:
+    """A folder of `datasets` that names a file elsewhere."""
+
+    def make(folder: Path) -> None:
+        (folder / "secret.arrow").write_bytes(b"secret")
+        (folder / "data").mkdir()
+        write_json(folder / "data" / "state.json", {"_data_files": [{"filename": entry.format(folder)}]})
+
+    return make
+
+
+def run_folder(harm: Callable[[Path], object]) -> Callable[[Path], object]:
+    """A run with a sealed artifact, and something done to it."""
+
+    def make(folder: Path) -> None:
+        work = folder / "run" / "deploy-0.partial"
+        work.mkdir(parents=True)
+        (work / "a.txt").write_text("a")
+        facts = {"stage": "deploy", "version": 1, "spec": {}, "context": {}, "inputs": [], "parents": [], "metrics": {}}
+        commit(work, folder / "run" / "deploy-0", facts)
+        write_json(folder / "run" / "stages.json", {"deploy": {"state": "done", "artifact": "deploy-0"}})
+        harm(folder / "run")
+
+    return make
+
+
+def manifest_names(name: str) -> Callable[[Path], object]:
+    def harm(run: Path) -> None:
+        (run / "secret").write_text("a")
+        path = run / "deploy-0" / "manifest.json"
+        found = json.loads(path.read_text())
+        del found["seal"]
+        found["files"][name.format(run)] = next(iter(found["files"].values()))
+        write_json(path, {**found, "seal": digest(found)})
+
+    return harm
+
+
+def linked(run: Path) -> None:
+    (run / "deploy-0" / "a.txt").rename(run / "a.txt")
+    (run / "deploy-0" / "a.txt").symlink_to(run / "a.txt")
+
+
+def stages(name: str) -> Callable[[Path], object]:
+    return lambda run: write_json(
+        run / "stages.json", {"deploy": {"state": "done", "artifact": name.format(run.parent)}}
+    )
+
+
+def deployed(folder: Path) -> object:
+    return load_tokenizer(str(folder / "run"))
+
+
+def learnt(harm: Callable[[dict[str, torch.Tensor]], object] = lambda found: None, **config: Any) -> Callable[[Path], object]:  # fmt: skip
+    """An adapter of the model with something done to its tensors or its configuration."""
+
+    def make(folder: Path) -> None:
+        loaded = load(str(folder / "model"), "fp32")
+        LoRA(rank=4).attach(loaded, 0)
+        LoRA(rank=4).save(loaded, folder / "adapter")
+        path = folder / "adapter" / "adapter_model.safetensors"
+        found = load_file(path)
+        harm(found)
+        save_file(found, path)
+        about = folder / "adapter" / "adapter_config.json"
+        write_json(about, {**json.loads(about.read_text()), **config})
+
+    return make
+
+
+def first(value: float) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda found: next(iter(found.values())).view(-1)[:1].fill_(value)
+
+
+def every(part: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda found: found.update({name: part(one).contiguous() for name, one in found.items()})
+
+
+def corrections(folder: Path) -> object:
+    return read_corrections(folder / "adapter")
+
+
+def template(source: str) -> Open:
+    talk = [{"role": "user", "content": "a"}]
+    return lambda folder: Template(source.format(canary=folder.parent / "canary"))([{"messages": talk}], "model")
+
+
+def nothing(folder: Path) -> None:
+    pass

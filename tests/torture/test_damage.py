@@ -1,0 +1,188 @@
+"""R4 and X5: whatever is damaged in a checkpoint or an artifact is named and never used; what came before it is."""
+
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from damage import KINDS, damage
+from subjects import Subject, Tunesmith
+
+import tunesmith
+from tunesmith.base import Artifact, ArtifactError, Run, TunesmithError
+from tunesmith.training import checkpoint
+
+TITLE = "damage is named, and what came before is used"
+CHECKPOINT = ("weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
+
+
+def stopped(subject: Subject, folder: Path, model: Path) -> None:
+    """A training that was killed when it had two checkpoints."""
+    subject.set_up(folder, model)
+    with subprocess.Popen(
+        subject.command(folder), env=subject.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and len(subject.checkpoints(folder)) < 2:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -9, "it ended before it could be killed"
+    assert len(subject.checkpoints(folder)) >= 2
+    assert not subject.result(folder)
+
+
+def go_on(subject: Subject, folder: Path) -> tuple[int, str]:
+    """The exit code and what was said: ours through the library, in this process; another's as a program."""
+    if isinstance(subject, Tunesmith):
+        try:
+            tunesmith.finetune(folder / "recipe.yaml", folder=folder / "run")
+        except TunesmithError as error:
+            return error.exit_code, str(error)
+        return 0, ""
+    done = subprocess.run(
+        subject.command(folder), env=subject.environment(), capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stderr[-300:]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(subject, tally, tiny_folder, tmp_path, many):
+    counted = tally("R4", TITLE, subject.name)
+    folder, kept = tmp_path / "here", tmp_path / "kept"  # paths are a part of what a training is known by
+    stopped(subject, folder, tiny_folder)
+    shutil.copytree(folder, kept, symlinks=True)
+    go_on(subject, folder)
+    expected = subject.result(folder)
+    assert expected
+    for number, kind in enumerate(list(KINDS)[: many(10, 1)]):
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder, symlinks=True)
+        newest, before = subject.checkpoints(folder)[:2]
+        files = sorted((path for path in newest.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
+        chosen = files[-1 - number % 4 if isinstance(subject, Tunesmith) else -1]
+        damage(kind, chosen, next(path for path in files if path != chosen), before / chosen.name)
+        code, said = go_on(subject, folder)
+        right = code == 0 and subject.result(folder) == expected
+        if isinstance(subject, Tunesmith):
+            events = list(Run(folder / "run").events.read("damaged"))
+            right = right and any(newest.name in event["reason"] for event in events)
+        counted.verdict(f"going on: {chosen.name} {kind}", right, code != 0, said or "other weights")
+    if isinstance(subject, Tunesmith):
+        pair = [path.name for path in subject.checkpoints(kept)[:2]]
+        each_file_of_a_checkpoint(counted, tmp_path, [subject.checkpoints(kept)[0].parent / name for name in pair])
+        one_under_the_name_of_another(counted, tmp_path / "named", subject.checkpoints(kept)[:2])
+
+
+def each_file_of_a_checkpoint(counted, folder, pair):
+    """Every kind of damage to every file: the checkpoint before it is the one that is taken."""
+    for name in CHECKPOINT:
+        for kind in KINDS:
+            shutil.rmtree(folder / "pair", ignore_errors=True)
+            newest, before = (shutil.copytree(path, folder / "pair" / path.name) for path in pair)
+            other = "state.json" if name != "state.json" else "manifest.json"
+            damage(kind, newest / name, newest / other, before / name)
+            said: list[str] = []
+            found = checkpoint.load_newest(folder / "pair", said.append)
+            held = found is not None and found.path == before and len(said) == 1 and newest.name in said[0]
+            counted.verdict(f"{name} {kind}", held, bool(said), "taken for sound")
+
+
+def one_under_the_name_of_another(counted, folder, pair):
+    """Whole, but not what its name says."""
+    newest, before = (folder / path.name for path in pair)
+    for place in (newest, before):
+        shutil.copytree(pair[1], place)
+    said: list[str] = []
+    found = checkpoint.load_newest(folder, said.append)
+    counted.verdict("the one before under the newest's name", found is not None and found.path == before and len(said) == 1)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    """A run of which every stage is done."""
+    folder = tmp_path_factory.mktemp("finished")
+    Tunesmith().set_up(folder, tiny_folder)
+    settings = ("finetune.epochs=0.5", "finetune.batch=8", "evaluate.general=null", "deploy.ungated=true")
+    return Run(tunesmith.run(folder / "recipe.yaml", *settings, folder=folder / "run"))
+
+
+def artifacts(run):
+    return {stage: run.path / state["artifact"] for stage, state in run.states.items()}
+
+
+def test_every_damaged_file_of_every_artifact_is_refused_by_name(finished, tally, tmp_path, many):
+    counted = tally(
+        "R4-artifacts", "a damaged file of any stage's artifact is refused by name, and the stage computed anew"
+    )
+    for stage, path in artifacts(finished).items():
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        kinds = list(KINDS)
+        trials = [(file, kind) for place, file in enumerate(files) for kind in (kinds if many(1, 0) else kinds[place % 10 :: 10])]  # fmt: skip
+        for file, kind in trials:
+            name = file.relative_to(path).as_posix()
+            run = Run(tmp_path / "run")
+            shutil.rmtree(run.path, ignore_errors=True)
+            copy = shutil.copytree(path, run.path / path.name, copy_function=shutil.copy)
+            other, older = tmp_path / "other", tmp_path / "older"
+            other.write_text("of somebody else")
+            older.write_bytes(bytes(len(file.read_bytes())))
+            damage(kind, copy / name, other, older)
+            try:
+                run.open(path.name)
+                counted.verdict(f"{stage}: {name} {kind}", held=False)
+            except ArtifactError as error:
+                counted.verdict(f"{stage}: {name} {kind}", path.name in str(error), said=True, reason=str(error))
+    made_anew(counted, finished, tmp_path / "anew", ("prepare", "initialise", "finetune", "deploy")[: many(4, 1)])
+    one_stage_under_the_name_of_another(counted, finished, tmp_path / "named")
+
+
+def made_anew(counted, finished, folder, stages):
+    """A stage whose artifact is damaged is computed again, to the same bits."""
+    for stage in stages:
+        run = Run(folder / stage)
+        shutil.copytree(finished.path, run.path)
+        path = artifacts(run)[stage]
+        manifest = path / "manifest.json"
+        expected = Artifact.open(path).id
+        manifest.write_bytes(manifest.read_bytes()[:-1])
+        tunesmith.run(run.path)
+        said = [event for event in run.events.read("damaged") if event["artifact"] == path.name]
+        counted.verdict(f"{stage} again", bool(said) and run.artifact(stage).id == expected)
+
+
+def one_stage_under_the_name_of_another(counted, finished, folder):
+    """Whole, but not what its name says."""
+    first, second = (artifacts(finished)[stage] for stage in ("prepare", "initialise"))
+    shutil.copytree(first, folder / second.name)
+    try:
+        Run(folder).open(second.name)
+        counted.verdict("prepare under the name of initialise", held=False)
+    except ArtifactError as error:
+        counted.verdict("prepare under the name of initialise", "holds what was made as prepare-" in str(error), True)
+
+
+def test_no_changed_byte_is_believed(finished, tally, many):
+    counted = tally("X5", "one changed byte of an artifact is refused")
+    generator = random.Random(0)
+    places = [file for path in artifacts(finished).values() for file in sorted(path.rglob("*")) if file.is_file()]
+    for _ in range(many(100, 30)):
+        file = generator.choice([one for one in places if one.stat().st_size])
+        path = next(one for one in artifacts(finished).values() if file.is_relative_to(one))
+        place, change = generator.randrange(file.stat().st_size), generator.randrange(1, 256)
+        with file.open("r+b") as handle:
+            handle.seek(place)
+            sound = handle.read(1)
+            handle.seek(place)
+            handle.write(bytes([sound[0] ^ change]))
+        try:
+            finished.open(path.name)
+            refused = False
+        except ArtifactError:
+            refused = True
+        finally:
+            with file.open("r+b") as handle:
+                handle.seek(place)
+                handle.write(sound)
+        counted.verdict(f"{file.relative_to(finished.path)} byte {place} ^ {change}", refused)
+    for path in artifacts(finished).values():
+        Artifact.open(path)

@@ -1,0 +1,101 @@
+"""X1: hostile artifacts run no code, write nothing elsewhere, do not hang, and are refused with a reason."""
+
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hostile import Case
+from hostile_cases import CASES
+
+import tunesmith
+from tunesmith.base import TunesmithError
+
+SECONDS = 5
+"""Of the processor's time that opening one may take. Other programs of the machine do not count, so this fails only where it should."""
+PATIENCE = 300
+"""Seconds on the clock after which it hangs all the same."""
+
+
+def test_hostile_artifacts_are_refused(tiny_folder, tally, tmp_path, many):
+    counted = tally("X1", "hostile artifacts run no code, write nothing elsewhere, do not hang, and are refused with a reason")  # fmt: skip
+    assert len(CASES) >= 60
+    for case in CASES[:: many(1, 4)]:
+        folder = tmp_path / "case"
+        shutil.copytree(tiny_folder, folder / "model")
+        ended, told = tried(case, folder)
+        outside = sorted(path.name for path in tmp_path.iterdir() if path != folder)
+        refused = told.get("refused", False) or (case.harmless and told.get("opened", False))
+        held = ended == 0 and refused and not outside and not told["elsewhere"]
+        reason = f"exit {ended}, outside {outside}, {told}"
+        counted.verdict(case.name, held, bool(told.get("refused")), reason)
+        shutil.rmtree(folder)
+        for name in outside:
+            (tmp_path / name).unlink()
+
+
+def tried(case: Case, folder: Path) -> tuple[int | None, dict[str, Any]]:
+    """How a process ended that opened a hostile artifact, and what it came to."""
+    context = multiprocessing.get_context("fork")
+    told, tell = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(case, folder, tell))
+    process.start()
+    tell.close()
+    process.join(PATIENCE)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    try:
+        found = told.recv()
+    except EOFError:
+        found = {"elsewhere": []}
+    assert "unmade" not in found, f"{case.name}: could not be made: {found}"
+    return process.exitcode, found
+
+
+def child(case: Case, folder: Path, tell: Any) -> None:
+    """Make and open it, with nobody to ask, little time and little memory; nothing that another process sees is touched."""
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    os.chdir(folder)
+    try:
+        case.prepare(folder)
+    except BaseException as error:
+        tell.send({"unmade": repr(error), "elsewhere": []})
+        raise
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    spent = int(used.ru_utime + used.ru_stime)
+    resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS + 1, spent + SECONDS + 1))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    try:
+        case.open(folder)
+        found: dict[str, Any] = {"opened": True}
+    except TunesmithError as error:
+        found = {"refused": "\n" not in str(error) and len(str(error)) > 20, "said": str(error)}
+    except BaseException as error:  # noqa: BLE001  whatever it is, it is told
+        found = {"raised": f"{type(error).__name__}: {error}"[:200]}
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "cache" not in path.parts}
+    tell.send({**found, "elsewhere": [str(path) for path, time in after.items() if before.get(path) != time]})
+    tell.close()
+    os._exit(0)
+
+
+FORBIDDEN = re.compile(
+    r"torch\.(load|save)\(|\b(import|from) (pickle|cPickle|dill|joblib|shelve|marshal|cloudpickle)\b|allow_pickle=True|weights_only"
+    r"|yaml\.(unsafe_|full_)?load\(|\bUnsafeLoader|shell=True|os\.system\(|\b(eval|exec)\(|extractall\(|unpack_archive\("
+)
+
+
+def test_the_source_has_no_way_to_run_what_it_reads(tally):
+    counted = tally("X1-source", "no pickle, no remote code, no shell and no unpacking in the source")
+    sources = sorted(Path(tunesmith.__file__).parent.rglob("*.py"))
+    assert len(sources) > 300
+    for file in sources:
+        text = re.sub(r"model\.eval\(\)|\.eval\(", "", file.read_text())
+        remote = [
+            one for one in re.findall(r"trust_remote_code.{0,8}", text) if not one.startswith("trust_remote_code=False")
+        ]
+        found = FORBIDDEN.search(text)
+        counted.verdict(file.name, not remote and not found, reason=str(remote or found))
