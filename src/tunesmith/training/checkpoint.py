@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tunesmith.base import Artifact, ArtifactError
+from tunesmith.base import Artifact, ArtifactError, ModelError
 from tunesmith.base.artifact import commit
 from tunesmith.base.files import read_json, write_json
+from tunesmith.models.load import not_finite
 
 KEEP = 2
 """How many of the newest stay: were the newest damaged, there is one to fall back to."""
@@ -35,15 +36,24 @@ def save(
     optimizer: torch.optim.Optimizer,
     notes: dict[str, Any],
 ) -> None:
-    """Commit a checkpoint below `folder` and drop those older than the newest `KEEP`."""
+    """Commit a checkpoint below `folder` and drop those older than the newest `KEEP`.
+
+    Raises:
+        ModelError: a weight or what the optimizer remembers of it is not finite; nothing is written.
+    """
+    weights = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
+    state = _optimizer_tensors(parameters, optimizer)
+    for what, tensors in (("weight", weights), ("optimizer state", state)):
+        if odd := not_finite(tensors):
+            raise ModelError(
+                f"the {what} {odd} is not finite after {step} steps; the checkpoint before is kept; lower the learning rate"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     work = folder / f"step-{step:08d}.partial"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    save_file(
-        {name: parameter.detach().contiguous() for name, parameter in parameters.items()}, work / "weights.safetensors"
-    )
-    save_file(_optimizer_tensors(parameters, optimizer), work / "optimizer.safetensors")
+    save_file(weights, work / "weights.safetensors")
+    save_file(state, work / "optimizer.safetensors")
     write_json(work / "state.json", {"step": step, "notes": notes})
     commit(work, folder / f"step-{step:08d}", {"stage": "checkpoint", "metrics": {}})
     for old in _newest_first(folder)[KEEP:]:
