@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +94,7 @@ def test_a_run_that_may_leave_steps_out_counts_them(tally, tiny_folder, tmp_path
         fault = Fault("loss" if place == "twice" else place, NAN, 5)
         monkeypatch.setattr(tuning, "train", fault.train)
         if place == "twice":
-            second = Fault("loss", NAN, 16)
-            monkeypatch.setattr(
-                tuning, "train", lambda *given, **named: second.train(*given, inner=fault.train, **named)
-            )  # noqa: B023
+            monkeypatch.setattr(tuning, "train", partial(Fault("loss", NAN, 16).train, inner=fault.train))
         try:
             made = Pipeline(recipe, Run(folder / "run")).locked("finetune")
         except NotFinite as error:
