@@ -72,7 +72,7 @@ def left(subject: Subject, folder: Path) -> list[Path]:
 def test_a_run_stops_and_leaves_what_is_sound(subject: Subject, tally, tiny_folder, tmp_path, many):
     counted = tally("R7", "nan or infinity in a run: nothing that is not finite is kept or ends well", subject.name)
     places = [(p, v) for p, v in SPOILT if p != "data" and (v != INF or p in ("loss", "gradient"))]
-    trials = [(p, v, at) for at in (4, 11, 20) for p, v in places]
+    trials = [(p, v, at) for at in (4, 17) for p, v in places]
     for place, value, at in trials[: many(len(trials), 1)]:
         folder = tmp_path / f"{place}-{value}-{at}"
         subject.set_up(folder, tiny_folder)
@@ -143,7 +143,7 @@ def fresh(build):
 def test_no_optimizer_takes_such_a_step(tally, fresh, random_rows, tmp_path, many):
     counted = tally("R7-methods", "no optimizer applies or keeps a step with nan or infinity in it")
     members = [member() for member in Optimizer.members()]
-    steps = (1, 2, 3, 4, 5)[: many(5, 1)]
+    steps = (1, 3, 5)[: many(3, 1)]
     for spec in members:
         stateless = not (spec.gradients and spec.state_bytes({"w": torch.nn.Parameter(torch.ones(64, 64))}))
         for place, value in SPOILT[: many(len(SPOILT), len(PLACES))]:
