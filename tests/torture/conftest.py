@@ -1,11 +1,16 @@
 """What the torture tests share: how many trials, on whom, and where they are counted."""
 
+import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from subjects import Peer, Subject, Tunesmith
 from tally import Tally
+
+from tunesmith.models.load import Loaded
 
 
 @pytest.fixture
@@ -38,3 +43,16 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Callable[..., Tally]]:
         if request.config.getoption("--whole"):
             one.keep()
         assert one.subject != "tunesmith" or not one.failed, "\n".join(one.failed)
+
+
+@pytest.fixture(scope="session")
+def tiny(build) -> Callable[..., Loaded]:
+    """Makes the same random model of 97 tokens each time, without a tokenizer, by copying the first."""
+    first: dict[str, Loaded] = {}
+
+    def make(kind: str = "llama", **fields: Any) -> Loaded:
+        if kind not in first:
+            first[kind] = build(kind, seed=3, vocab_size=97, **fields)
+        return replace(first[kind], model=copy.deepcopy(first[kind].model), tokenizer=None)
+
+    return make

@@ -113,9 +113,9 @@ def test_a_run_that_may_leave_steps_out_counts_them(tally, tiny_folder, tmp_path
 ROUNDS = 6
 
 
-def trained(fresh, rows, spec: Optimizer, fault: Fault, folder: Path, skips: int = 0):
+def trained(tiny, rows, spec: Optimizer, fault: Fault, folder: Path, skips: int = 0):
     """Some steps with a fault, saved after each; weights before the step that it struck and after, and what was raised."""
-    loaded = fresh()
+    loaded = tiny()
     LoRA(rank=4, dropout=0.1).attach(loaded, 1)
     learnt = trainable(loaded.model)
     frozen = {name: one for name, one in loaded.model.named_parameters() if name not in learnt}
@@ -134,13 +134,7 @@ def trained(fresh, rows, spec: Optimizer, fault: Fault, folder: Path, skips: int
     return learnt, every, before, raised
 
 
-@pytest.fixture
-def fresh(build):
-    """The same tiny model each time."""
-    return lambda: build("llama", seed=3, vocab_size=97)
-
-
-def test_no_optimizer_takes_such_a_step(tally, fresh, random_rows, tmp_path, many):
+def test_no_optimizer_takes_such_a_step(tally, tiny, random_rows, tmp_path, many):
     counted = tally("R7-methods", "no optimizer applies or keeps a step with nan or infinity in it")
     members = [member() for member in Optimizer.members()]
     steps = (1, 3, 5)[: many(3, 1)]
@@ -152,7 +146,7 @@ def test_no_optimizer_takes_such_a_step(tally, fresh, random_rows, tmp_path, man
             for at in steps:
                 name = f"{spec.kind}: {place} {value} at step {at}"
                 fault, folder = Fault(place, value, at), tmp_path / name.replace(" ", "-")
-                _, every, before, raised = trained(fresh, random_rows(10), spec, fault, folder)
+                _, every, before, raised = trained(tiny, random_rows(10), spec, fault, folder)
                 assert fault.fired, name
                 newest = checkpoint.load_newest(folder, pytest.fail)
                 said = raised is not None and "not finite" in raised
@@ -162,23 +156,23 @@ def test_no_optimizer_takes_such_a_step(tally, fresh, random_rows, tmp_path, man
                 counted.verdict(name, said and names_rows and same and kept, raised is not None, str(raised))
 
 
-def test_a_step_left_out_moves_nothing(tally, fresh, random_rows, tmp_path, many):
+def test_a_step_left_out_moves_nothing(tally, tiny, random_rows, tmp_path, many):
     counted = tally("R7-left-out", "a step left out moves no weight, and training goes on")
     for spec in [member() for member in Optimizer.members()][: many(99, 4)]:
         place = "gradient" if spec.gradients else "loss"
         fault = Fault(place, NAN, 3)
-        learnt, _, before, raised = trained(fresh, random_rows(10), spec, fault, tmp_path / spec.kind, skips=1)
+        learnt, _, before, raised = trained(tiny, random_rows(10), spec, fault, tmp_path / spec.kind, skips=1)
         newest = checkpoint.load_newest(tmp_path / spec.kind, pytest.fail)
         moved = any(not torch.equal(one, before[name]) for name, one in learnt.items())
         assert fault.fired
         counted.verdict(spec.kind, bool(raised) and newest.step == ROUNDS and finite(newest.path) and not moved)
 
 
-def test_every_objective_is_guarded(tally, fresh, tmp_path, answered):
+def test_every_objective_is_guarded(tally, tiny, tmp_path, answered):
     """Two answers a row, with every column that an objective may read."""
     counted = tally("R7-objectives", "weights that are not finite are told by every objective's loss")
     for member in Objective.members():
-        loaded = fresh()
+        loaded = tiny()
         if member.head:
             attach_head(loaded)
         with torch.no_grad():
