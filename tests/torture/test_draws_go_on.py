@@ -34,7 +34,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "distill": {"finetune.objective.kind": "distill", "finetune.objective.top": 4},
     "search": {"search.trials": 2, "search.sampler": "random", "search.space": {"finetune.optimizer.learning_rate": {"low": 1e-3, "high": 1e-2}}},
     "prune, recovery": PRUNED,
-    "prune, recovery of channels": {**PRUNED, "prune.method.kind": "channels"},
+}  # fmt: skip
+METHODS: dict[str, dict[str, Any]] = {
+    "prune, recovery of channels": {**PRUNED, "prune.method.kind": "channels", "prune.method.share": 0.5},
     "micro-batches": {"finetune.micro_batch": 1, "finetune.validation.every": 5},
     "early stop": {"finetune.validation.every": 5, "finetune.validation.patience": 2, "finetune.optimizer.learning_rate": 0.05},
     "layers computed again": {"finetune.activation_checkpointing": True},
@@ -89,7 +91,7 @@ def course(folder: Path, stage: str) -> tuple[dict[str, str], dict[int, float]]:
 
 def ours(way: str, cuts: tuple[int, ...], folder: Path, model: Path, counted: Any, patch: pytest.MonkeyPatch) -> None:
     """An undisturbed run, then ones that are cut off, each going on from a copy of what comes before training."""
-    recipe, stage = read_recipe(settle(folder, model, WAYS[way])), STAGES.get(way, "finetune")
+    recipe, stage = read_recipe(settle(folder, model, (WAYS | METHODS)[way])), STAGES.get(way, "finetune")
     before = {"search": "prepare", "prune": "finetune"}.get(stage, "initialise")
     Pipeline(recipe, Run(folder / "begun")).locked(before)
     shutil.copytree(folder / "begun", folder / "whole")
@@ -147,3 +149,12 @@ def test_it_goes_on_to_the_same_bits(subject: Subject, tally, tiny_folder, tmp_p
     for number, way in enumerate(list(WAYS)[: many(len(WAYS), 2)]):
         cut = CUTS[-1] if "two updates" in way else CUTS[number % len(CUTS)]
         ours(way, (cut,), tmp_path / str(number), tiny_folder, counted, monkeypatch)
+
+
+def test_every_method_goes_on_to_the_same_bits(tally, tiny_folder, tmp_path, many, monkeypatch):
+    counted = tally(
+        "R11-methods",
+        "every optimizer, and adapters and precisions: cut off in epoch 2 or later, goes on to the same bits",
+    )
+    for number, way in enumerate(list(METHODS)[: many(len(METHODS), 0)] or ["micro-batches"]):
+        ours(way, (CUTS[number % len(CUTS)],), tmp_path / str(number), tiny_folder, counted, monkeypatch)

@@ -65,7 +65,7 @@ def expected(tiny, kind, fields, adapter, rows):
         name: (one.lora_A.double(), one.lora_B.double(), one.scale)
         for name, one in adapter.layers(loaded.model).items()
     }
-    plain = tiny(kind, **fields).model.double()
+    plain = tiny(kind, initializer_range=0.05, **fields).model.double()
     with torch.no_grad():
         for name, (down_RI, up_OR, scale) in layers.items():
             plain.get_submodule(name).weight += scale * up_OR @ down_RI
@@ -80,7 +80,7 @@ def expected(tiny, kind, fields, adapter, rows):
 
 def attached(tiny, kind, fields, adapter):
     """The same model each time, with what learns moved away from where nothing of it would show."""
-    loaded = tiny(kind, **fields)
+    loaded = tiny(kind, initializer_range=0.05, **fields)
     adapter.attach(loaded, 1)
     if isinstance(adapter, LoRA):
         generator = torch.Generator().manual_seed(5)
