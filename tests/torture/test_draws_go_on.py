@@ -157,4 +157,5 @@ def test_every_method_goes_on_to_the_same_bits(tally, tiny_folder, tmp_path, man
         "every optimizer, and adapters and precisions: cut off in epoch 2 or later, goes on to the same bits",
     )
     for number, way in enumerate(list(METHODS)[: many(len(METHODS), 0)] or ["micro-batches"]):
-        ours(way, (CUTS[number % len(CUTS)],), tmp_path / str(number), tiny_folder, counted, monkeypatch)
+        cut = CUTS[0] if way == "early stop" else CUTS[number % len(CUTS)]
+        ours(way, (cut,), tmp_path / str(number), tiny_folder, counted, monkeypatch)

@@ -18,7 +18,7 @@ SPLITS = {"8x1": 1, "4x2": 2, "2x4": 4, "1x8": 8}
 """Forward and backward passes of a step, by rows of one pass; the second step has five rows."""
 ERROR = 1e-6
 SHAPES = {
-    "llama": {}, "qwen3": {}, "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 64}, "olmo2": {}, "phi3": {"sliding_window": None},
+    "llama": {}, "qwen3": {}, "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 64}, "qwen2": {}, "phi3": {"sliding_window": None},
 }  # fmt: skip
 
 
