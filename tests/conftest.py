@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith.data.example import Example, Row, Sequence
 from tunesmith.data.render import Renderer
+from tunesmith.methods.objectives.base import (
+    ADVANTAGE,
+    OLD,
+    RETURN,
+    START,
+    TAUGHT,
+    TAUGHT_LOGP,
+    VALUE,
+    reference,
+    reward,
+)
+from tunesmith.methods.objectives.kto import LABEL
 from tunesmith.models import attention
 from tunesmith.models.load import Loaded, load_tokenizer
 
@@ -136,3 +149,22 @@ def random_rows():
         return made
 
     return make
+
+
+@pytest.fixture
+def answered(random_rows):
+    """Three rows of two answers with every column that an objective may read."""
+    columns = {reference(0): -9.0, reference(1): -11.0, reward(0): 1.0, reward(1): 0.0, LABEL: 1.0}
+    made = []
+    for row in random_rows(3, answers=2, **columns):
+        told = {
+            name: np.float32(value)
+            for name, value in ((OLD, -4.5), (START, -4.5), (VALUE, 0.1), (ADVANTAGE, 0.5), (RETURN, 0.8))
+        }
+        told |= {TAUGHT: np.arange(3, 6, dtype=np.int32), TAUGHT_LOGP: np.log([0.4, 0.2, 0.1]).astype(np.float32)}
+        sequences = tuple(
+            replace(each, columns={name: np.stack([value] * each.learn.sum()) for name, value in told.items()})
+            for each in row.sequences
+        )
+        made.append(replace(row, sequences=sequences))
+    return made

@@ -193,3 +193,15 @@ def test_the_form_for_gpus_computes_the_same(heads, window, softcap):
     )
     found = flex_attention(*tensors, forest.segments, shape)
     torch.testing.assert_close(found, reference(*tensors, forest.segments, shape), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cap", [2.0, 30.0, 50.0])
+def test_a_soft_cap_keeps_scores_far_below_it(cap):
+    """Gemma 2 caps scores of the order of 1 at 50: the cap must not cost them digits."""
+    forest, shape = paths_of_some_length(), Shape(0.5, None, cap)
+    tensors = inputs(len(forest.tokens_N), 4, 2)
+    exact = [one.detach().double().requires_grad_() for one in tensors]
+    for each, attend in ((tensors, forest_attention), (exact, reference)):
+        attend(*each, forest.segments, shape).square().sum().backward()
+    for found, wanted in zip(tensors, exact, strict=True):
+        assert (found.grad - wanted.grad).norm() <= 6e-7 * wanted.grad.norm()

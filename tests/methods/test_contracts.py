@@ -1,7 +1,6 @@
 """What every adapter, objective and optimizer keeps, found by its family: a new member needs no new test."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,18 +14,6 @@ from tunesmith.data.example import Row, Sequence
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.merging import Merging
 from tunesmith.methods.objectives import Objective
-from tunesmith.methods.objectives.base import (
-    ADVANTAGE,
-    OLD,
-    RETURN,
-    START,
-    TAUGHT,
-    TAUGHT_LOGP,
-    VALUE,
-    reference,
-    reward,
-)
-from tunesmith.methods.objectives.kto import LABEL
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.methods.pruning import Pruning
 from tunesmith.methods.selection import Selector
@@ -55,25 +42,6 @@ def members(*families):
 def fresh(build):
     """The same random model each time."""
     return lambda kind="llama", **fields: build(kind, seed=3, vocab_size=VOCABULARY, **fields)
-
-
-@pytest.fixture
-def answered(random_rows):
-    """Three rows of two answers with every column that an objective may read."""
-    columns = {reference(0): -9.0, reference(1): -11.0, reward(0): 1.0, reward(1): 0.0, LABEL: 1.0}
-    made = []
-    for row in random_rows(3, answers=2, **columns):
-        told = {
-            name: np.float32(value)
-            for name, value in ((OLD, -4.5), (START, -4.5), (VALUE, 0.1), (ADVANTAGE, 0.5), (RETURN, 0.8))
-        }
-        told |= {TAUGHT: np.arange(3, 6, dtype=np.int32), TAUGHT_LOGP: np.log([0.4, 0.2, 0.1]).astype(np.float32)}
-        sequences = tuple(
-            replace(each, columns={name: np.stack([value] * each.learn.sum()) for name, value in told.items()})
-            for each in row.sequences
-        )
-        made.append(replace(row, sequences=sequences))
-    return made
 
 
 @pytest.fixture

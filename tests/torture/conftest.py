@@ -1,14 +1,19 @@
 """What the torture tests share: how many trials, on whom, and where they are counted."""
 
+import copy
 import runpy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench import Bench
 from faults import Server, compiled
 from subjects import Peer, Subject, Tunesmith, demonstrations, write_rows
 from tally import Tally
+
+from tunesmith.models.load import Loaded
 
 
 @pytest.fixture
@@ -84,3 +89,16 @@ def benches(tmp_path_factory: pytest.TempPathFactory, library: Path, toy: Path) 
 def bench(subject: Subject, benches: Callable[[Subject], Bench]) -> Bench:
     """Where crash trials of a subject are made."""
     return benches(subject)
+
+
+@pytest.fixture(scope="session")
+def tiny(build) -> Callable[..., Loaded]:
+    """Makes the same random model of 97 tokens each time, without a tokenizer, by copying the first."""
+    first: dict[str, Loaded] = {}
+
+    def make(kind: str = "llama", **fields: Any) -> Loaded:
+        if kind not in first:
+            first[kind] = build(kind, seed=3, vocab_size=97, **fields)
+        return replace(first[kind], model=copy.deepcopy(first[kind].model), tokenizer=None)
+
+    return make

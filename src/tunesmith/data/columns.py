@@ -5,9 +5,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from .example import WEIGHT
 from .intake import Item
 from .ledger import Ledger
+
+LARGEST = float(np.finfo(np.float32).max)
+"""What a batch can hold of a number; a larger one would be infinite there."""
 
 
 def with_columns(items: list[Item], fields: Mapping[str, str], ledger: Ledger) -> list[Item]:
@@ -18,7 +23,7 @@ def with_columns(items: list[Item], fields: Mapping[str, str], ledger: Ledger) -
         given = {**item.example.meta, **columns}
         for field, column in fields.items():
             number, least = _number(given.get(field)), 0.0 if column == WEIGHT else -math.inf
-            if not (math.isfinite(number) and number >= least):
+            if not (abs(number) <= LARGEST and number >= least):
                 what = "number from 0 up" if column == WEIGHT else "number"
                 ledger.settle(item.row, "quarantined", f"{field!r} is no {what}: it is {given.get(field)!r}")
                 break

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -191,6 +191,8 @@ def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> L
         raise
     except Exception as error:  # noqa: BLE001  as above
         raise ModelError(f"model {folder}: its weights cannot be loaded: {said(error)}") from None
+    if odd := not_finite(dict(model.named_parameters())):
+        raise ModelError(f"model {folder}: its weight {odd} holds numbers that are not finite; get the model again")
     model.eval()
     if chosen in KINDS:
         quantise(model, chosen, DTYPES[chosen])
@@ -204,6 +206,12 @@ def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> L
             "attention: forest batches are not exact for this architecture; sequences are padded instead"
         )
     return loaded
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first that holds nan or infinity; nothing beside them is allocated."""
+    floating = ((name, one) for name, one in tensors.items() if one.is_floating_point() and one.numel())
+    return next((name for name, one in floating if not torch.stack(one.detach().aminmax()).isfinite().all()), None)
 
 
 def fingerprint(folder: Path) -> str:

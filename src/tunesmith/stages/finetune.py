@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tunesmith.base import Artifact, DataError, Events, Output, Spec, Stage
-from tunesmith.base.files import read_json, sha256
+from tunesmith.base.files import read_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split
@@ -32,7 +32,7 @@ from tunesmith.training.rollouts import OnPolicy, Rollouts, Sampled, imagined
 from tunesmith.training.schedule import Schedule
 
 from .initialise import gap, last_logits
-from .tuning import Training
+from .tuning import Training, figures
 from .validation import Judge, Validation
 
 WINNER = "winner"
@@ -66,6 +66,8 @@ class Finetune(Spec):
     Auto turns it on where memory would not suffice otherwise; the run's resolved.yaml says what it came to."""
     clip: float = Field(1.0, ge=0)
     """Largest norm of the gradient; longer ones are scaled down. 0 turns it off."""
+    skip_not_finite: int = Field(0, ge=0)
+    """Steps that may be left out because their loss or gradient is not finite; the run counts them and names their rows. 0 stops at the first."""
     rollouts: Rollouts | None = None
     """How the model's own answers are sampled and paid, for objectives that learn from them."""
     validation: Validation = Validation()
@@ -162,7 +164,7 @@ def finetune(
     Raises:
         Interrupted: SIGINT or SIGTERM; the next call goes on from the step it arrived in.
         DataError: the rows are not what the objective learns from.
-        ModelError: the loss is not finite.
+        ModelError: a loss, a gradient or a weight is not finite.
     """
     if (searched / WINNER).exists():  # its settings are `spec`, and the steps were these
         take_over(searched / WINNER, out)
@@ -275,26 +277,6 @@ def set_up(
         out.metrics["classes"] = spec.balance.table(rows)
         out.events.write("classes", classes=out.metrics["classes"])
     return Training(spec, loaded, data, judge, out)
-
-
-def figures(training: Training, done: int, out: Output) -> dict[str, Any]:
-    """What the run cost and came to; speeds are medians over steps."""
-    steps = list({event["step"]: event for event in out.events.read("step")}.values())  # a resumed run repeats some
-    speeds = sorted(event["tokens"] / event["seconds"] for event in steps)
-    return {
-        "steps": done,
-        "planned_steps": training.data.steps,
-        "rows": len(training.data.rows),
-        "loss": steps[-1]["loss"] if steps else None,
-        "best_step": training.watch.best_step or done,
-        "best_value": training.watch.best,
-        "tokens": sum(event["tokens"] for event in steps),
-        "distinct_tokens": sum(event["distinct"] for event in steps),
-        "tokens_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
-        "step_seconds": round(sum(event["seconds"] for event in steps), 1),
-        "peak_memory_mb": training.peak.megabytes,
-        "learnt_sha256": {path.name: sha256(path) for path in sorted((out / "adapter").glob("*.safetensors"))},
-    }
 
 
 STAGE = Stage("finetune", 1, finetune)

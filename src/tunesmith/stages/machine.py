@@ -13,26 +13,51 @@ import torch
 from tunesmith.kernels.memory import give_back, keep_steady
 
 CGROUP_FILES = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Where a control group tells its limit and what is used of it: version 2, then version 1."""
+"""Where a control group tells its limit and what is used of it, and what its statistics call pages of files that it would let go: version 2, then 1."""
 
 
-def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that training may take: free memory of the GPU where there is one, else of the machine, its control group and the process."""
+def available_memory(cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that training may take: free memory of the GPU where there is one, else of the machine, the process and the control groups it is in.
+
+    Args:
+        cgroup: where control groups are mounted.
+        membership: which of them the process is in.
+    """
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     own = psutil.Process().memory_info()
     free = [psutil.virtual_memory().available]
-    for limit, used in CGROUP_FILES:
-        if (cgroup / limit).is_file() and (cgroup / used).is_file():
-            text = (cgroup / limit).read_text().strip()
-            free += [] if text == "max" else [int(text) - int((cgroup / used).read_text())]
-    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if address_space != resource.RLIM_INFINITY:
-        free.append(address_space - own.vms)
+    free += [left for group in _groups(cgroup, membership) for files in CGROUP_FILES for left in _left(group, *files)]
+    for limit, used in ((resource.RLIMIT_AS, own.vms), (resource.RLIMIT_DATA, own.data)):
+        most, _ = resource.getrlimit(limit)
+        free += [most - used] if most != resource.RLIM_INFINITY else []
     return max(0, min(free))
+
+
+def _groups(cgroup: Path, membership: Path) -> set[Path]:
+    """The process's own groups and those around them; inside a container their paths may be those outside, of which only the mount is seen."""
+    lines = membership.read_text().splitlines() if membership.is_file() else []
+    found = {cgroup, cgroup / "memory"}
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers in ("", "memory"):
+            root = cgroup / controllers
+            group = root / path.lstrip("/")
+            found |= {each for each in (group, *group.parents) if each.is_relative_to(root)}
+    return found
+
+
+def _left(group: Path, limit: str, used: str, idle: str) -> list[int]:
+    """Bytes that a group leaves; nothing where it is none, or sets no limit."""
+    if not ((group / limit).is_file() and (group / used).is_file()):
+        return []
+    text, statistics = (group / limit).read_text().strip(), group / "memory.stat"
+    if text == "max":
+        return []
+    told = dict(line.split() for line in statistics.read_text().splitlines()) if statistics.is_file() else {}
+    return [int(text) - int((group / used).read_text()) + int(told.get(idle, 0))]
 
 
 def resident_memory() -> int:

@@ -26,10 +26,11 @@ from tunesmith.models.forward import padded_logps
 from tunesmith.models.load import DTYPES, Loaded, Precision, load, load_config, parameters, served
 from tunesmith.models.prompt import save_model
 
-from .finetune import Finetune, figures, set_up, splits
+from .finetune import Finetune, set_up, splits
 from .initialise import SAMPLE, gap, last_logits
 from .judge import load_exact
 from .measures import as_served, deflated, paces, perplexities, zeros
+from .tuning import figures
 
 FACTS = "facts.json"
 """Written into the folder of the pruned model when that is whole: a killed stage goes on from there."""

@@ -3,10 +3,10 @@
 import shutil
 import time
 from collections.abc import Collection
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tunesmith.base import ConfigError, Output
-from tunesmith.base.files import room
+from tunesmith.base.files import room, sha256
 from tunesmith.base.signals import deferred
 from tunesmith.kernels.memory import Peak, give_back
 from tunesmith.methods.adapters import Adapter, trainable
@@ -81,6 +81,7 @@ class Training:
 
         Raises:
             Interrupted: a signal arrived; the step under way was finished and saved.
+            ModelError: something is not finite; the last checkpoint is.
         """
         first, self.until = self.resume(), until or self.data.steps
         factor = lambda step: self.spec.schedule.factor(step, self.data.steps)  # noqa: E731
@@ -90,7 +91,7 @@ class Training:
         with deferred() as stop:
             steps = train(
                 self.loaded, self.spec.objective, self.data.from_step(first), self.optimizer, factor,
-                seed=self.data.seed, first=first, clip=self.spec.clip,
+                seed=self.data.seed, first=first, clip=self.spec.clip, skips=max(0, self.spec.skip_not_finite - self.watch.skipped),
             )  # fmt: skip
             for step in steps:
                 done = step.number + 1
@@ -114,6 +115,10 @@ class Training:
         return done >= min(self.until, self.data.steps) or bool(patience and self.watch.waited >= patience)
 
     def _note(self, step: Step, seconds: float) -> None:
+        if step.skipped:
+            self.watch.skipped += 1
+            self.out.events.write("skipped", step=step.number + 1, reason=step.skipped)
+            return
         self.out.events.write(
             "step", step=step.number + 1, steps=self.data.steps, loss=step.loss, gradient_norm=step.gradient_norm,
             learning_rate=step.learning_rate, tokens=step.tokens, distinct=step.distinct, seconds=round(seconds, 4),
@@ -144,3 +149,24 @@ class Training:
             save_head(head, self.out / "adapter")
         if isinstance(self.optimizer, TorchHybrid):
             self.optimizer.save(self.out / "adapter")
+
+
+def figures(training: Training, done: int, out: Output) -> dict[str, Any]:
+    """What the run cost and came to; speeds are medians over steps."""
+    steps = list({event["step"]: event for event in out.events.read("step")}.values())  # a resumed run repeats some
+    speeds = sorted(event["tokens"] / event["seconds"] for event in steps)
+    return {
+        "steps": done,
+        "planned_steps": training.data.steps,
+        "skipped_steps": training.watch.skipped,
+        "rows": len(training.data.rows),
+        "loss": steps[-1]["loss"] if steps else None,
+        "best_step": training.watch.best_step or done,
+        "best_value": training.watch.best,
+        "tokens": sum(event["tokens"] for event in steps),
+        "distinct_tokens": sum(event["distinct"] for event in steps),
+        "tokens_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
+        "step_seconds": round(sum(event["seconds"] for event in steps), 1),
+        "peak_memory_mb": training.peak.megabytes,
+        "learnt_sha256": {path.name: sha256(path) for path in sorted((out / "adapter").glob("*.safetensors"))},
+    }

@@ -1,12 +1,13 @@
 """Validation: what a run is watched by, on rows it does not learn from, and how that has gone so far."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from tunesmith.base import Spec
+from tunesmith.base import ModelError, Spec
 from tunesmith.data.example import Example, Row
 from tunesmith.grading import Grader
 from tunesmith.methods.objectives import Objective
@@ -75,8 +76,17 @@ class Judge:
         return metric.better == "lower" if isinstance(metric, Grader) else self.rollouts is None
 
     def look(self, loaded: Loaded) -> Judgement:
-        """The model as it is now; it is left in evaluation mode."""
-        return Judgement(self.metric, self._value(loaded), self.lower_is_better)
+        """The model as it is now; it is left in evaluation mode.
+
+        Raises:
+            ModelError: its value is not finite, and nothing could be chosen by it.
+        """
+        value = self._value(loaded)
+        if not math.isfinite(value):
+            raise ModelError(
+                f"the {self.metric} on the validation rows is not finite; look at them, or watch something else by finetune.validation.metric"
+            )
+        return Judgement(self.metric, value, self.lower_is_better)
 
     def _value(self, loaded: Loaded) -> float:
         metric, longest = self.spec.metric, self.spec.max_tokens
@@ -97,6 +107,8 @@ class Watch:
     history: list[tuple[int, float]] = field(default_factory=list)
     scored: list[tuple[int, float]] = field(default_factory=list)
     """Looks that were asked for on the way, as a search does; they choose no checkpoint."""
+    skipped: int = 0
+    """Steps that were left out because something in them was not finite."""
 
     def take(self, step: int, judgement: Judgement) -> bool:
         """Note a judgement; whether it is the best so far."""

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tunesmith.base import Artifact, ArtifactError
+from tunesmith.base import Artifact, ArtifactError, ModelError
 from tunesmith.base.artifact import commit
 from tunesmith.base.files import read_json, room, write_json
+from tunesmith.models.load import not_finite
 
 KEEP = 2
 """How many of the newest stay: were the newest damaged, there is one to fall back to."""
@@ -39,15 +40,21 @@ def save(
 
     Raises:
         MachineError: the disk has no room for it; those before are as they were.
+        ModelError: a weight or what the optimizer remembers of it is not finite; nothing is written.
     """
     weights = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
-    moments = _optimizer_tensors(parameters, optimizer)
+    state = _optimizer_tensors(parameters, optimizer)
+    for what, tensors in (("weight", weights), ("optimizer state", state)):
+        if odd := not_finite(tensors):
+            raise ModelError(
+                f"the {what} {odd} is not finite after {step} steps; the checkpoint before is kept; lower the learning rate"
+            )
     work = folder / f"{_name(step)}.partial"
     shutil.rmtree(work, ignore_errors=True)
-    with room(work, sum(tensor.nbytes for tensor in (*weights.values(), *moments.values()))):
+    with room(work, sum(tensor.nbytes for tensor in (*weights.values(), *state.values()))):
         work.mkdir(parents=True)
         save_file(weights, work / "weights.safetensors")
-        save_file(moments, work / "optimizer.safetensors")
+        save_file(state, work / "optimizer.safetensors")
         write_json(work / "state.json", {"step": step, "notes": notes})
         commit(work, folder / _name(step), {"stage": "checkpoint", "metrics": {}})
     for old in _newest_first(folder)[KEEP:]:

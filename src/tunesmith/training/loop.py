@@ -1,5 +1,6 @@
 """The training loop. There is one."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from tunesmith.methods.objectives import Objective
 from tunesmith.models.load import Loaded
 
 
+class NotFinite(ModelError):
+    """The loss or a gradient of a step is not finite, so the step was not applied."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What one optimizer step did."""
@@ -20,7 +25,7 @@ class Step:
     number: int
     """Counted from 0."""
     loss: float
-    """Mean over what the objective counts."""
+    """Mean over what the objective counts; of a step that was left out, nan."""
     stats: dict[str, float]
     gradient_norm: float
     """Before clipping."""
@@ -29,6 +34,8 @@ class Step:
     """Tokens of the rows as given."""
     distinct: int
     """Tokens that were computed: a prefix common to rows of a micro-batch counts once."""
+    skipped: str = ""
+    """Why it was left out: what was not finite, and the rows of the batch. Nothing was moved by it, moments included."""
 
 
 def train(
@@ -41,6 +48,7 @@ def train(
     seed: int,
     first: int = 0,
     clip: float = 1.0,
+    skips: int = 0,
 ) -> Iterator[Step]:
     """Fit a model to an objective and yield after every optimizer step.
 
@@ -48,7 +56,8 @@ def train(
     step depend on (seed, step) alone, so a run that goes on from step n is the run that was never stopped.
 
     Raises:
-        ModelError: the loss or a gradient is not finite; the weights are those of the step before.
+        NotFinite: the loss or a gradient is not, and so many steps were left out for that already as `skips` allows; the weights are
+            those of the step before.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -72,28 +81,35 @@ def train(
                 sums.update({"loss": float(total.detach()), **{name: float(value) for name, value in stats.items()}})
             if torch.is_grad_enabled():
                 norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
-            _refuse_non_finite(sums["loss"], norm, batches, loaded)
+            _refuse_non_finite(sums["loss"], norm, batches)
             return torch.tensor(sums["loss"] / count)
 
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor(number)
         torch.manual_seed(seed * 1_000_003 + number)
-        optimizer.step(closure)  # type: ignore[arg-type]  # torch types it float, every optimizer passes the tensor on
-        stats = {name: value / count for name, value in sums.items()}
         rate = max(group["lr"] for group in optimizer.param_groups)
         tokens, distinct = (
             sum(counts) for counts in zip(*((each.tokens, each.distinct) for each in batches), strict=True)
         )
+        try:
+            optimizer.step(closure)  # type: ignore[arg-type]  # torch types it float, every optimizer passes the tensor on
+        except NotFinite as error:
+            if not skips:
+                raise
+            skips -= 1
+            yield Step(number, math.nan, {}, float(norm), rate, tokens, distinct, str(error))
+            continue
+        stats = {name: value / count for name, value in sums.items()}
         yield Step(number, stats.pop("loss"), stats, float(norm), rate, tokens, distinct)
 
 
-def _refuse_non_finite(loss: float, norm: Tensor, batches: list[Batch], loaded: Loaded) -> None:
+def _refuse_non_finite(loss: float, norm: Tensor, batches: list[Batch]) -> None:
     """Raise before the step is applied, naming the rows."""
-    if torch.isfinite(torch.tensor(loss)) and torch.isfinite(norm):
+    if math.isfinite(loss) and torch.isfinite(norm):
         return
     rows = [origin for batch in batches for origin in batch.origins]
-    what = "loss" if not torch.isfinite(torch.tensor(loss)) else "gradient"
+    what = "gradient" if math.isfinite(loss) else "loss"
     shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
-    raise ModelError(
+    raise NotFinite(
         f"the {what} is not finite, the step was not applied; its rows: {shown}; lower the learning rate or look at these rows"
     )

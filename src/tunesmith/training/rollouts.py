@@ -1,5 +1,6 @@
 """Rollouts: batches of answers that the model itself samples, each with what it earned."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydantic import Field, field_validator
 
-from tunesmith.base import Spec
+from tunesmith.base import ModelError, Spec
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Row
 from tunesmith.data.example import Sequence as Tokens
@@ -49,13 +50,24 @@ class Tries(Spec):
     """Longest answer; a longer one is cut off and judged as it is."""
 
     def earned(self, answers: Sequence[str], examples: Sequence[Example]) -> list[list[float]]:
-        """What each answer earns by each reward; each answers the example beside it."""
+        """What each answer earns by each reward; each answers the example beside it.
+
+        Raises:
+            ModelError: that is not finite, and neither more nor less than what others earn.
+        """
         by_reward = [
             [each.weight * worth for worth in each.grader.worth(answers, examples)]
             for each in self.rewards
             if isinstance(each.grader, Paying)
         ]
-        return [list(paid) for paid in zip(*by_reward, strict=True)]
+        earned = [list(paid) for paid in zip(*by_reward, strict=True)]
+        for paid, example in zip(earned, examples, strict=True):
+            for worth, each in zip(paid, self.rewards, strict=True):
+                if not math.isfinite(worth):
+                    raise ModelError(
+                        f"{example.origin}: what {each.grader.kind} says an answer is worth is not finite; mend the grader, or the model that it asks"
+                    )
+        return earned
 
 
 class Rollouts(Tries):

@@ -68,7 +68,7 @@ static void NAME(scaled)(float *score, long rows, long columns, float scale, flo
     for (long r = 0; r < rows; r++)
         for (long c = 0; c < columns; c++) {
             float value = score[r * KEYS + c] * scale;
-            if (softcap > 0.0f) value = softcap * (1.0f - 2.0f / (fast_exp(2.0f * value / softcap) + 1.0f));
+            if (softcap > 0.0f) value = capped(value, softcap);
             score[r * KEYS + c] = value;
         }
 }

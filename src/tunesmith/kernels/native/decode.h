@@ -149,7 +149,7 @@ static void NAME(keep)(const struct layer *layer, const struct cache *cache, con
 static float NAME(weigh)(float *score, PACKED *weight, long count, long low, long high, float scale, float softcap) {
     for (long c = low; c < high; c++) score[c] *= scale;
     if (softcap > 0.0f)
-        for (long c = low; c < high; c++) score[c] = softcap * (1.0f - 2.0f / (fast_exp(2.0f * score[c] / softcap) + 1.0f));
+        for (long c = low; c < high; c++) score[c] = capped(score[c], softcap);
     for (long c = 0; c < low; c++) score[c] = -1e30f;
     for (long c = high; c < count; c++) score[c] = -1e30f;
     float most = largest_float(score, count), total = 0.0f;

@@ -121,6 +121,14 @@ static inline float fast_exp(float x) {
 
 static inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
+// cap tanh(x / cap). Near zero, where 1 - 2 / (e^2x + 1) would keep only what 1 leaves of a small number, by a polynomial in x^2, fitted to 1e-8.
+static inline float capped(float value, float cap) {
+    float x = value / cap, z = x * x;
+    float bend = -0.333333304f + z * (0.133329229f + z * (-0.0538750225f + z * (0.0211157763f - 0.00627583585f * z)));
+    float near = x + x * z * bend, far = 1.0f - 2.0f / (fast_exp(2.0f * x) + 1.0f);
+    return cap * (z < 0.36f ? near : far);
+}
+
 enum { SILU = 0, GELU_TANH = 1 };
 
 // The activation of a gated feed-forward layer and its derivative.

@@ -14,7 +14,8 @@ from tunesmith.base.files import read_json, write_json
 from tunesmith.models.load import Precision
 from tunesmith.training.batches import Dataset
 
-from ..finetune import Finetune, begin, conclude, figures
+from ..finetune import Finetune, begin, conclude
+from ..tuning import figures
 
 FACTS, REFUSED, PLANNED = "trial.json", "refused.json", "plan.json"
 

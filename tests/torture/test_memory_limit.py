@@ -1,0 +1,143 @@
+"""R8: the longest batch under a limit of memory: refused before the first step, or trained in smaller passes to the same result, and no process stays."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from subjects import alone, write_rows
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from tunesmith.base import Run
+from tunesmith.stages.machine import available_memory
+
+GROUPS = Path("/sys/fs/cgroup/memory")
+LIMIT = 2 << 30
+ENOUGH = 1250 << 20
+"""For the smaller model: less than its whole batch takes, more than one row of it."""
+
+
+class Group:
+    """A memory control group, version 1, in which programs are started."""
+
+    def __init__(self, limit: int) -> None:
+        self.path = GROUPS / f"tunesmith-torture-{os.getpid()}"
+        self.path.mkdir()
+        (self.path / "memory.limit_in_bytes").write_text(str(limit))
+
+    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """A program that is in it from its first page on."""
+        inside = ["sh", "-c", f'echo $$ > {self.path}/cgroup.procs && exec "$@"', "sh", *command]
+        return subprocess.run(inside, env=alone(), capture_output=True, text=True, check=False)
+
+    @property
+    def processes(self) -> list[str]:
+        """Who is still in it."""
+        return (self.path / "cgroup.procs").read_text().split()
+
+    @property
+    def most(self) -> int:
+        """Bytes it ever held."""
+        return int((self.path / "memory.max_usage_in_bytes").read_text())
+
+
+@pytest.fixture
+def grouped() -> Iterator[list[Group]]:
+    """Where groups are put that are to be removed."""
+    if not os.access(GROUPS / "cgroup.procs", os.W_OK):
+        pytest.skip(f"no memory control group can be made below {GROUPS}")
+    made: list[Group] = []
+    yield made
+    for group in made:
+        for process in group.processes:
+            os.kill(int(process), 9)
+        group.path.rmdir()
+
+
+def settle(folder: Path, model: str, words: int, rows: int, **finetune: object) -> Path:
+    """A recipe whose batch is all rows, each about as long as may be."""
+    folder.mkdir()
+    talks = [
+        {"messages": [{"role": "user", "content": f"Tell of {n}."}, {"role": "assistant", "content": f"blue {n} red " * words}]}
+        for n in range(rows + 4)
+    ]  # fmt: skip
+    write_rows(folder / "rows.jsonl", talks)
+    recipe = {
+        "model": model, "precision": "fp32",
+        "prepare": {"source": "rows.jsonl", "test_fraction": 2, "validation_fraction": 2, "cleaners": [], "refuse_above": 1.0},
+        "initialise": {"adapter": {"kind": "full"}},
+        "finetune": {"epochs": 1.0, "batch": rows, "share_prefixes": False, "activation_checkpointing": False, "validation": {"rows": 1}, **finetune},
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    return folder / "recipe.yaml"
+
+
+def command(recipe: Path, run: str, *settings: str) -> list[str]:
+    """What a person would type."""
+    code = "from tunesmith.cli import main; main()"
+    return [sys.executable, "-c", code, "finetune", str(recipe), "--run", str(recipe.parent / run), *settings]
+
+
+def refused(done: subprocess.CompletedProcess[str], run: Path) -> bool:
+    """Whether it said so before the first step."""
+    said = re.search(r"training needs about [\d.]+ GB more, this machine has [\d.]+ GB free", done.stderr)
+    return done.returncode == 2 and said is not None and not list(Run(run).events.read("step"))
+
+
+def test_what_does_not_fit_is_refused_before_the_first_step(tally, tmp_path, grouped, many):
+    counted = tally("R8", "2 GB for SmolLM2-135M and its longest batch: refused before step 1, nothing left behind")
+    recipe = settle(tmp_path / "r", "smollm2-135m", words=200, rows=8)
+    grouped.append(Group(LIMIT))
+    done = grouped[0].run(command(recipe, "group"))
+    held = refused(done, recipe.parent / "group") and not grouped[0].processes and grouped[0].most < LIMIT
+    counted.verdict("a control group of 2 GB", held, done.returncode != 0, done.stderr[-250:])
+    if many(1, 0):
+        limited = ["sh", "-c", f'ulimit -d {LIMIT >> 10} && exec "$@"', "sh", *command(recipe, "limit")]
+        done = subprocess.run(limited, env=alone(), capture_output=True, text=True, check=False)
+        counted.verdict("data segment of 2 GB (ulimit -d)", refused(done, recipe.parent / "limit"), done.returncode != 0, done.stderr[-250:])  # fmt: skip
+
+
+@pytest.mark.torture
+def test_in_smaller_passes_it_fits_and_learns_the_same(tally, tmp_path, grouped, tiny_folder):
+    counted = tally(
+        "R8-shrunk", "what the refusal names fits under the same limit, with the same effective batch and result"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=128, intermediate_size=512, num_hidden_layers=12, num_attention_heads=4,
+        max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "model")
+    recipe = settle(tmp_path / "r", str(tmp_path / "model"), words=200, rows=8)
+    grouped.append(Group(ENOUGH))
+    first = grouped[0].run(command(recipe, "whole"))
+    mended = re.search(r"finetune\.micro_batch=\d", first.stderr)
+    assert refused(first, recipe.parent / "whole"), first.stderr[-500:]
+    assert mended, first.stderr[-500:]
+    done = grouped[0].run(command(recipe, "split", mended.group()))
+    held = done.returncode == 0 and not grouped[0].processes and grouped[0].most <= ENOUGH
+    free = subprocess.run(command(recipe, "free"), env=alone(), capture_output=True, text=True, check=True)
+    assert free.returncode == 0
+    found, wanted = (load_file(next((recipe.parent / run).rglob("adapter/model.safetensors"))) for run in ("split", "free")) if held else ({}, {})  # fmt: skip
+    same = bool(wanted) and all(torch.allclose(found[name], one, rtol=0, atol=2e-6) for name, one in wanted.items())
+    counted.verdict(f"{mended.group()} in {ENOUGH >> 20} MB", held and same, done.returncode != 0, done.stderr[-250:])
+
+
+@pytest.mark.parametrize(("line", "files"), [("4:memory:/a/b", ("memory.limit_in_bytes", "memory.usage_in_bytes")), ("0::/a/b", ("memory.max", "memory.current"))])  # fmt: skip
+@pytest.mark.parametrize("inner", ["a/b", "a"])
+def test_the_limit_of_the_process_s_own_group_and_of_those_around_it_is_seen(tmp_path, line, files, inner):
+    """Pages of files that the group would let go are not counted as used."""
+    root = tmp_path / "memory" if "memory" in line else tmp_path
+    (root / "a" / "b").mkdir(parents=True)
+    (tmp_path / "membership").write_text(f"9:name=systemd:/\n{line}\n")
+    for name, value in zip(files, (5000, 2000), strict=True):
+        (root / inner / name).write_text(f"{value}\n")
+    (root / inner / "memory.stat").write_text("cache 900\ntotal_inactive_file 700\ninactive_file 700\n")
+    assert available_memory(tmp_path, tmp_path / "membership") == 3700
