@@ -66,6 +66,8 @@ def _header(path: Path, names: list[str]) -> list[str]:
 def _record(origin: str, header: list[str], cells: list[str], note: str | None) -> Record:
     if len(cells) != len(header):
         return Record(origin, None, f"wrong number of fields: {len(cells)}, and the header names {len(header)}", note)
+    if [cell.strip() for cell in cells] == header:
+        return Record(origin, None, "the header again: two tables were put one behind the other", note)
     row: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
     if any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell if letter > "\ud7ff"):
         return Record(origin, None, "not valid UTF-8: save the table as UTF-8", note)
