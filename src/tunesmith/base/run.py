@@ -16,6 +16,7 @@ from .artifact import Artifact, commit, environment
 from .errors import ArtifactError, Interrupted
 from .events import Events
 from .files import digest, read_json, sha256, write_json
+from .secrets import redacted
 from .spec import Spec
 
 KEY_LENGTH = 12
@@ -172,9 +173,10 @@ class Run:
             extra = {"metrics": out.metrics, "seconds": seconds, "environment": environment()}
             made = commit(work, final, {**facts, **extra})
         except BaseException as error:
+            reason = redacted(str(error) or type(error).__name__)
             state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
-            self._note(stage.name, state=state, artifact=final.name, error=str(error) or type(error).__name__)
-            self.events.write(state, stage=stage.name, reason=str(error) or type(error).__name__)
+            self._note(stage.name, state=state, artifact=final.name, error=reason)
+            self.events.write(state, stage=stage.name, reason=reason)
             raise
         self._note(stage.name, state="done", artifact=final.name, seconds=seconds)
         self.events.write(

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from .errors import ConfigError
+from .secrets import from_environment, secret_in
 
 SECRET = "secret"
 """Type of the problems whose value is not repeated."""
@@ -56,8 +57,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a recipe ({error}); give the path of a YAML file") from None
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        found = _plain(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(
@@ -66,6 +67,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of stages to settings, this is a {type(found).__name__}")
     return found
+
+
+MOST = 100_000
+"""Values in a recipe, those that an alias repeats counted each time."""
+
+
+def _plain(text: str) -> Any:
+    """What a text of YAML says, if it is of a size that someone can have meant.
+
+    Raises:
+        YAMLError, ValueError: it says nothing, or too much: an alias within itself, or aliases that grow without bound.
+        RecursionError: it is nested too deep.
+    """
+    found = yaml.safe_load(text)
+    left = [found]
+    for _ in range(MOST):
+        if not left:
+            return found
+        value = left.pop()
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    raise ValueError(f"more than {MOST:,} values; is an alias within itself?")
 
 
 def override(tree: dict[str, Any], assignment: str) -> None:
@@ -77,8 +99,8 @@ def override(tree: dict[str, Any], assignment: str) -> None:
     if not equals or not path:
         raise ConfigError(f"{assignment!r}: an override is written path.to.field=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _plain(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"{assignment!r}: the value is not valid YAML; quote it") from None
     *parents, last = path.split(".")
     for name in parents:
@@ -115,8 +137,10 @@ def validate(spec: type[S], tree: dict[str, Any], origin: str) -> S:
     """Build `spec` from plain data.
 
     Raises:
-        ConfigError: with the first problem's origin, path, reason and, for a misspelt name, the nearest one.
+        ConfigError: with the first problem's origin, path, reason and, for a misspelt name, the nearest one; or because a value is a key or a password.
     """
+    if found := secret_in(tree, from_environment()):
+        raise ConfigError(f"{origin}: {found[0]}: holds {found[1]}, and settings are written into the run; take it out, and give it by the environment")
     try:
         return spec.model_validate(tree)
     except ValidationError as error:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tunesmith.base import ProofError
+from tunesmith.base.secrets import redacted
 
 State = Literal["used", "truncated", "quarantined", "unchosen"]
 STATES: tuple[State, ...] = ("used", "truncated", "quarantined", "unchosen")
@@ -84,7 +85,7 @@ class Ledger:
         if split:
             self._split[row] = self._words.number(split)
         if reason is not None:
-            self._reasons[row] = self._words.number(reason)
+            self._reasons[row] = self._words.number(redacted(reason))
 
     def check(self) -> None:
         """Rows in = used + truncated + quarantined + unchosen.

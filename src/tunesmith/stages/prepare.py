@@ -15,6 +15,7 @@ from tunesmith.data.classes import NONE, values
 from tunesmith.data.cleaners import Cleaner
 from tunesmith.data.cleaners.exact_duplicates import ExactDuplicates
 from tunesmith.data.cleaners.leakage import Leakage
+from tunesmith.data.cleaners.secrets import Secrets
 from tunesmith.data.corpus import View
 from tunesmith.data.example import Example, Row
 from tunesmith.data.fitting import cut, windows
@@ -77,7 +78,7 @@ class Prepare(Spec):
     first token of a text is learnt; more let the beginning of each row know what came before."""
     supervise: Literal["answers", "all"] = "answers"
     """What is learnt: what the assistant says, or the prompt too."""
-    cleaners: tuple[Cleaner, ...] = (ExactDuplicates(), Leakage())
+    cleaners: tuple[Cleaner, ...] = (Secrets(), ExactDuplicates(), Leakage())
     """What looks for rows that should not be there. near_duplicates is off unless named: augmented rows are alike
     on purpose."""
     select: Selector | None = None
@@ -294,4 +295,4 @@ def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "train_tokens": train["tokens"], "train_supervised_tokens": train["supervised_tokens"]}
 
 
-STAGE = Stage("prepare", 3, prepare)
+STAGE = Stage("prepare", 4, prepare)
