@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from tunesmith.base import ConfigError, DataError, Output, Spec, Stage
 from tunesmith.base.files import write_json
+from tunesmith.data.canaries import Canaries
 from tunesmith.data.classes import NONE, values
 from tunesmith.data.cleaners import Cleaner
 from tunesmith.data.cleaners.exact_duplicates import ExactDuplicates
@@ -83,6 +84,8 @@ class Prepare(Spec):
     on purpose."""
     select: Selector | None = None
     """Which rows are learnt from, of those that cleaners leave; null learns from all. Test and validation rows stay what they are."""
+    canaries: Canaries | None = None
+    """Random numbers shown in training beside the rows, by which `evaluate` measures what is remembered word by word; no other figure knows them."""
     refuse_above: float = Field(default=0.2, ge=0, le=1)
     """Share of rows, quarantined or truncated, above which nothing is prepared and the reasons are shown instead; of rows chosen by `select`, truncated
     ones."""
@@ -180,10 +183,8 @@ class Table:
 
 def _write(view: View, name: str, spec: Prepare, rendering: Rendering, taken: Taken, writer: RowWriter) -> Table:
     """Write a split's examples and their tokens, cut to `max_tokens`, and settle each row; some rows at a time."""
-    table, lines = (
-        Table(Lengths(), Counter()),
-        (list(View(taken.corpus, part).lines()) for part in chunks(view.numbers)),
-    )
+    table = Table(Lengths(), Counter())
+    lines = (list(View(taken.corpus, part).lines()) for part in chunks(view.numbers))
     strict = name == "train" or name not in spec.given()
     with (writer.path.parent / f"{name}.jsonl").open("wb") as file:
         for numbers, (asked, rows) in zip(chunks(view.numbers), rendering.rows(lines), strict=True):
