@@ -76,7 +76,9 @@ def table(folder: Path, form: str, count: int) -> Hidden:
         for name in names if (form, name) != ("alpaca", "input") for what, cell in CELLS.items()
         if len(names) > 1 or cell.strip()  # a blank line is no row
     } if form not in ("messages", "sharegpt") else {}  # fmt: skip
-    found |= {one.name: (_cells(one.value), one.field) for one in corpus(form) if _fits_cells(one.value) and not one.legal}
+    found |= {
+        one.name: (_cells(one.value), one.field) for one in corpus(form) if _fits_cells(one.value) and not one.legal
+    }
     bad = [Bad(what, _line([row.get(name, "") for name in names]), field) for what, (row, field) in found.items()]
     line = _line([whole[name] for name in names])
     bad += [Bad(what, made, field) for what, (made, field) in {
@@ -125,7 +127,7 @@ def columns(folder: Path, form: str, count: int) -> Hidden:
         whole = good(form, 4242)
         cells = {**CELLS, "missing": None, "too long": "a" * LONGER}
         bad = [
-            Bad(f"{name} is {what}", b"", name if len(names) > 1 else "field", {**whole, name: cell})
+            Bad(f"{name} is {what}", b"", "field" if (len(names), cell) == (1, None) else name, {**whole, name: cell})
             for name in names if isinstance(whole[name], str) and (form, name) != ("alpaca", "input") for what, cell in cells.items()
         ]  # fmt: skip
         if "label" in names:

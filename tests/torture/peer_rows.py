@@ -35,7 +35,7 @@ def tried(path: Path, model: Any, tokenizer: Any, cache: str) -> dict[str, Any]:
             warnings.simplefilter("always")
             rows = load_dataset("json", data_files=str(path), cache_dir=cache, split="train")
             made = SFTTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer).train_dataset
-    except Exception as error:  # whatever it raises is what it says
+    except Exception as error:  # noqa: BLE001  whatever it raises is what it says
         chain, said = error, ""
         while chain is not None:
             said += f"{type(chain).__name__}: {chain} "

@@ -73,7 +73,10 @@ def write(path: Path, rows: list[dict[str, object]]) -> str:
 
 
 def test_planted_copies_are_named(tally, tmp_path, many):
-    counted = tally("D2", "copies of test rows in train are named with what they copy: 20 of 20 exact, at least 18 of 20 near, and no other row")
+    counted = tally(
+        "D2",
+        "copies of test rows in train are named with what they copy: 20 of 20 exact, at least 18 of 20 near, and no other row",
+    )
     for seed in range(many(10, 1)):
         for form in ("messages", "prompt_completion", "text")[: many(3, 1)]:
             plant(form, seed, tmp_path / f"{form}-{seed}", counted)
@@ -86,14 +89,17 @@ def plant(form: str, seed: int, folder: Path, counted) -> None:
     test = [prompt(draw) for _ in range(100)]
     planted = [(what, place, COPIES[what](test[place])) for place, what in enumerate([*COPIES] * 4)]
     planted += [(what, place, EDITS[what](test[place])) for place, what in enumerate(EDITS, len(planted))]
-    assert len(planted) == 40 and len({asked for *_, asked in planted}) == 40
+    assert len(planted) == 40
+    assert len({asked for *_, asked in planted}) == 40
     rows: list[tuple[str | None, int, str]] = [*((None, -1, prompt(draw)) for _ in range(400)), *planted]
     draw.shuffle(rows)
     source = write(folder / "train.jsonl", [as_row(form, asked, number) for number, (*_, asked) in enumerate(rows)])
     held_out = write(folder / "test.jsonl", [as_row(form, asked, number + 1) for number, asked in enumerate(test)])
     made = Run(folder / "run")
     made.path.mkdir()
-    artifact = made.once(STAGE, Prepare(source=source, test=held_out, validation_fraction=0), tokenizer_name="smollm2-135m", seed=0)
+    artifact = made.once(
+        STAGE, Prepare(source=source, test=held_out, validation_fraction=0), tokenizer_name="smollm2-135m", seed=0
+    )
     named = {}
     for entry in map(json.loads, (artifact / "ledger.jsonl").read_text().splitlines()):
         if entry["state"] == "quarantined":

@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
 from hiding import KINDS, Hidden, json_lines, whole_files
 from malformed import FORMS, corpus, good
 from subjects import Peer, Subject
@@ -121,7 +120,11 @@ def try_peer(peer: Peer, folder: Path, model: Path, counted: Tally, most: int) -
         assert done.returncode == 0, done.stderr[-2000:]
         for number, one in enumerate(bad):
             came = json.loads((place / f"{number}.came").read_text())
-            held = came["outcome"] == "used" and came["specials"] == came["usual"] if one.legal else came["outcome"] == "named"
+            held = (
+                came["outcome"] == "used" and came["specials"] == came["usual"]
+                if one.legal
+                else came["outcome"] == "named"
+            )
             said = came["outcome"] in ("named", "raised")
             counted.verdict(f"{form} jsonl: {one.name}", held, said, f"{came['outcome']}: {came['said']}")
 

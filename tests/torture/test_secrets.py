@@ -53,7 +53,9 @@ def plant(folder: Path, model: Path) -> Path:
     (folder / "addresses").mkdir()
     source = {**recipe, "prepare": {"source": f"{WITH_PASSWORD}/rows.jsonl"}}
     (folder / "addresses" / "source.yaml").write_text(json.dumps(source))
-    (folder / "addresses" / "broken.yaml").write_text(f"prepare:\n  source: [{WITH_PASSWORD}\n  - x: {SECRETS['OPENAI_API_KEY']}")
+    (folder / "addresses" / "broken.yaml").write_text(
+        f"prepare:\n  source: [{WITH_PASSWORD}\n  - x: {SECRETS['OPENAI_API_KEY']}"
+    )
     return folder / "task.yaml"
 
 
@@ -72,7 +74,7 @@ def tunesmith(monkeypatch, capfd, tmp_path) -> Callable[..., tuple[int, str]]:
             cli.main()
         except SystemExit as ended:
             code = int(ended.code or 0)
-        except Exception as error:  # what Python does with what nobody caught
+        except Exception as error:  # noqa: BLE001  what Python does with what nobody caught
             sys.excepthook(type(error), error, error.__traceback__)
         printed = capfd.readouterr()
         return code, printed.out + printed.err
@@ -112,7 +114,9 @@ def test_no_secret_comes_out(tally, tunesmith, tmp_path, tiny_folder, many, monk
         assert (code != 0) or command in SOUND, f"{command} went well: {printed}"
         assert code in (0, 1) or command in AWRY or "Traceback" not in printed, printed
         told = [name for name, value in SECRETS.items() if value in printed]
-        what = next((command.replace(value, f"<{name}>") for name, value in SECRETS.items() if value in command), command)
+        what = next(
+            (command.replace(value, f"<{name}>") for name, value in SECRETS.items() if value in command), command
+        )
         counted.verdict(f"printed by `{what}`", not told, reason=f"{told}: {printed[:200]}")
 
     def fall(*_: object, **__: object) -> None:
@@ -120,8 +124,13 @@ def test_no_secret_comes_out(tally, tunesmith, tmp_path, tiny_folder, many, monk
 
     monkeypatch.setattr("tunesmith.stages.prepare.divide", fall)
     code, printed = tunesmith("prepare", "task.yaml", "--run", "runs/f")
-    assert "RuntimeError" in printed and "Traceback" in printed
-    counted.verdict("printed by a program that falls", not any(value in printed for value in SECRETS.values()), reason=printed[-300:])
+    assert "RuntimeError" in printed
+    assert "Traceback" in printed
+    counted.verdict(
+        "printed by a program that falls",
+        not any(value in printed for value in SECRETS.values()),
+        reason=printed[-300:],
+    )
     search_files(tmp_path, planted, counted)
 
 
@@ -133,7 +142,12 @@ def search_files(folder: Path, planted: set[Path], counted) -> None:
     tokenizer = load_tokenizer("smollm2-135m")
     for prepared in folder.glob("runs/*/prepare-*"):
         if (prepared / "summary.json").exists():
-            learnt = [tokenizer.decode(part.tokens) for split in SPLITS for row in load_split(prepared, split) for part in row.sequences]
+            learnt = [
+                tokenizer.decode(part.tokens)
+                for split in SPLITS
+                for row in load_split(prepared, split)
+                for part in row.sequences
+            ]
             content[prepared / "tokens"] = "\n".join(learnt).encode()
     for name, value in SECRETS.items():
         held = [str(path.relative_to(folder)) for path, text in content.items() if value.encode() in text]
@@ -141,7 +155,11 @@ def search_files(folder: Path, planted: set[Path], counted) -> None:
     ledger = [json.loads(line) for line in next(folder.glob("runs/a/prepare-*/ledger.jsonl")).read_text().splitlines()]
     found = {entry["origin"]: entry["reason"] for entry in ledger if entry["state"] == "quarantined"}
     for number, where in enumerate(IN_ROWS):
-        counted.verdict(f"named by file and line: {where}", any(origin.endswith(f"rows.jsonl:{6 * number + 1}") for origin in found), reason=str(found))
+        counted.verdict(
+            f"named by file and line: {where}",
+            any(origin.endswith(f"rows.jsonl:{6 * number + 1}") for origin in found),
+            reason=str(found),
+        )
 
 
 def test_a_key_of_ours_is_seen_in_what_is_searched(tmp_path):

@@ -21,7 +21,9 @@ NAMED = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGN
 SHORTEST = 12
 """Letters of such a value below which it may be a word."""
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
-HINT = re.compile(r"sk-|[rsp]k_|hf_|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|AKIA|ASIA|AIza|npm_|pypi-|PRIVATE KEY|eyJ|:/|[?&#][-\w]{3,24}=")
+HINT = re.compile(
+    r"sk-|[rsp]k_|hf_|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|AKIA|ASIA|AIza|npm_|pypi-|PRIVATE KEY|eyJ|:/|[?&#][-\w]{3,24}="
+)
 """Stands in every text that holds one of KINDS, and in few others."""
 
 
@@ -55,7 +57,14 @@ def secret_in(value: Any, known: list[str], path: str = "") -> tuple[str, str] |
     if isinstance(value, str):
         kind = kind_of_secret(value, known)
         return None if kind is None else (path, kind)
-    return next((found for name, part in _parts(value) if (found := secret_in(part, known, f"{path}.{name}" if path else name))), None)
+    return next(
+        (
+            found
+            for name, part in _parts(value)
+            if (found := secret_in(part, known, f"{path}.{name}" if path else name))
+        ),
+        None,
+    )
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

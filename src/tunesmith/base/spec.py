@@ -140,7 +140,9 @@ def validate(spec: type[S], tree: dict[str, Any], origin: str) -> S:
         ConfigError: with the first problem's origin, path, reason and, for a misspelt name, the nearest one; or because a value is a key or a password.
     """
     if found := secret_in(tree, from_environment()):
-        raise ConfigError(f"{origin}: {found[0]}: holds {found[1]}, and settings are written into the run; take it out, and give it by the environment")
+        raise ConfigError(
+            f"{origin}: {found[0]}: holds {found[1]}, and settings are written into the run; take it out, and give it by the environment"
+        )
     try:
         return spec.model_validate(tree)
     except ValidationError as error:

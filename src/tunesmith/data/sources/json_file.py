@@ -33,7 +33,9 @@ class Json(Source):
             yield from Jsonl().records(path)
             return
         if not isinstance(value, dict):
-            raise DataError(f"{path}: holds {kind_of(value)}, no rows; write a list of objects, or one per line in a .jsonl file")
+            raise DataError(
+                f"{path}: holds {kind_of(value)}, no rows; write a list of objects, or one per line in a .jsonl file"
+            )
         yield from _rows(path, value, note)
 
 

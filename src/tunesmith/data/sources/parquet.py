@@ -23,7 +23,9 @@ class Parquet(Source):
             for row in batch:
                 number += 1
                 if row is None:
-                    yield Record(f"{path}:{number}", None, "not valid UTF-8: text in the table was stored in another encoding")
+                    yield Record(
+                        f"{path}:{number}", None, "not valid UTF-8: text in the table was stored in another encoding"
+                    )
                     continue
                 fields = {name: plain(value) for name, value in row.items() if value is not None}
                 yield checked(f"{path}:{number}", fields)
@@ -46,8 +48,13 @@ def _batches(path: Path) -> Iterator[Rows]:
             reader = arrow.ipc.open_stream(file) if stream else arrow.ipc.open_file(file)
             for batch in reader if stream else map(reader.get_batch, range(reader.num_record_batches)):
                 yield _rows(batch)
-    except (arrow.ArrowException, OSError) as error:
-        why = str(error).strip().splitlines()[0]
+    except (
+        arrow.ArrowException,
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:  # the last two of dates that Python does not know
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{path}: cannot be read as {path.suffix[1:]} ({why}); is it whole, and of that format?"
         ) from None
@@ -55,6 +62,7 @@ def _batches(path: Path) -> Iterator[Rows]:
 
 def _rows(batch: Any) -> Rows:
     try:
+        batch.validate(full=True)  # a damaged file may say that texts end where there is no memory
         return cast(Rows, batch.to_pylist())
     except UnicodeDecodeError:
         if len(batch) == 1:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tunesmith.base import Artifact, Events, Interrupted, MachineError, TunesmithError
 from tunesmith.base.files import read_json, write_json
-from tunesmith.base.signals import interruptible
 from tunesmith.base.secrets import redacted
+from tunesmith.base.signals import interruptible
 from tunesmith.base.spec import validate
 
 from ..machine import available_memory
