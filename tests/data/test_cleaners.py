@@ -158,7 +158,7 @@ def test_every_cleaner_can_be_found_by_name() -> None:
 HELD = {
     "a key of a service": "use sk-proj-Zq7mP2vN9xR4tB8kW1cJ here", "a private key": "-----BEGIN PRIVATE KEY-----\nMIIEvQ\n-----END PRIVATE KEY-----",
     "a JSON web token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.abc", "a password in an address": "postgres://ada:tr0ub4dor@db/x",
-    "a token in an address": "https://a.b/c?x=1&access_token=1234abcd", "a key of this machine's environment": "it is correct-horse-battery",
+    "a token in an address": "https://a.b/c?x=1&access_token=1234abcd", "a key of this machine's environment": "it is correct-h0rse-battery",
 }  # fmt: skip
 HARMLESS = (
     "the skateboardingchampion2024 rode", "sk-learn and sk-image", "postgres://user:password@localhost/db", "http://localhost:8000/v1", "a@b.example", "https://a.b/?key=houses",
@@ -170,7 +170,7 @@ HARMLESS = (
 def test_rows_with_secrets_leave_every_split_and_are_named_without_them(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OTHER_TOKEN", "correct-horse-battery")
+    monkeypatch.setenv("OTHER_TOKEN", "correct-h0rse-battery")
     rows = [
         example("What?"),
         example(f"What?\n{HELD[kind]}", origin="f:2"),
@@ -196,8 +196,8 @@ def test_other_rows_keep_what_only_looks_like_a_secret() -> None:
 
 
 def test_what_is_redacted_is_gone_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTHER_TOKEN", "correct-horse-battery")
+    monkeypatch.setenv("OTHER_TOKEN", "correct-h0rse-battery")
     assert (
-        redacted("http://ada:tr0ub4dor@db/x?token=abcdef12&y=1 correct-horse-battery!")
+        redacted("http://ada:tr0ub4dor@db/x?token=abcdef12&y=1 correct-h0rse-battery!")
         == "http:/[redacted]@db/x?[redacted]&y=1 [redacted]!"
     )

@@ -19,7 +19,7 @@ KINDS = {
 NAMED = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 """What the name of an environment variable that holds a secret ends with."""
 SHORTEST = 12
-"""Letters of such a value below which it may be a word."""
+"""Letters of such a value below which it may be a word; one without a digit, or that is a path, may be one too."""
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
 HINT = re.compile(
     r"sk-|[rsp]k_|hf_|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|AKIA|ASIA|AIza|npm_|pypi-|PRIVATE KEY|eyJ|:/|[?&#][-\w]{3,24}="
@@ -30,7 +30,8 @@ HINT = re.compile(
 def from_environment() -> list[str]:
     """Values of the environment variables that are called keys, tokens or passwords, the longest first."""
     found = {value.strip() for name, value in os.environ.items() if NAMED.search(name)}
-    return sorted((value for value in found if len(value) >= SHORTEST), key=len, reverse=True)
+    keys = [value for value in found if len(value) >= SHORTEST and re.search(r"\d", value) and value[0] not in "/~."]
+    return sorted(keys, key=len, reverse=True)
 
 
 def kind_of_secret(text: str, known: list[str]) -> str | None:
@@ -42,9 +43,9 @@ def kind_of_secret(text: str, known: list[str]) -> str | None:
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.search(text)), None)
 
 
-def redacted(text: str) -> str:
-    """A text without the secrets in it."""
-    for value in from_environment():
+def redacted(text: str, known: list[str] | None = None) -> str:
+    """A text without the secrets in it; `known` are those of the environment, which is asked for them unless they are given."""
+    for value in from_environment() if known is None else known:
         text = text.replace(value, MARK)
     if HINT.search(text):
         for pattern in _PATTERNS.values():
