@@ -48,12 +48,7 @@ def _batches(path: Path) -> Iterator[Rows]:
             reader = arrow.ipc.open_stream(file) if stream else arrow.ipc.open_file(file)
             for batch in reader if stream else map(reader.get_batch, range(reader.num_record_batches)):
                 yield _rows(batch)
-    except (
-        arrow.ArrowException,
-        OSError,
-        ValueError,
-        OverflowError,
-    ) as error:  # the last two of dates that Python does not know
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also of dates Python does not know
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{path}: cannot be read as {path.suffix[1:]} ({why}); is it whole, and of that format?"
@@ -61,10 +56,13 @@ def _batches(path: Path) -> Iterator[Rows]:
 
 
 def _rows(batch: Any) -> Rows:
+    """The rows of a batch, which is checked first: a damaged file may say that its texts end where there is no memory."""
     try:
-        batch.validate(full=True)  # a damaged file may say that texts end where there is no memory
+        batch.validate(full=True)
         return cast(Rows, batch.to_pylist())
-    except UnicodeDecodeError:
+    except ValueError as error:  # pyarrow's own for what is not valid is one
+        if "utf8" not in str(error).lower().replace("-", ""):
+            raise
         if len(batch) == 1:
             return [None]
         half = len(batch) // 2
