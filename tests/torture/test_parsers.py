@@ -251,6 +251,7 @@ cached_tokenizer = cache(lambda: load_tokenizer("smollm2-135m"))
 CRASHES: dict[str, tuple[str, bytes]] = {
     "a list as speaker": ("a.jsonl", b'{"conversations": [{"from": ["human"], "value": "a"}, {"from": "gpt", "value": "b"}]}'),
     "a number as history": ("b.jsonl", b'{"instruction": "a", "input": "", "output": "b", "history": 5}'),
+    "carriage returns alone": ("f.csv", b"prompt,answer\ra,b\r"),
     "a number alone": ("c.json", b"42"), "a number of 5,000 digits in a list": ("d.json", b'[{"a": ' + b"9" * 5000 + b"}]"),
     "a deep value with an escape": ("e.jsonl", b'{"prompt": "\\u0041", "answer": "b", "m": ' + b"[" * 900 + b"]" * 900 + b"}"),
 }  # fmt: skip
@@ -262,7 +263,7 @@ def test_what_broke_a_parser_once_is_refused(what, tmp_path):
     name, content = CRASHES[what]
     (tmp_path / name).write_bytes(content)
     ledger = Ledger()
-    refused = pytest.raises(DataError, match=re.escape(name)) if name.endswith(".json") else nullcontext()
+    refused = pytest.raises(DataError, match=re.escape(name)) if not name.endswith(".jsonl") else nullcontext()
     with refused:
         assert list(arriving(str(tmp_path / name), "train", ledger, [])) == []
         assert ledger.counts()["quarantined"] == 1
