@@ -188,6 +188,7 @@ def whole_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "a list that does not end": ("j.json", b"[" + rows.strip().replace("\n", ",\n").encode(), ":9: "), "a list with a damaged row": ("k.json", b'[\n{"prompt": "a", "answer": "b"},\n{"prompt": "a" "answer"}]', ":3: "),
         "a number": ("l.json", b"42", "a number"), "a string": ("m.json", b'"red"', "text"), "null": ("n.json", b"null", "null"), "HTML": ("o.json", b"<html>", ":1: not valid JSON"),
         "1e999 in a list": ("p.json", b'[{"prompt": "a", "answer": 1e999}]', ":1: "), "5,000 digits in a list": ("q.json", b'[{"prompt": "a", "n": %s}]' % (b"9" * 5000), ":1: "),
+        "a table with carriage returns alone": ("z.csv", b"prompt,answer\ra,b\rc,d\r", ":1: the header"),
         "an open quote": ("r.csv", b'prompt,answer\na,b\n"a,b\na,b\n', ":3: "), "a column twice": ("s.csv", b"prompt,prompt\na,b\n", ":1: "), "only a header": ("t.csv", b"prompt,answer\n", "no rows"),
         "no Parquet": ("u.parquet", b"PAR1 and then nothing", "parquet"), "cut Parquet": ("v.parquet", _parquet()[:-9], "parquet"), "no Arrow": ("w.arrow", b"ARROW1", "arrow"),
         "raw bytes in a column": ("x.parquet", _parquet(b"Shade?"), "'prompt' is not text"), "a key twice in a list": ("y.json", b'[{"prompt": "a", "prompt": "b"}]', ":1: a key is given twice"),

@@ -163,14 +163,14 @@ def test_no_input_breaks_a_parser(tally, targets, tmp_path, many):
         "X2", "each 200 mutated inputs of a parser are answered or refused in our own words, within 2 s and 512 MiB"
     )
     for name, (target, seeds) in targets.items():
-        for batch in range(many(4, 1)):
+        for batch in range(many(16, 1)):
             broken, reached = fuzz(target, seeds, many(200, 30), batch)
             assert reached > 5, name
             counted.verdict(f"{name}, {batch}", not broken, True, "; ".join(broken[:2]))
     for name in ("arrow", "parquet")[: many(2, 1)]:
-        for batch in range(many(4, 1)):
+        for batch in range(many(16, 1)):
             counted.verdict(f"rows as {name}, {batch}", *tables(tmp_path, name, many(200, 30), batch))
-    for batch in range(many(4, 1)):
+    for batch in range(many(16, 1)):
         broken = conversations(batch, many(200, 30))
         counted.verdict(f"any JSON value as a row, {batch}", not broken, True, broken)
 
