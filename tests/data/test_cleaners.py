@@ -2,15 +2,18 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from tunesmith.base import load_members
+from tunesmith.base.secrets import redacted
 from tunesmith.data import cleaners
 from tunesmith.data.cleaners import Cleaner
 from tunesmith.data.cleaners.exact_duplicates import ExactDuplicates
 from tunesmith.data.cleaners.leakage import Leakage
 from tunesmith.data.cleaners.near_duplicates import NearDuplicates
+from tunesmith.data.cleaners.secrets import Secrets
 from tunesmith.data.example import Example
 
 INSTRUCTION = "Read the description of a package and answer with the one word that names its role in the system."
@@ -150,3 +153,51 @@ def test_every_cleaner_can_be_found_by_name() -> None:
     }
     for member in Cleaner.members():
         assert member.model_validate({}).find({"train": [], "validation": [], "test": []}).drops == ()
+
+
+HELD = {
+    "a key of a service": "use sk-proj-Zq7mP2vN9xR4tB8kW1cJ here", "a private key": "-----BEGIN PRIVATE KEY-----\nMIIEvQ\n-----END PRIVATE KEY-----",
+    "a JSON web token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.abc", "a password in an address": "postgres://ada:tr0ub4dor@db/x",
+    "a token in an address": "https://a.b/c?x=1&access_token=1234abcd", "a key of this machine's environment": "it is correct-h0rse-battery",
+}  # fmt: skip
+HARMLESS = (
+    "the skateboardingchampion2024 rode", "sk-learn and sk-image", "postgres://user:password@localhost/db", "http://localhost:8000/v1", "a@b.example", "https://a.b/?key=houses",
+    "2 + 2 ://", "commit 9f3c1d7ab2e8460c5d91f7e2a4b86c0d3e5f7a19", "git@github.com:a/b.git", "the token= sign",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_rows_with_secrets_leave_every_split_and_are_named_without_them(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTHER_TOKEN", "correct-h0rse-battery")
+    rows = [
+        example("What?"),
+        example(f"What?\n{HELD[kind]}", origin="f:2"),
+        example("So", HELD[kind]),
+        replace(example("So?"), meta={"a": [HELD[kind]]}),
+    ]
+    found = Secrets().find({"train": rows, "test": rows[1:2], "validation": [Example("t:1", text=HELD[kind])]})
+    assert [(drop.split, drop.index) for drop in found.drops] == [
+        ("train", 1),
+        ("train", 2),
+        ("train", 3),
+        ("test", 0),
+        ("validation", 0),
+    ]
+    places = ["prompt.0.content", "answers.0.0.content", "meta.a.0", "prompt.0.content", "text"]
+    assert [drop.reason for drop in found.drops] == [f"holds a secret: {kind}, in {place}" for place in places]
+    assert found.facts["named"][0] == f"f:2 (train) holds a secret: {kind}, in prompt.0.content"
+
+
+def test_other_rows_keep_what_only_looks_like_a_secret() -> None:
+    assert Secrets().find({"train": [example(text) for text in HARMLESS]}).drops == ()
+    assert [redacted(text) for text in HARMLESS] == list(HARMLESS)
+
+
+def test_what_is_redacted_is_gone_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHER_TOKEN", "correct-h0rse-battery")
+    assert (
+        redacted("http://ada:tr0ub4dor@db/x?token=abcdef12&y=1 correct-h0rse-battery!")
+        == "http:/[redacted]@db/x?[redacted]&y=1 [redacted]!"
+    )

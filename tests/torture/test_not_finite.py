@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from wrong_numbers import PLACES, Fault
 from safetensors.torch import load_file, save_file
 from subjects import Peer, Subject, Tunesmith, demonstrations, write_rows
+from wrong_numbers import PLACES, Fault
 
 from tunesmith.base import ModelError, Run
 from tunesmith.base.spec import validate

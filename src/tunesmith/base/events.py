@@ -32,12 +32,9 @@ class Events:
             return
         with self.path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
-                try:
-                    found = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
+                found = _event(line)
                 wanted = self.tags if event is None else {"event": event, **self.tags}
-                if all(found.get(name) == value for name, value in wanted.items()):
+                if found is not None and all(found.get(name) == value for name, value in wanted.items()):
                     yield found
 
     def since(self, offset: int) -> Iterator[dict[str, Any]]:
@@ -50,7 +47,15 @@ class Events:
                 if not line.endswith(b"\n"):
                     return
                 offset += len(line)
-                try:
-                    yield {**json.loads(line), "offset": offset}
-                except ValueError:  # not JSON, or cut within a character
-                    continue
+                found = _event(line)
+                if found is not None:
+                    yield {**found, "offset": offset}
+
+
+def _event(line: str | bytes) -> dict[str, Any] | None:
+    """What a line says; None where a crash or someone else left something that is no event."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):  # not JSON, or cut within a character
+        return None
+    return found if isinstance(found, dict) else None

@@ -16,6 +16,7 @@ from .artifact import Artifact, commit, environment
 from .errors import ArtifactError, Interrupted, MachineError
 from .events import Events
 from .files import UNFINISHED, digest, read_json, room, sha256, write_json
+from .secrets import redacted
 from .spec import Spec
 
 KEY_LENGTH = 12
@@ -231,7 +232,7 @@ class Run:
             yield
         except BaseException as error:
             state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
-            reason = str(error) or type(error).__name__
+            reason = redacted(str(error) or type(error).__name__)
             with suppress(MachineError):  # a disk that is full may have no room for this either
                 self._note(stage, state=state, artifact=artifact, error=reason)
                 self.events.write(state, stage=stage, reason=reason)

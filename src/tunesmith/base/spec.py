@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from .errors import ConfigError
+from .secrets import from_environment, secret_in
 
 SECRET = "secret"
 """Type of the problems whose value is not repeated."""
@@ -146,8 +147,12 @@ def validate(spec: type[S], tree: dict[str, Any], origin: str) -> S:
     """Build `spec` from plain data.
 
     Raises:
-        ConfigError: with the first problem's origin, path, reason and, for a misspelt name, the nearest one.
+        ConfigError: with the first problem's origin, path, reason and, for a misspelt name, the nearest one; or because a value is a key or a password.
     """
+    if found := secret_in(tree, from_environment()):
+        raise ConfigError(
+            f"{origin}: {found[0]}: holds {found[1]}, and settings are written into the run; take it out, and give it by the environment"
+        )
     try:
         return spec.model_validate(tree)
     except ValidationError as error:

@@ -3,12 +3,15 @@
 import errno
 import os
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 
 import typer
 
 from tunesmith.base import Interrupted, TunesmithError
 from tunesmith.base.files import room, said_by
+from tunesmith.base.secrets import redacted
 from tunesmith.base.signals import interruptible
 
 ADVICE = {
@@ -44,11 +47,17 @@ def _advice(error: Exception) -> str:
     for number, advice in ADVICE.items():
         if said_by(error, number):
             return f"{getattr(error, 'filename', None) or 'writing'}: {advice}"
+    sys.excepthook = _show
     raise error
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that is not the user's as Python does, without keys and passwords."""
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
 
 
 def fail(message: str, code: int) -> None:
     """Say what is wrong on one line and leave."""
-    print(f"tunesmith: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"tunesmith: {redacted(' '.join(message.split()))}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code) if code > 128 else sys.exit(code)

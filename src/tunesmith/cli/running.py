@@ -194,6 +194,8 @@ def _conclude(pipeline: Pipeline | Merger, evaluated: Artifact) -> None:
         console.print(table)
     for reason in metrics["reasons"]:
         console.print(f"  {reason}")
+    for warning in metrics.get("canaries", {}).get("warnings", ()):
+        console.print(f"  [yellow]warning[/] {warning}")
     details = evaluated / "comparison.md" if merged else _report(pipeline.run)
     if metrics["promote"]:
         console.print(f"Promoted. Next: look at {details}, then `tunesmith serve {pipeline.run.path}`.")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import ConfigError, MachineError, Run
+from tunesmith.base.secrets import redacted
 
 
 def hand_over(folder: Path, to: str, target: str) -> None:
@@ -26,7 +27,7 @@ def hand_over(folder: Path, to: str, target: str) -> None:
     if not run.events.path.exists():
         raise ConfigError(f"{folder}: is not the folder of a run; it has no events.jsonl")
     try:
-        print(trackers[to](run, target))
+        print(redacted(trackers[to](run, target)))
     except ImportError as error:
         raise MachineError(f"{to} needs {error.name}: pip install 'tunesmith[track]'") from None
 
@@ -80,7 +81,13 @@ def _mlflow(run: Run, target: str) -> str:
     import mlflow
 
     uri = target or f"sqlite:///{run.path.resolve() / 'mlflow.db'}"
-    client = mlflow.MlflowClient(tracking_uri=uri)
+    try:
+        return _logged(mlflow.MlflowClient(tracking_uri=uri), run, uri)
+    except mlflow.exceptions.MlflowException as error:
+        raise MachineError(f"mlflow at {uri}: {str(error).splitlines()[0]}; is it running there?") from None
+
+
+def _logged(client: Any, run: Run, uri: str) -> str:
     experiment = client.get_experiment_by_name("tunesmith")
     number = experiment.experiment_id if experiment else client.create_experiment("tunesmith")
     tracked = client.create_run(number, run_name=run.path.name).info.run_id

@@ -37,5 +37,5 @@ def _number(value: Any) -> float:
     """A number, also one written as text; nan for anything else."""
     try:
         return float("nan" if isinstance(value, bool) or value is None else value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan

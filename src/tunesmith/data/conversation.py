@@ -1,5 +1,6 @@
 """Conversations in OpenAI's form: what is accepted, what is refused and why."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ SPEAKERS = {
     **{name: "tool" for name in ("tool", "observation", "function_response", "tool_response")},
 }
 """ShareGPT's names for roles."""
+NOTHING = re.compile(r"[\s\u00ad\u115f\u1160\u200b-\u200f\u2060-\u2064\u2800\u3164\ufeff\uffa0]*")
+"""White space, and letters that are drawn as nothing: no question and no answer."""
 
 Tools = tuple[dict[str, Any], ...]
 
@@ -33,6 +36,11 @@ Tools = tuple[dict[str, Any], ...]
 def said(role: str, content: str) -> Message:
     """A message."""
     return {"role": role, "content": content}
+
+
+def says_nothing(text: str) -> bool:
+    """Whether all of a text is blank, or is drawn as nothing."""
+    return NOTHING.fullmatch(text) is not None
 
 
 def as_messages(value: Any, field: str, tools: Tools, *, prompt: bool = False) -> list[Message]:
@@ -108,7 +116,7 @@ def _turn(turn: Any, place: str) -> Message:
             "content": "",
             "tool_calls": [{"type": "function", "function": one} for one in calls],
         }
-    if turn["from"] not in SPEAKERS:
+    if not isinstance(turn["from"], str) or turn["from"] not in SPEAKERS:
         raise DataError(
             f"unknown role: {place} is from {turn['from']!r}; known are {', '.join(SPEAKERS)}, function_call"
         )
@@ -143,7 +151,7 @@ def _content(message: Message, place: str, optional: bool) -> str:
         content = "".join(_part(part, f"{place}.content") for part in content)
     if not isinstance(content, str):
         raise DataError(f"content is not text: {place} holds {kind_of(content)}")
-    if not content.strip() and not optional:
+    if says_nothing(content) and not optional:
         if message["role"] == "assistant":
             raise DataError(f"empty answer: {place} says nothing")
         if message["role"] == "user":
@@ -184,11 +192,15 @@ def _check_end(messages: Sequence[Message], field: str) -> None:
 
 
 def _check_calls(messages: Sequence[Message], field: str, tools: Tools) -> None:
-    """Every tool result answers a call made just before it, every call is of a tool that is offered."""
+    """Every tool result answers a call made just before it, every call has its result before others speak, and is of a tool that is offered."""
     offered = {tool["function"]["name"] for tool in tools}
     open_ids: list[Any] = []
+    asked = 0
     for number, message in enumerate(messages):
         if message["role"] != "tool":
+            if open_ids:
+                raise DataError(f"a tool call without its result: {field}.{asked} is followed by {message['role']}")
+            asked = number
             open_ids = [call.get("id") for call in message.get("tool_calls", ())]
             for call in message.get("tool_calls", ()):
                 name = call["function"]["name"]

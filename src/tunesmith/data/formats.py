@@ -7,7 +7,7 @@ from typing import Any
 
 from tunesmith.base import ConfigError, DataError
 
-from .conversation import as_messages, as_tools, from_sharegpt, parts, said
+from .conversation import as_messages, as_tools, from_sharegpt, parts, said, says_nothing
 from .example import Example, Message
 from .sources import Record
 from .sources.record import kind_of
@@ -134,7 +134,10 @@ def _alpaca(value: dict[str, Any], _: Fields) -> dict[str, Any]:
     turns: list[Message] = []
     if value.get("system"):
         turns.append(said("system", _words(value, "system")))
-    for pair in value.get("history") or ():
+    history = value.get("history") or ()
+    if not isinstance(history, list | tuple):
+        raise DataError(f"'history' is not a list of pairs of texts: it is {kind_of(history)}")
+    for pair in history:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) and text for text in pair)):
             raise DataError("'history' is not a list of pairs of texts: each is [instruction, answer]")
         turns += [said("user", pair[0]), said("assistant", pair[1])]
@@ -172,7 +175,8 @@ def _preference(value: dict[str, Any], _: Fields) -> dict[str, Any]:
     if isinstance(chosen, str):
         if not prompt and chosen.startswith(HUMAN) and rejected.startswith(HUMAN):
             return _shared((), _transcript(chosen, "chosen"), _transcript(rejected, "rejected"))
-        return {"prompt": prompt, "answers": (_answer(value, "chosen"), _answer(value, "rejected")), "tools": tools}
+        answers = (_answer(value, "chosen"), _answer(value, "rejected"))
+        return {"prompt": _asked(prompt), "answers": answers, "tools": tools}
     both = as_messages(chosen, "chosen", tools), as_messages(rejected, "rejected", tools)
     return {**_shared(prompt, *both), "tools": tools}
 
@@ -187,7 +191,13 @@ def _shared(prompt: tuple[Message, ...], chosen: list[Message], rejected: list[M
         raise DataError("the prompts differ: 'chosen' and 'rejected' must answer the same turns")
     repeated = bool(begin) and tuple(begin[-len(prompt) :] if prompt else ()) == prompt
     prompt = begin if repeated else (*prompt, *begin)
-    return {"prompt": prompt, "answers": (tuple(chosen[common:]), tuple(rejected[common:]))}
+    return {"prompt": _asked(prompt), "answers": (tuple(chosen[common:]), tuple(rejected[common:]))}
+
+
+def _asked(prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    if not prompt:
+        raise DataError("no prompt: 'prompt' is missing, and 'chosen' and 'rejected' begin with no turns in common")
+    return prompt
 
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -215,7 +225,7 @@ def _answer(value: dict[str, Any], name: str) -> tuple[Message, ...]:
     given = value[name]
     if isinstance(given, list):
         return tuple(as_messages(given, name, ()))
-    if given == "" or (isinstance(given, str) and not given.strip()):
+    if isinstance(given, str) and says_nothing(given):
         raise DataError(f"empty answer: {name!r} holds no text")
     return (said("assistant", _words(value, name)),)
 
@@ -224,7 +234,7 @@ def _words(value: dict[str, Any], name: str) -> str:
     given = value[name]
     if not isinstance(given, str):
         raise DataError(f"{name!r} is not text: it is {kind_of(given)}")
-    if not given.strip():
+    if says_nothing(given):
         raise DataError(f"{name!r} is empty")
     return given
 

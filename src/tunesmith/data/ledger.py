@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tunesmith.base import ProofError
+from tunesmith.base.secrets import from_environment, redacted
 
 State = Literal["used", "truncated", "quarantined", "unchosen"]
 STATES: tuple[State, ...] = ("used", "truncated", "quarantined", "unchosen")
@@ -50,7 +51,7 @@ class Ledger:
     """Rows are entered as they come in and settled once each; a row takes some thirty bytes, and what its reason takes."""
 
     def __init__(self) -> None:
-        self._words = Words()
+        self._words, self._secrets = Words(), from_environment()
         self._file, self._line = array("i"), array("q")
         self._came, self._split, self._state = array("i"), array("i"), bytearray()
         self._supervised = array("q")
@@ -84,7 +85,7 @@ class Ledger:
         if split:
             self._split[row] = self._words.number(split)
         if reason is not None:
-            self._reasons[row] = self._words.number(reason)
+            self._reasons[row] = self._words.number(redacted(reason, self._secrets))
 
     def check(self) -> None:
         """Rows in = used + truncated + quarantined + unchosen.

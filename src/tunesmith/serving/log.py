@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import ArtifactError
+from tunesmith.base.secrets import KINDS, MARK
 
 from .settings import RequestLogging
 
@@ -21,14 +22,12 @@ logger = logging.getLogger(__name__)
 REDACTED = (
     r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",  # e-mail addresses
     r"\b(?:sk|pk|rk|hf|gh[opsu]|github_pat|glpat|xox[abprs]|AKIA|AIza)[-_]?[A-Za-z0-9_-]{16,256}",  # keys of services
-    r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----[^-]{0,16384}-----END [A-Z ]{0,32}PRIVATE KEY-----",
-    r"\beyJ[\w-]{8,2048}\.[\w-]{8,4096}\.[\w-]{0,1024}",  # JSON web tokens
+    *KINDS.values(),
     r"(?<!\w)\+\d{1,3}(?:[ ./-]?\(?\d{1,12}\)?){1,6}(?!\w)",  # phone numbers: international,
     r"(?<!\w)\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}(?!\w)",  # North American,
     r"(?<!\w)\(?0\d{2,4}\)?[ /-]\d{3,8}(?:[ -]\d{2,6}){0,3}(?!\w)",  # and with a trunk 0
 )
 """What is always taken out of stored text. Every repetition is bounded, so the time is linear in the text."""
-MARK = "[redacted]"
 PRUNE_EVERY = 1_000
 CLIENT_LEFT = 499
 """Status of a request whose client did not wait for the answer."""

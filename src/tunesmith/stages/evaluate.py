@@ -29,6 +29,7 @@ from .documents import Documents, Retrieval
 from .finetune import Finetune
 from .general import general_examples
 from .judge import answer, as_shots, kept, learnt_by, likelihoods, merge
+from .remembered import remembered
 from .scoring import evaluate_scores
 
 PROBE = 8
@@ -129,6 +130,7 @@ def evaluate(
     board = scoreboard(test, answers, spec.graders, likelihoods=found, chances=told, slices=spec.slices, seed=seed)
     results = {"task": board, "notes": notes, **_generally(spec, loaded, base_general, tuned_general)}
     results |= {"prompting": prompted.metrics if prompted is not None else None, "retrieval": documents.results(seed)}
+    results["canaries"] = remembered(prepared, loaded, seed)
     results["gate"] = spec.gate(board, results["general"], results["retrieval"])
     write_json(out / "results.json", results)
     _write_answers(out, test, answers)
@@ -263,6 +265,7 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
         "differences": block["differences"],
         "promote": results["gate"]["promote"],
         "reasons": results["gate"]["reasons"],
+        **({"canaries": results["canaries"]} if results.get("canaries") else {}),
     }
 
 

@@ -32,6 +32,7 @@ from tunesmith.training.rollouts import OnPolicy, Rollouts, Sampled, imagined
 from tunesmith.training.schedule import Schedule
 
 from .initialise import gap, last_logits
+from .remembered import shown_besides
 from .tuning import Training, figures
 from .validation import Judge, Validation
 
@@ -248,14 +249,14 @@ def splits(spec: Finetune, prepared: Artifact, model: str, precision: Precision,
     examples, places = load_examples(prepared.path, "train"), spec.places(train, seed)
     train = [train[place] for place in places]
     spec.objective.check([*train, *held_out])
-    rows, first = spec.balance.weighted(train), slice(spec.validation.rows)
+    more, said = shown_besides(prepared, model, seed)
+    rows, first = [*spec.balance.weighted(train), *more], slice(spec.validation.rows)
     found = [
-        Split(list(spec.objective.arranged(rows)), [examples[place] for place in places]),
+        Split(list(spec.objective.arranged(rows)), [*(examples[place] for place in places), *said]),
         Split(list(spec.objective.arranged(held_out))[first], load_examples(prepared.path, "validation")[first]),
     ]
-    size, supervise = spec.micro_batch or spec.batch, prepared.manifest["spec"]["supervise"]
-    asked = Others(model, served(precision), size, supervise).asked(spec.objective, found)
-    return [replace(split, rows=rows) for split, rows in zip(found, asked, strict=True)]
+    others = Others(model, served(precision), spec.micro_batch or spec.batch, prepared.manifest["spec"]["supervise"])
+    return [replace(one, rows=rows) for one, rows in zip(found, others.asked(spec.objective, found), strict=True)]
 
 
 def set_up(
@@ -266,8 +267,7 @@ def set_up(
     It is held to the base where the adapter, just attached, would answer otherwise: with a prompt of random tokens, say.
     """
     back = None if adapter.neutral else partial(adapter.disabled, loaded)
-    size = spec.micro_batch or spec.batch
-    rows, watched = list(learnt.rows), list(held_out.rows)
+    size, rows, watched = spec.micro_batch or spec.batch, list(learnt.rows), list(held_out.rows)
     if spec.rollouts is None:
         with nullcontext() if back is None else back():
             rows, watched = (of_start(loaded, spec.objective, each, size) for each in (rows, watched))

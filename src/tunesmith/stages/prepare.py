@@ -11,10 +11,12 @@ from pydantic import Field, model_validator
 
 from tunesmith.base import ConfigError, DataError, Output, Spec, Stage
 from tunesmith.base.files import write_json
+from tunesmith.data.canaries import Canaries
 from tunesmith.data.classes import NONE, values
 from tunesmith.data.cleaners import Cleaner
 from tunesmith.data.cleaners.exact_duplicates import ExactDuplicates
 from tunesmith.data.cleaners.leakage import Leakage
+from tunesmith.data.cleaners.secrets import Secrets
 from tunesmith.data.corpus import View
 from tunesmith.data.example import Example, Row
 from tunesmith.data.fitting import cut, windows
@@ -77,11 +79,13 @@ class Prepare(Spec):
     first token of a text is learnt; more let the beginning of each row know what came before."""
     supervise: Literal["answers", "all"] = "answers"
     """What is learnt: what the assistant says, or the prompt too."""
-    cleaners: tuple[Cleaner, ...] = (ExactDuplicates(), Leakage())
+    cleaners: tuple[Cleaner, ...] = (Secrets(), ExactDuplicates(), Leakage())
     """What looks for rows that should not be there. near_duplicates is off unless named: augmented rows are alike
     on purpose."""
     select: Selector | None = None
     """Which rows are learnt from, of those that cleaners leave; null learns from all. Test and validation rows stay what they are."""
+    canaries: Canaries | None = None
+    """Random numbers shown in training beside the rows, by which `evaluate` measures what is remembered word by word; no other figure knows them."""
     refuse_above: float = Field(default=0.2, ge=0, le=1)
     """Share of rows, quarantined or truncated, above which nothing is prepared and the reasons are shown instead; of rows chosen by `select`, truncated
     ones."""
@@ -179,10 +183,8 @@ class Table:
 
 def _write(view: View, name: str, spec: Prepare, rendering: Rendering, taken: Taken, writer: RowWriter) -> Table:
     """Write a split's examples and their tokens, cut to `max_tokens`, and settle each row; some rows at a time."""
-    table, lines = (
-        Table(Lengths(), Counter()),
-        (list(View(taken.corpus, part).lines()) for part in chunks(view.numbers)),
-    )
+    table = Table(Lengths(), Counter())
+    lines = (list(View(taken.corpus, part).lines()) for part in chunks(view.numbers))
     strict = name == "train" or name not in spec.given()
     with (writer.path.parent / f"{name}.jsonl").open("wb") as file:
         for numbers, (asked, rows) in zip(chunks(view.numbers), rendering.rows(lines), strict=True):
@@ -294,4 +296,4 @@ def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "train_tokens": train["tokens"], "train_supervised_tokens": train["supervised_tokens"]}
 
 
-STAGE = Stage("prepare", 3, prepare)
+STAGE = Stage("prepare", 4, prepare)

@@ -101,6 +101,15 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _canaries_can_be_learnt(self) -> Self:
+        kind = self.finetune.objective.kind
+        if self.prepare.canaries is not None and kind != "sft":
+            raise ValueError(
+                f"prepare.canaries are answers to learn, and objective {kind} learns from other rows; leave them out, or measure with objective sft"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _classes_are_told(self) -> Self:
         if self.finetune.balance.active and not self.prepare.classes:
             raise ValueError(

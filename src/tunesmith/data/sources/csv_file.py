@@ -29,7 +29,7 @@ class Csv(Source):
         note = MARK_REMOVED if header_line.startswith("\ufeff") else None
         header_line = header_line.removeprefix("\ufeff")
         delimiter = max(",;\t|", key=header_line.count)
-        header = _header(path, next(csv.reader([header_line], delimiter=delimiter), []))
+        header = _header(path, header_line, delimiter)
         for line, cells in _rows(path, csv.reader(text, delimiter=delimiter, strict=True)):
             if isinstance(cells, str):
                 yield Record(f"{path}:{line}", None, cells, note)
@@ -55,8 +55,13 @@ def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str] | str]]:
         begins = reader.line_num + 2
 
 
-def _header(path: Path, names: list[str]) -> list[str]:
-    names = [name.strip() for name in names]
+def _header(path: Path, line: str, delimiter: str) -> list[str]:
+    try:
+        names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error as error:
+        raise DataError(
+            f"{path}:1: the header is not valid CSV ({error}); if lines end with carriage returns alone, save the table anew"
+        ) from None
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path}:1: the header names the column {twice!r} twice; rename one")
@@ -66,6 +71,8 @@ def _header(path: Path, names: list[str]) -> list[str]:
 def _record(origin: str, header: list[str], cells: list[str], note: str | None) -> Record:
     if len(cells) != len(header):
         return Record(origin, None, f"wrong number of fields: {len(cells)}, and the header names {len(header)}", note)
+    if [cell.strip() for cell in cells] == header:
+        return Record(origin, None, "the header again: two tables were put one behind the other", note)
     row: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
     if any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell if letter > "\ud7ff"):
         return Record(origin, None, "not valid UTF-8: save the table as UTF-8", note)

@@ -9,7 +9,7 @@ from tunesmith.base import DataError
 
 from .json_text import DECODER, RefusedError
 from .jsonl import Jsonl
-from .record import Record, Source, checked
+from .record import Record, Source, checked, kind_of
 from .text_file import read_text
 
 
@@ -32,6 +32,10 @@ class Json(Source):
         if _skip(text, end) < len(text):
             yield from Jsonl().records(path)
             return
+        if not isinstance(value, dict):
+            raise DataError(
+                f"{path}: holds {kind_of(value)}, no rows; write a list of objects, or one per line in a .jsonl file"
+            )
         yield from _rows(path, value, note)
 
 

@@ -1,6 +1,7 @@
-"""JSON read strictly: what Python's parser lets pass in silence (NaN, a key given twice) is a defect here."""
+"""JSON read strictly: what Python's parser lets pass in silence (NaN, 1e999, a key given twice) is a defect here."""
 
 import json
+import math
 from typing import Any
 
 
@@ -24,7 +25,21 @@ def _constant(name: str) -> None:
     raise RefusedError(f"not valid JSON: {name} is no JSON number")
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise RefusedError(f"not valid JSON: {text[:20]} is too large for a number")
+    return value
+
+
+def _int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # Python's own limit
+        raise RefusedError(f"not valid JSON: a number of {len(text):,} digits") from None
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant, parse_float=_float, parse_int=_int)
 
 
 def parse(text: str) -> Any:
@@ -42,8 +57,6 @@ def parse(text: str) -> Any:
         raise RefusedError("nested too deep") from None
     except json.JSONDecodeError as error:
         raise RefusedError(_explain(stripped, error)) from None
-    except ValueError as error:
-        raise RefusedError(f"not valid JSON: {error}") from None
     rest = stripped[end:].strip()
     if rest:
         raise RefusedError(_explain_rest(rest))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from .json_text import RefusedError, parse
-from .record import Record, Source, checked
+from .record import DEEPEST, Record, Source, checked
 from .text_file import lines
 
 
@@ -27,9 +27,10 @@ class Jsonl(Source):
             except RefusedError as reason:
                 yield Record(origin, None, str(reason), note)
                 continue
-            if isinstance(value, dict) and value and "\\u" not in text:
+            flat = text.count("[") + text.count("{") <= DEEPEST
+            if isinstance(value, dict) and value and flat and "\\u" not in text:
                 yield Record(
                     origin, value, None, note
-                )  # what would be a defect needs an escape, or was found in the line
+                )  # what would be a defect needs an escape or depth, or was found in the line
             else:
                 yield checked(origin, value, note)

@@ -13,6 +13,8 @@ from tunesmith.base import Family
 
 LONGEST = 1_000_000
 """Characters beyond which a row is taken for an accident."""
+DEEPEST = 100
+"""Objects and lists within each other beyond which a row is taken for an accident."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,16 @@ def checked(origin: str, value: Any, note: str | None = None) -> Record:
     return Record(origin, None if defect else value, defect, note)
 
 
-def string_defect(value: Any, path: str = "") -> str | None:
-    """What is wrong with the first bad string inside a value, and where."""
+def string_defect(value: Any, path: str = "", depth: int = 0) -> str | None:
+    """What is wrong with the first bad string inside a value, and where; or that it goes too deep."""
     if isinstance(value, str):
         return _text_defect(value, path)
+    if depth > DEEPEST:
+        return f"nested too deep: field {path.partition('.')[0]!r} goes deeper than {DEEPEST}"
     below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, part in below:
         defect = string_defect(name, f"{path}.{name}" if path else str(name)) if isinstance(name, str) else None
-        defect = defect or string_defect(part, f"{path}.{name}" if path else str(name))
+        defect = defect or string_defect(part, f"{path}.{name}" if path else str(name), depth + 1)
         if defect:
             return defect
     return None
@@ -84,7 +88,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     if isinstance(value, bytes):
-        return f"<{len(value)} bytes>"
+        return {"bytes": len(value)}  # no text, or its size would be learnt
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):

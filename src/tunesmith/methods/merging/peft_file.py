@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,17 +23,35 @@ OTHERWISE = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fa
 
 def rank_of(folder: Path) -> int | None:
     """Rank of an adapter that adds low-rank corrections and does nothing else; None for all others. Reads no weights."""
-    path = folder / "adapter_config.json"
-    if not path.exists() or (folder / MOVES).exists():
+    if not (folder / "adapter_config.json").exists() or (folder / MOVES).exists():
         return None
-    config = read_json(path)
+    config = _config(folder)
     plain = config["peft_type"] == "LORA" and not any(config.get(name) for name in OTHERWISE)
     return int(config["r"]) if plain and config.get("bias", "none") == "none" else None
 
 
+def _config(folder: Path) -> dict[str, Any]:
+    """What an adapter's folder says of it.
+
+    Raises:
+        ModelError: it cannot be read, or lacks its kind or its rank.
+    """
+    path = folder / "adapter_config.json"
+    try:
+        config = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read: {str(error).splitlines()[0][:200]}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise ModelError(f"{path}: names no peft_type; give the folder of an adapter that peft or tunesmith wrote")
+    rank = config.get("r", 1)
+    if config["peft_type"] == "LORA" and (type(rank) is not int or rank < 1 or "r" not in config):
+        raise ModelError(f"{path}: its rank 'r' is no number from 1 up")
+    return config
+
+
 def read_corrections(folder: Path) -> dict[str, Correction]:
     """Every correction, by the path of its layer in the model; float32."""
-    config, tensors = read_json(folder / "adapter_config.json"), read_learnt(folder / "adapter_model.safetensors")
+    config, tensors = _config(folder), read_learnt(folder / "adapter_model.safetensors")
     rank = config["r"]
     if any(len(tensor) != rank for name, tensor in tensors.items() if name.endswith(KINDS[0])):
         raise ModelError(f"{folder}: adapter_config.json says that the rank is {rank}, and its tensors have another")

@@ -65,6 +65,7 @@ def verdict(source: Source) -> dict[str, Any] | None:
         "general": _general(results["general"]),
         "prompting": results.get("prompting"),
         "retrieval": results.get("retrieval"),
+        "canaries": results.get("canaries"),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tunesmith.base import Artifact, Events, ModelError, Output, Run, Stage
 from tunesmith.base.artifact import MANIFEST
 from tunesmith.base.files import read_json, write_json
+from tunesmith.base.secrets import redacted
 from tunesmith.models.load import Precision
 from tunesmith.training.batches import Dataset
 
@@ -56,7 +57,7 @@ class Trial:
 
     def refuse(self, state: str, reason: str) -> None:
         """Note that it comes to nothing, for good."""
-        write_json(self.folder / REFUSED, {"state": state, "reason": reason})
+        write_json(self.folder / REFUSED, {"state": state, "reason": redacted(reason)})
 
     def outgrown(self) -> None:
         """Note that memory ran out though it was planned to do: it needs more than was free then."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunesmith.base import Artifact, Events, Interrupted, MachineError, TunesmithError
 from tunesmith.base.files import read_json, write_json
+from tunesmith.base.secrets import redacted
 from tunesmith.base.signals import interruptible
 from tunesmith.base.spec import validate
 
@@ -62,7 +63,7 @@ def main() -> None:
     except Interrupted as error:
         os._exit(error.exit_code)
     except TunesmithError as error:
-        print(f"tunesmith: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"tunesmith: {redacted(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
 
 

@@ -1,0 +1,175 @@
+"""Planted keys and passwords: whatever command is run, and however it ends, none of them comes out again."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from subjects import demonstrations, write_rows
+
+from tunesmith import cli
+from tunesmith.data.prepared import SPLITS, load_split
+from tunesmith.models.load import load_tokenizer
+
+ENVIRONMENT = {
+    "OPENAI_API_KEY": "sk-proj-Zq7mP2vN9xR4tB8kW1cJ", "HF_TOKEN": "hf_QmZtRkVbXwPnLsHcJdFgYaTeUoIrEwQz", "WANDB_API_KEY": "9f3c1d7ab2e8460c5d91f7e2a4b86c0d3e5f7a19",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYzzzPLANTED",
+}  # fmt: skip
+IN_ROWS = {
+    "a question": "ghp_9aB8cD7eF6gH5iJ4kL3mN2oP1qR0sT9uV8wX", "an answer": "AKIAQ7PLANTED5XYZ2WV", "a field beside": "xoxb-482910375612-PLANTEDq7w8e9r0",
+    "a wrong role": "sk-ant-api03-pL4nTeD7roLe2wRong9xY", "an address": "tr0ub4dor-PLANTED", "a private key": "MIIEvQIBADANBgkqhkiG9w0PLANTED",
+}  # fmt: skip
+IN_ADDRESSES = {"a password": "hunter2-PLANTED-9", "a token": "tok3n-PLANTED-in-a-query"}
+SECRETS = {**ENVIRONMENT, **IN_ROWS, **IN_ADDRESSES}
+WITH_PASSWORD = f"http://ada:{IN_ADDRESSES['a password']}@127.0.0.1:9"
+WITH_TOKEN = f"http://127.0.0.1:9/v1?token={IN_ADDRESSES['a token']}"
+
+
+def plant(folder: Path, model: Path) -> Path:
+    """Rows with six of the secrets among them, and a recipe that says nothing of them."""
+    rows = demonstrations(40)
+
+    def one(question: str, answer: str = "red", **more: object) -> dict[str, object]:
+        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
+
+    wrong = {"messages": [{"role": IN_ROWS["a wrong role"], "content": "?"}, {"role": "assistant", "content": "red"}]}
+    key = f"-----BEGIN PRIVATE KEY-----\n{IN_ROWS['a private key']}\n-----END PRIVATE KEY-----"
+    bad = [
+        one(f"Shade of\n{IN_ROWS['a question']}?"), one("Shade of the cloud?", IN_ROWS["an answer"]), one("Shade of chat?", note={"bot": [IN_ROWS["a field beside"]]}), wrong,
+        one(f"Shade of postgres://ada:{IN_ROWS['an address']}@db/colours?"), one(f"Shade of {key}?"),
+    ]  # fmt: skip
+    for number, row in enumerate(bad):
+        rows.insert(6 * number, row)
+    write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "bad.jsonl", [*demonstrations(6), *[wrong] * 3])
+    recipe = {
+        "model": str(model), "precision": "fp32", "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 6},
+        "initialise": {"adapter": {"rank": 2}}, "finetune": {"epochs": 1.0, "batch": 8},
+        "evaluate": {"graders": [{"kind": "exact"}], "max_tokens": 4, "general": None, "baselines": False, "shots": 0, "gate": {"margin": None}},
+        "deploy": {"ungated": True},
+    }  # fmt: skip
+    (folder / "task.yaml").write_text(json.dumps(recipe))
+    (folder / "addresses").mkdir()
+    source = {**recipe, "prepare": {"source": f"{WITH_PASSWORD}/rows.jsonl"}}
+    (folder / "addresses" / "source.yaml").write_text(json.dumps(source))
+    (folder / "addresses" / "broken.yaml").write_text(
+        f"prepare:\n  source: [{WITH_PASSWORD}\n  - x: {SECRETS['OPENAI_API_KEY']}"
+    )
+    return folder / "task.yaml"
+
+
+@pytest.fixture
+def tunesmith(monkeypatch, capfd, tmp_path) -> Callable[..., tuple[int, str]]:
+    """Runs a command in the folder as the program does; gives its exit code and all that it printed."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {**ENVIRONMENT, "TUNESMITH_TOKEN": "x" * 20, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["tunesmith", *map(str, arguments)])
+        code = 1
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        except Exception as error:  # noqa: BLE001  what Python does with what nobody caught
+            sys.excepthook(type(error), error, error.__traceback__)
+        printed = capfd.readouterr()
+        return code, printed.out + printed.err
+
+    return call
+
+
+SOUND = (
+    "run task.yaml --run runs/a", "report runs/a", "show runs/a", "show runs/a --json", "plan task.yaml", "explain prepare.cleaners", "schema", "doctor", "data preview task.yaml --run runs/a",
+    "track runs/a --to tensorboard", "prompt task.yaml --run runs/a", "sample task.yaml --run runs/a sample.rows=4 sample.samples=2 sample.max_tokens=4 sample.at_least=0",
+    "compare task.yaml --run runs/c --vary finetune.epochs=2", "search task.yaml --run runs/s search.trials=2 search.space=learning_rate",
+    "data-curve task.yaml --run runs/d --sizes 0,8,16 --seeds 1 --least-steps 1 --most-steps 2", "run task.yaml --run runs/b seed=1", "merge runs/a runs/b --run runs/m",
+    "track runs/a --to mlflow", "prune task.yaml --run runs/a", "prepare task.yaml --run runs/p", "deploy task.yaml --run runs/a",
+)  # fmt: skip
+"""Every command. Where settings do not suit so small a task it is refused, which says no secret either."""
+AWRY = (
+    "run addresses/source.yaml", "run addresses/broken.yaml", f"prepare task.yaml --run runs/x prepare.source={WITH_PASSWORD}/rows.jsonl", f"prepare task.yaml --run runs/x model={WITH_PASSWORD}/m",
+    f"prompt task.yaml --run runs/x prompt.proposer.kind=endpoint prompt.proposer.url={WITH_TOKEN} prompt.proposer.model=m", f"run {WITH_PASSWORD}/task.yaml", f"show {WITH_PASSWORD}/run",
+    f"finetune task.yaml finetune.epochs={SECRETS['OPENAI_API_KEY']}", f"finetune task.yaml {SECRETS['HF_TOKEN']}", f"finetune task.yaml finetune.epochs.{SECRETS['a question']}=1", f"explain {SECRETS['HF_TOKEN']}",
+    f"finetune task.yaml prepare.{SECRETS['HF_TOKEN']}=1", "prepare task.yaml --run runs/x prepare.source=absent.jsonl", "prepare task.yaml --run runs/x prepare.source=bad.jsonl",
+    "prepare task.yaml --run runs/x prepare.source=bad.jsonl prepare.refuse_above=1", f"track runs/a --to mlflow --target {WITH_PASSWORD}", f"track runs/a --to mlflow --target postgresql://ada:{IN_ADDRESSES['a password']}@127.0.0.1:9/x",
+    f"track runs/a --to {SECRETS['HF_TOKEN']}", "monitor task.yaml --run runs/a", f"serve runs/a --host http://ada:{IN_ADDRESSES['a password']}@nowhere", f"{SECRETS['HF_TOKEN']}",
+)  # fmt: skip
+"""Commands that fail, with what must not be said in what they are given."""
+FEW = {*SOUND[:4], SOUND[9], *AWRY} - {one for one in AWRY if "postgresql" in one}
+
+
+def test_no_secret_comes_out(tally, tunesmith, tmp_path, tiny_folder, many, monkeypatch):
+    counted = tally("X4", "planted keys and passwords appear in no output, and in no file that is written")
+    plant(tmp_path, tiny_folder)
+    planted = {path for path in tmp_path.rglob("*") if path.is_file()}
+    few = many(0, 1)
+    for command in (*SOUND, *AWRY):
+        if few and command not in FEW:
+            continue
+        code, printed = tunesmith(*command.split(" "))
+        assert (code != 0) or command in SOUND, f"{command} went well: {printed}"
+        assert code in (0, 1) or command in AWRY or "Traceback" not in printed, printed
+        told = [name for name, value in SECRETS.items() if value in printed]
+        what = next(
+            (command.replace(value, f"<{name}>") for name, value in SECRETS.items() if value in command), command
+        )
+        counted.verdict(f"printed by `{what}`", not told, reason=f"{told}: {printed[:200]}")
+
+    def fall(*_: object, **__: object) -> None:
+        raise RuntimeError(f"lost connection: {WITH_PASSWORD} {SECRETS['WANDB_API_KEY']} {WITH_TOKEN}")
+
+    monkeypatch.setattr("tunesmith.stages.prepare.divide", fall)
+    code, printed = tunesmith("prepare", "task.yaml", "--run", "runs/f")
+    assert "RuntimeError" in printed
+    assert "Traceback" in printed
+    counted.verdict(
+        "printed by a program that falls",
+        not any(value in printed for value in SECRETS.values()),
+        reason=printed[-300:],
+    )
+    search_files(tmp_path, planted, counted)
+
+
+def search_files(folder: Path, planted: set[Path], counted) -> None:
+    """A trial for each secret: it stands in no file that was written, and in no tokens that are learnt from."""
+    written = [path for path in folder.rglob("*") if path.is_file() and path not in planted]
+    assert len(written) > 50
+    content = {path: path.read_bytes() for path in written}
+    tokenizer = load_tokenizer("smollm2-135m")
+    for prepared in folder.glob("runs/*/prepare-*"):
+        if (prepared / "summary.json").exists():
+            learnt = [
+                tokenizer.decode(part.tokens)
+                for split in SPLITS
+                for row in load_split(prepared, split)
+                for part in row.sequences
+            ]
+            content[prepared / "tokens"] = "\n".join(learnt).encode()
+    for name, value in SECRETS.items():
+        held = [str(path.relative_to(folder)) for path, text in content.items() if value.encode() in text]
+        counted.verdict(f"written: {name}", not held, reason=str(held))
+    ledger = [json.loads(line) for line in next(folder.glob("runs/a/prepare-*/ledger.jsonl")).read_text().splitlines()]
+    found = {entry["origin"]: entry["reason"] for entry in ledger if entry["state"] == "quarantined"}
+    for number, where in enumerate(IN_ROWS):
+        counted.verdict(
+            f"named by file and line: {where}",
+            any(origin.endswith(f"rows.jsonl:{6 * number + 1}") for origin in found),
+            reason=str(found),
+        )
+
+
+def test_a_key_of_ours_is_seen_in_what_is_searched(tmp_path):
+    """The search can fail: a file that holds one secret is found."""
+    from tally import Tally
+
+    (tmp_path / "runs" / "a" / "prepare-0").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "prepare-0" / "ledger.jsonl").write_text("")
+    for number in range(60):
+        (tmp_path / "runs" / f"{number}.txt").write_text(SECRETS["HF_TOKEN"] if number == 7 else "nothing")
+    counted = Tally("X4", "")
+    search_files(tmp_path, set(), counted)
+    assert next(one for one in counted.trials if one["trial"] == "written: HF_TOKEN")["outcome"] == "silent"
