@@ -1,5 +1,7 @@
 import errno
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -304,3 +306,35 @@ class TestSignals:
         assert safe == "reached"
         assert caught.value.exit_code == code
         assert signal.getsignal(number) is before
+
+
+def test_an_artifact_under_the_name_of_another_is_made_anew(run, kitchen):
+    stage = Stage("cook", 1, kitchen)
+    salty, plain = run.once(stage, Cook(salt=9)), run.once(stage, Cook())
+    shutil.rmtree(plain.path)
+    shutil.copytree(salty.path, plain.path)
+    again = Run(run.path)
+    with pytest.raises(ArtifactError, match=f"holds what was made as {salty.path.name}"):
+        again.open(plain.path.name)
+    assert again.once(stage, Cook()).metrics == {"salt": 1}
+    assert "damaged" in names(run)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[" * 100_000, "[]", '{"cook": 3}', '{"cook": {}}'])
+def test_damaged_stages_are_named_and_found_again(run, kitchen, text):
+    stage = Stage("cook", 1, kitchen)
+    made = run.once(stage, Cook())
+    (run.path / "stages.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"stages\.json: is damaged; delete it"):
+        Run(run.path).artifact("cook")
+    (run.path / "stages.json").unlink()
+    assert Run(run.path).once(stage, Cook()).path == made.path
+    assert kitchen.ran == 1
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "a/b", ".."])
+def test_a_run_that_points_out_of_its_folder_is_refused(run, name):
+    run.path.mkdir(exist_ok=True)
+    (run.path / "stages.json").write_text(json.dumps({"cook": {"state": "done", "artifact": name}}))
+    with pytest.raises(ArtifactError):
+        run.artifact("cook")

@@ -219,3 +219,29 @@ class TestFamily:
             assert Hybrid.members() == [Mild]
         finally:
             Mild.__annotations__.pop("kind")  # other tests count the members
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (LAUGHS, "more than 50,000 values with all aliases written out"),
+        ("a: &a [*a]", "more than 50,000 values"),
+        ("[" * 50_000, "not valid YAML"),
+        ("a: " + "9" * 10_000, "not valid YAML"),
+        ("a: 2026-99-99", "not valid YAML"),
+        ("a: 1\n" * 50_000, "longer than 200,000 characters"),
+        ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_yaml_that_is_meant_to_harm_is_refused(tmp_path, text, reason):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        read_yaml(tmp_path / "recipe.yaml")
+
+
+def test_aliases_and_merges_that_are_meant_well_are_read(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]\n")
+    assert read_yaml(tmp_path / "recipe.yaml") == {"a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": [{"x": 1}, {"x": 1}]}

@@ -222,3 +222,29 @@ def test_table_cells_become_json_values(tmp_path: Path) -> None:
     (record,) = open_source(str(tmp_path / "t.parquet"))
     assert record.value == {"a": "2026-01-02", "b": 1.5, "c": {"bytes": 3}, "d": None, "f": [1, 2]}
     json.dumps(record.value)
+
+
+@pytest.mark.parametrize(("name", "piece"), [("a.jsonl.gz", b"\0"), ("a.json.gz", b" "), ("a.csv.gz", b"a\n")])
+def test_a_bomb_is_refused_before_its_rows_are_read(tmp_path, name, piece):
+    with gzip.open(tmp_path / name, "wb") as file:
+        for _ in range(40):
+            file.write(piece * (1 << 20))
+    with pytest.raises(DataError, match="becomes more than 500 times as long") as caught:
+        next(iter(open_source(str(tmp_path / name))))
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_rows_that_are_much_alike_are_no_bomb(tmp_path):
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
+        for number in range(6000):
+            file.write(json.dumps({"prompt": "the same long beginning " * 150, "answer": str(number * 7919)}) + "\n")
+    assert sum(1 for _ in open_source(str(tmp_path / "rows.jsonl.gz"))) == 6000
+
+
+@pytest.mark.parametrize("name", ["../secret.arrow", "/etc/secret.arrow"])
+def test_a_saved_data_set_that_names_files_elsewhere_is_refused(tmp_path, name):
+    (tmp_path / "secret.arrow").write_bytes(b"")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    with pytest.raises(DataError, match="which is not in it"):
+        list(open_source(str(tmp_path / "data")))

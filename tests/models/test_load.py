@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig
 
 from tunesmith.base import ModelError
@@ -79,6 +80,41 @@ class TestRefusals:
         (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "evil.Config"}}))
         (folder / "evil.py").write_text("raise SystemExit('ran')")
         assert "auto_map" in refused(folder)
+
+    @pytest.mark.parametrize(
+        ("file", "fields", "reason"),
+        [
+            ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", None]}}, r"auto_map"),
+            ("config.json", {"vision_config": {"auto_map": {"AutoConfig": "evil.C"}}}, "auto_map"),
+            ("config.json", {"_attn_implementation": "evil/kernel"}, "code from the hub"),
+            ("config.json", {"quantization_config": {"quant_method": "gptq"}}, "weights are quantised"),
+            ("tokenizer_config.json", {"tokenizer_class": "AutoModelForCausalLM"}, "is no tokenizer"),
+            ("adapter_config.json", {"base_model_name_or_path": "/elsewhere"}, "an adapter of another model"),
+            ("config.json", {"num_hidden_layers": 10**9}, "tensors"),
+            ("config.json", {"num_hidden_layers": 0}, "0 layers"),
+            ("config.json", {"num_hidden_layers": 1}, "has no place in what config.json describes"),
+            ("config.json", {"hidden_size": 10**9}, "of width 1,000,000,000"),
+            ("config.json", {"vocab_size": 10**12}, "vocab_size: 1,000,000,000,000"),
+        ],
+    )
+    def test_what_asks_for_code_or_claims_more_than_it_holds(self, folder, file, fields, reason):
+        path = folder / file
+        path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **fields}))
+        assert reason in refused(folder)
+
+    def test_a_weight_that_is_missing_is_not_made_up(self, folder):
+        weights = load_file(folder / "model.safetensors")
+        del weights["model.layers.1.mlp.down_proj.weight"]
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        assert "model.layers.1.mlp.down_proj.weight is missing in its files" in refused(folder)
+
+    @pytest.mark.parametrize("place", ["../outside.safetensors", "/outside.safetensors"])
+    def test_weights_elsewhere(self, folder, place):
+        names = list(load_file(folder / "model.safetensors"))
+        (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+        index = {"weight_map": dict.fromkeys(names, place)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert "is not a file in the folder" in refused(folder)
 
     def test_pickled_weights(self, folder):
         (folder / "model.safetensors").unlink()

@@ -14,7 +14,7 @@ from .record import LONGEST
 
 BYTES_PER_LINE = 8 * LONGEST
 """A longer line is passed over without being held in memory."""
-BOMB, SWELL = 1 << 22, 500
+BOMB, SWELL = 1 << 24, 500
 """Uncompressed bytes from which on it is asked how many there are for each compressed one, and how many are too many: zeros come to 1,030."""
 MARK_REMOVED = "a byte order mark at the start was removed"
 
@@ -23,12 +23,12 @@ def open_binary(path: Path) -> IO[bytes]:
     """The file's bytes, uncompressed; gzip is told by its first bytes, not by the name.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or is a bomb.
     """
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
-        return cast(IO[bytes], gzip.open(path)) if zipped else path.open("rb")
+        return _unzipped(path) if zipped else path.open("rb")
     except FileNotFoundError:
         raise missing(path) from None
     except OSError as error:
@@ -141,6 +141,15 @@ def _read(file: IO[bytes], count: int, path: Path) -> bytes:
         return b"".join(parts)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, error) from None
+
+
+def _unzipped(path: Path) -> IO[bytes]:
+    """A compressed file, whose beginning was looked at: a million rows of nothing are read only after that."""
+    file = cast(IO[bytes], gzip.open(path))  # noqa: SIM115  whoever asked closes it
+    _read(file, BOMB + 1, path)
+    _refuse_bomb(file, path)
+    file.seek(0)
+    return file
 
 
 def _refuse_bomb(file: IO[bytes], path: Path) -> None:
