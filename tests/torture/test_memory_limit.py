@@ -115,7 +115,8 @@ def test_in_smaller_passes_it_fits_and_learns_the_same(tally, tmp_path, grouped,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "model")
-    recipe = settle(tmp_path / "r", str(tmp_path / "model"), words=200, rows=8)
+    plain = {"optimizer": {"kind": "sgd", "learning_rate": 1.0}, "schedule": {"shape": "constant", "warmup": 0}}
+    recipe = settle(tmp_path / "r", str(tmp_path / "model"), words=180, rows=8, **plain)
     grouped.append(Group(ENOUGH))
     first = grouped[0].run(command(recipe, "whole"))
     mended = re.search(r"finetune\.micro_batch=\d", first.stderr)
@@ -123,8 +124,8 @@ def test_in_smaller_passes_it_fits_and_learns_the_same(tally, tmp_path, grouped,
     assert mended, first.stderr[-500:]
     done = grouped[0].run(command(recipe, "split", mended.group()))
     held = done.returncode == 0 and not grouped[0].processes and grouped[0].most <= ENOUGH
-    free = subprocess.run(command(recipe, "free"), env=alone(), capture_output=True, text=True, check=True)
-    assert free.returncode == 0
+    free = subprocess.run(command(recipe, "free"), env=alone(), capture_output=True, text=True, check=False)
+    assert free.returncode == 0, free.stderr[-500:]
     found, wanted = (load_file(next((recipe.parent / run).rglob("adapter/model.safetensors"))) for run in ("split", "free")) if held else ({}, {})  # fmt: skip
     same = bool(wanted) and all(torch.allclose(found[name], one, rtol=0, atol=2e-6) for name, one in wanted.items())
     counted.verdict(f"{mended.group()} in {ENOUGH >> 20} MB", held and same, done.returncode != 0, done.stderr[-250:])
