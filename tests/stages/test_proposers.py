@@ -22,7 +22,7 @@ from tunesmith.stages.prompting.proposers.endpoint import Endpoint, meta_prompt,
 from tunesmith.stages.prompting.settings import Prompt
 
 CUT = b'{"choices": ['
-KEY = "sk-never-to-be-written-7f3a"
+KEY = "never-to-be-written-7f3a"
 
 
 def example(number: int, gold: str, prompt: str = "Which?") -> Example:
@@ -199,9 +199,11 @@ def test_a_server_that_is_not_there_and_a_key_that_is_not_set(monkeypatch):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        (f"https://me:{KEY}@x/v1", "holds no password and no key; use key_from_environment"),
+        (f"https://me:{KEY}@x/v1", "holds a password in an address"),
         (f"me:{KEY}@x/v1", "begins with http:// or https:// and names a server"),
         (f"https://x/v1?key={KEY}", "holds no password and no key; use key_from_environment"),
+        (f"https://x/v1?api_key={KEY}", "holds a token in an address"),
+        (f"https://x/v1#sk-{KEY}", "holds a key of a service"),
         (f"https://x/v1#{KEY}", "holds no password and no key; use key_from_environment"),
         (f"https://[{KEY}/v1", "begins with http:// or https:// and names a server"),
         (f"ftp://x/{KEY}", "begins with http:// or https:// and names a server"),
@@ -210,7 +212,7 @@ def test_a_server_that_is_not_there_and_a_key_that_is_not_set(monkeypatch):
 def test_an_address_with_a_key_in_it_is_refused_and_not_repeated(url, message):
     with pytest.raises(ConfigError, match=message) as found:
         validate(Prompt, {"proposer": {"kind": "endpoint", "url": url, "model": "m"}}, "r.yaml")
-    assert str(found.value).startswith("r.yaml: proposer.url: url ")
+    assert str(found.value).startswith("r.yaml: proposer.url: ")
     assert KEY not in str(found.value)
 
 

@@ -384,7 +384,8 @@ def start(recipe: Path, folder: Path, *settings: str) -> subprocess.Popen:
 def workers_of(process: subprocess.Popen) -> list[int]:
     """The workers that a search has started."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return [int(number) for number in found.read_text().split()] if found.exists() else []
+    children = [int(number) for number in found.read_text().split()] if found.exists() else []
+    return [child for child in children if b"search.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def until(wanted, process: subprocess.Popen, seconds: float = 120) -> bool:

@@ -114,7 +114,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     ).returncode:
         pytest.skip("mounting a small disk needs root")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_a_disk_that_is_really_full(bench, tally, many, disk):

@@ -15,6 +15,8 @@ from tunesmith.base import ModelError
 
 FILE = "memory.safetensors"
 """Stands in a model's folder beside its weights, of which it can be no part."""
+ASLEEP = 1000.0
+"""A floor that no likeness, which is a cosine, reaches; infinity would be one that nothing learnt can have."""
 TENSORS = ("memory_A", "memory_B", "key", "mean", "deviation", "floor")
 ITERATIONS = 10
 """Of k-means."""
@@ -95,7 +97,7 @@ class MemoryLinear(nn.Module):
             sum_NI = torch.zeros_like(key_NI).index_add(0, owner_M, query_MI)
             key_NI = torch.where(sum_NI.any(1, keepdim=True), normalize(sum_NI, dim=1), key_NI)
         likeness_M, owner_M = (query_MI @ key_NI.t()).max(1)
-        least_N = torch.full_like(self.floor, torch.inf).scatter_reduce(0, owner_M, likeness_M, "amin")
+        least_N = torch.full_like(self.floor, ASLEEP).scatter_reduce(0, owner_M, likeness_M, "amin")
         self.key.copy_(key_NI)
         self.floor.copy_(least_N - reach)  # one that owns nothing stays asleep
 
