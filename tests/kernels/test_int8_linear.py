@@ -123,7 +123,7 @@ def joint(dtype, inputs, outputs, rank, bias):
     parts = (Part(slice(0, first), slice(0, rank), 0.5), Part(slice(first, outputs), slice(rank, rank), 1.0))
     bias_O = torch.randn(outputs).to(dtype) if bias else None
     halves = (None, None) if bias_O is None else (bias_O[:first], bias_O[first:])
-    learnt = (None, halves[0], *leaves, None, halves[1], None, None)
+    learnt = (None, halves[0], *leaves, None, None, halves[1], None, None, None)
     return Joint(corrections.to(dtype), bias_O, down.detach().to(dtype), parts, learnt, held)
 
 
@@ -152,7 +152,7 @@ def test_a_small_correction_is_not_lost():
     """It is added in float32 to the product of the base and rounded with it, once."""
     x = torch.randn(256, 64).bfloat16()
     held, down, up = Int8Weight.of(torch.randn(64, 64)), torch.randn(8, 64), torch.full((64, 8), 2e-3)
-    parts, learnt = (Part(slice(0, 64), slice(0, 8), 1.0),), (None, None, down, up)
+    parts, learnt = (Part(slice(0, 64), slice(0, 8), 1.0),), (None, None, down, up, None)
     filled = nn.functional.pad(x, (0, 8))
     without = joint_linear(filled, Joint(torch.zeros(64, 8).bfloat16(), None, down.bfloat16(), parts, learnt, held))
     with_it = joint_linear(filled, Joint(up.bfloat16(), None, down.bfloat16(), parts, learnt, held))

@@ -147,7 +147,7 @@ def test_the_joint_product_is_that_of_the_weight_it_stands_for(dtype, shapes):
     assert torch.equal(stack.dequantised(dtype), plain)
     outputs = len(plain)
     down, up = torch.randn(rank, width, requires_grad=True), torch.randn(outputs, rank, requires_grad=True)
-    parts, learnt = (Part(slice(0, outputs), slice(0, rank), 0.5),), (None, None, down, up)
+    parts, learnt = (Part(slice(0, outputs), slice(0, rank), 0.5),), (None, None, down, up, None)
     corrections = (0.5 * up).detach().to(dtype)
     four = Joint(corrections, None, down.detach().to(dtype), parts, learnt, stack)
     wide = Joint(torch.cat([plain, corrections], 1), None, down.detach().to(dtype), parts, learnt)

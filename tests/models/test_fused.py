@@ -6,13 +6,20 @@ from architectures import ARCHITECTURES
 
 from tunesmith.data.batch import Batch
 from tunesmith.kernels import native
+from tunesmith.methods.adapters.dora import DoRA
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.models import fused
 from tunesmith.models.forward import generic_logps, token_logps
 
 VOCABULARY = 97
-ADAPTERS = {"lora": LoRA(rank=3, alpha=6.0), "some": LoRA(rank=2, targets=("q_proj", "down_proj")), "full": Full()}
+ADAPTERS = {
+    "lora": LoRA(rank=3, alpha=6.0),
+    "some": LoRA(rank=2, targets=("q_proj", "down_proj")),
+    "dora": DoRA(rank=3, alpha=6.0),
+    "some-dora": DoRA(rank=2, targets=("k_proj", "down_proj")),
+    "full": Full(),
+}
 
 
 def gradients(loaded, logps):
@@ -28,13 +35,15 @@ def perturb(loaded):
         for name, weight in loaded.model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(0, 0.1)
+            if "magnitude" in name:
+                weight.mul_(torch.rand(weight.shape) + 0.5)
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "reference"])
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_fused_operations_are_the_models_own(kind, adapter, compiled, build, random_rows, monkeypatch):
-    if adapter == "some" and kind == "phi3":
+    if adapter.startswith("some") and kind == "phi3":
         pytest.skip("phi3 has one projection for all of attention")
     loaded = build(**{"kind": kind, "spread": 0.3, "vocab_size": VOCABULARY, **ARCHITECTURES[kind]})
     ADAPTERS[adapter].attach(loaded, 0)
@@ -44,7 +53,7 @@ def test_fused_operations_are_the_models_own(kind, adapter, compiled, build, ran
     expected_gradient = gradients(loaded, expected)
     if not compiled:
         monkeypatch.setattr(native, "run", None)
-        for module in ("add_norm", "forest_attention", "gated_linear", "head"):
+        for module in ("add_norm", "forest_attention", "gated_linear", "head", "stretch"):
             monkeypatch.setattr(f"tunesmith.kernels.{module}.native.serves", lambda tensor: False)
         decoder = fused.Decoder(loaded.model, torch.float32)
         from tunesmith.kernels import head

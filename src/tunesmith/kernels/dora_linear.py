@@ -7,6 +7,9 @@ from torch.nn.functional import dropout
 from .lora_linear import LoRALinear, correction, lora_linear
 from .quantised_linear import product, weight_of
 
+TINY = 1e-30
+"""What the square of a row's length counts at least: rows that are nothing but zeros have one to divide by."""
+
 
 class DoRALinear(LoRALinear):
     """`m V / ||V|| x + b`, V = W + s B A, norms taken of each row (Liu et al., 2024, arXiv:2402.09353, eq. 5) and, in the backward, as given (eq. 11)."""
@@ -24,18 +27,24 @@ class DoRALinear(LoRALinear):
     @torch.no_grad()
     def norms(self) -> Tensor:
         """||V|| of each row, float32 [O], by way of products as small as the rank."""
-        weight = weight_of(self.base).float()
-        down, up = self.down, self.scale * self.up
-        crossed = ((weight @ down.t()) * up).sum(1)
+        weight, down, up = weight_of(self.base), self.down, self.scale * self.up
+        plain = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32).square()
+        crossed = ((weight @ down.to(weight.dtype).t()).float() * up).sum(1)
         own = ((up @ (down @ down.t())) * up).sum(1)
-        return (weight.square().sum(1) + 2 * crossed + own).clamp_min(0).sqrt()
+        found: Tensor = (plain + 2 * crossed + own).clamp_min(TINY).sqrt()
+        return found
+
+    @property
+    def factor(self) -> Tensor:
+        """What each output is multiplied by, float32 [O]; differentiable by the magnitude alone."""
+        return self.magnitude / self.norms()
 
     def forward(self, x: Tensor) -> Tensor:
         """Any leading shape; the last axis is the layer's input."""
         if not self.enabled:
             plain: Tensor = self.base(x)
             return plain
-        factor_O = self.magnitude / self.norms()
+        factor_O = self.factor
         flat, weight = x.reshape(-1, x.shape[-1]), self.frozen
         if self.training and self.dropout > 0:
             dropped = dropout(flat, self.dropout)
@@ -49,4 +58,4 @@ class DoRALinear(LoRALinear):
 
     def corrected(self, weight_OI: Tensor) -> Tensor:
         """The base's weight, turned and scaled, float32."""
-        return (self.magnitude / self.norms())[:, None] * super().corrected(weight_OI)
+        return self.factor[:, None] * super().corrected(weight_OI)

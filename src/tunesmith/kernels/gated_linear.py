@@ -46,19 +46,20 @@ class _GatedLinear(torch.autograd.Function):
         input_TJ = glu(gate_up_TG, activation, joint.room)
         fill(input_TJ, joint)
         inner_TR = input_TJ[:, gate_up_TG.shape[1] // 2 :].clone()
-        ctx.save_for_backward(gate_up_TG, inner_TR)
+        out_TO = product(input_TJ, joint)
+        ctx.save_for_backward(gate_up_TG, inner_TR, None if joint.factor_O is None else out_TO)
         ctx.activation, ctx.joint = activation, joint
-        return product(input_TJ, joint)
+        return out_TO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        gate_up_TG, inner_TR = ctx.saved_tensors
+        gate_up_TG, inner_TR, out_TO = ctx.saved_tensors
         rows, width = gate_up_TG.shape[0], gate_up_TG.shape[1] // 2
         input_TJ = glu(gate_up_TG, ctx.activation, ctx.joint.room)
         input_TJ[:, width:] = inner_TR
         moving, _, _, *learning = ctx.needs_input_grad
-        grad_TJ, *learnt = joint_backward(grads[0], input_TJ, ctx.joint, moving, learning)
+        grad_TJ, *learnt = joint_backward(grads[0], input_TJ, out_TO, ctx.joint, moving, learning)
         grad_TG = None
         if grad_TJ is not None:
             grad_TG = torch.empty_like(gate_up_TG)

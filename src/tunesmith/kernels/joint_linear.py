@@ -17,6 +17,10 @@ from torch.nn.functional import linear
 from .arena import kept
 from .int8_linear import Int8Weight
 from .quantised_linear import Quantised
+from .stretch import stretch, stretch_backward
+
+PARAMETERS = 5
+"""That a part may have: weight, bias, A, B and magnitude."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,11 @@ class Joint:
     """A of every part, stacked."""
     parts: tuple[Part, ...]
     learnt: tuple[Tensor | None, ...]
-    """Of each part weight [O, I], bias [O], A [R, I] and B [O, R]: the parameters themselves, which gradients go to; None where there is none."""
+    """Of each part weight [O, I], bias [O], A [R, I], B [O, R] and magnitude [O]: the parameters themselves, which gradients go to; None where there is none."""
     base: Quantised | None = None
     """W, if it is in few bits."""
+    factor_O: Tensor | None = None
+    """What each output is multiplied by before its bias is added, float32: its magnitude over the length of its row of W + s B A, where it has one."""
 
     @property
     def room(self) -> int:
@@ -62,6 +68,14 @@ class Joint:
             return self
         return replace(self, weight_OJ=self.base.joined(self.weight_OJ), base=None)
 
+    def folded(self) -> "Joint":
+        """Plain, with the factors among the numbers of `weight_OJ`."""
+        joint = self.plain()
+        if joint.factor_O is None:
+            return joint
+        weight = (joint.weight_OJ.float() * joint.factor_O[:, None]).to(joint.weight_OJ.dtype)
+        return replace(joint, weight_OJ=weight, factor_O=None)
+
 
 def joint_linear(input_TJ: Tensor, joint: Joint, keep: bool = False) -> Tensor:
     """Outputs [T, O] of all parts side by side; the last R columns of the input are overwritten.
@@ -76,11 +90,14 @@ def reference(x_TI: Tensor, joint: Joint) -> Tensor:
     """The same by plain operations, from the parameters alone."""
     outs, joint = [], joint.plain()
     for number, part in enumerate(joint.parts):
-        weight, bias, down, up = joint.learnt[4 * number : 4 * number + 4]
+        weight, bias, down, up, magnitude = joint.learnt[PARAMETERS * number : PARAMETERS * (number + 1)]
         weight = joint.weight_OJ[part.rows, : x_TI.shape[1]] if weight is None else weight
-        out = linear(x_TI, weight.to(x_TI.dtype), None if bias is None else bias.to(x_TI.dtype))
+        out = linear(x_TI, weight.to(x_TI.dtype))
         if down is not None and up is not None:
             out = out + part.scale * linear(linear(x_TI, down.to(x_TI.dtype)), up.to(x_TI.dtype))
+        if magnitude is not None and joint.factor_O is not None:  # the rows' lengths are as given, they get no gradient
+            out = (out * (magnitude * (joint.factor_O[part.rows] / magnitude.detach()))).to(x_TI.dtype)
+        out = out if bias is None else out + bias.to(x_TI.dtype)
         outs.append(out)
     return torch.cat(outs, 1)
 
@@ -90,15 +107,17 @@ class _JointLinear(torch.autograd.Function):
     def forward(ctx: Any, input_TJ: Tensor, joint: Joint, keep: bool, *learnt: Tensor | None) -> Tensor:
         input_TJ = input_TJ.data  # the free columns belong to this operation: writing them spoils nobody's backward
         fill(input_TJ, joint)
-        ctx.save_for_backward(input_TJ)
+        out_TO = product(input_TJ, joint, kept(input_TJ, len(input_TJ), len(joint.weight_OJ)) if keep else None)
+        ctx.save_for_backward(input_TJ, None if joint.factor_O is None else out_TO)
         ctx.joint = joint
-        return product(input_TJ, joint, kept(input_TJ, len(input_TJ), len(joint.weight_OJ)) if keep else None)
+        return out_TO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         moving, _, _, *learning = ctx.needs_input_grad
-        grad_TJ, *learnt = joint_backward(grads[0], ctx.saved_tensors[0], ctx.joint, moving, learning)
+        input_TJ, out_TO = ctx.saved_tensors
+        grad_TJ, *learnt = joint_backward(grads[0], input_TJ, out_TO, ctx.joint, moving, learning)
         return grad_TJ, None, None, *learnt
 
 
@@ -110,16 +129,18 @@ def fill(input_TJ: Tensor, joint: Joint) -> None:
 
 
 def product(input_TJ: Tensor, joint: Joint, out: Tensor | None = None) -> Tensor:
-    """[x | x A^T] [W | s B]^T + b, written to `out` if it is given. W is multiplied in int8, or is made plain for as long as this takes."""
+    """[x | x A^T] [W | s B]^T, stretched, + b, written to `out` if it is given. W is multiplied in int8, or is made plain for as long as this takes."""
     base = joint.base if isinstance(joint.base, Int8Weight) else None
     joint = joint if base else joint.plain()
     known_TK = input_TJ[:, input_TJ.shape[1] - joint.room :] if base else input_TJ
-    if joint.bias_O is None:
+    if joint.bias_O is None or joint.factor_O is not None:
         out = torch.mm(known_TK, joint.weight_OJ.t(), out=out)
     else:
         out = torch.addmm(joint.bias_O, known_TK, joint.weight_OJ.t(), out=out)
     if base:
         base.add_product(input_TJ[:, : input_TJ.shape[1] - joint.room], out)
+    if joint.factor_O is not None:
+        stretch(out, joint.factor_O, joint.bias_O)
     return out
 
 
@@ -138,34 +159,40 @@ def pull_back(grad_TO: Tensor, joint: Joint) -> Tensor:
 
 
 def joint_backward(
-    grad_TO: Tensor, input_TJ: Tensor, joint: Joint, moving: bool, learning: Sequence[bool]
+    grad_TO: Tensor, input_TJ: Tensor, out_TO: Tensor | None, joint: Joint, moving: bool, learning: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the input, if it is `moving`, and of what is learnt, where it is `learning`."""
+    """Gradients of the input, if it is `moving`, and of what is learnt, where it is `learning`; outputs are asked for where they were stretched."""
     width = joint.down_RI.shape[1]
+    before_TO, sums_O = grad_TO, None
+    if joint.factor_O is not None and out_TO is not None:
+        before_TO, sums_O = stretch_backward(grad_TO, out_TO, joint.factor_O, joint.bias_O)
     grad_TJ, inner_TR = None, None
     if moving:
-        grad_TJ = pull_back(grad_TO, joint)
+        grad_TJ = pull_back(before_TO, joint)
         inner_TR = grad_TJ[:, width:].contiguous() if joint.room else None
     elif joint.room:
-        inner_TR = grad_TO @ joint.up
+        inner_TR = before_TO @ joint.up
     down_grad_RI = inner_TR.t() @ input_TJ[:, :width] if inner_TR is not None else None
-    found = [
-        _part_backward(part, grad_TO, input_TJ, width, down_grad_RI, learning[4 * number : 4 * number + 4])
-        for number, part in enumerate(joint.parts)
-    ]
-    return grad_TJ, *(gradient for part in found for gradient in part)
+    found: list[Tensor | None] = []
+    for number, part in enumerate(joint.parts):
+        first = PARAMETERS * number
+        needed, magnitude = learning[first : first + PARAMETERS], joint.learnt[first + 4]
+        weight, down, up = _part_backward(part, before_TO, input_TJ, width, down_grad_RI, needed)
+        bias = grad_TO[:, part.rows].sum(0, dtype=torch.float32) if needed[1] else None
+        length = None if sums_O is None or magnitude is None else sums_O[part.rows] / magnitude.detach()
+        found += [weight, bias, down, up, length]
+    return grad_TJ, *found
 
 
 def _part_backward(
     part: Part, grad_TO: Tensor, input_TJ: Tensor, width: int, down_grad_RI: Tensor | None, needed: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    """Gradients of one part's weight, bias, A and B, float32."""
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of one part's weight, A and B, float32."""
     grad = grad_TO[:, part.rows]
     weight = (grad.t() @ input_TJ[:, :width]).float() if needed[0] else None
-    bias = grad.sum(0, dtype=torch.float32) if needed[1] else None
     down = down_grad_RI[part.columns].float() if needed[2] and down_grad_RI is not None else None
     up = None
     if needed[3]:
         inner = input_TJ[:, width + part.columns.start : width + part.columns.stop]
         up = (grad.t() @ inner).float() * part.scale
-    return weight, bias, down, up
+    return weight, down, up

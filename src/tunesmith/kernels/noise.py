@@ -45,8 +45,8 @@ def reference(count: int, seed: int, offset: int, noise: Noise) -> Tensor:
     """The direction's numbers [count], float32, by plain operations."""
     first, second = keys(seed)
     place = torch.arange(offset, offset + count, dtype=torch.int64)
-    inner = _mixed((place & MASK) ^ first)
-    bits = _mixed((inner + second + (place >> 32) * 0x9E3779B9) & MASK)
+    inner = mixed((place & MASK) ^ first)
+    bits = mixed((inner + second + (place >> 32) * 0x9E3779B9) & MASK)
     if noise == "sign":
         return 1.0 - 2.0 * (bits >> 31).float()
     uniform = ((bits >> 9).double() + 0.5) * 2.0**-22 - 1.0
@@ -64,7 +64,7 @@ def keys(seed: int) -> tuple[int, int]:
     return x & MASK, x >> 32
 
 
-def _mixed(x: Tensor) -> Tensor:
+def mixed(x: Tensor) -> Tensor:
     """Scramble 32-bit numbers held in int64; products wrap, and their low half is right all the same."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK

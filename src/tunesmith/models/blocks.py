@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.kernels.dora_linear import DoRALinear
 from tunesmith.kernels.forest_attention import Heads, Shape
 from tunesmith.kernels.gated_linear import Activation
 from tunesmith.kernels.int8_linear import Int8Linear, Int8Weight
@@ -132,17 +133,31 @@ class Group:
             if not isinstance(layer, LoRALinear) or not layer.enabled:
                 used = 0 if isinstance(layer, LoRALinear) else used
                 parts.append(Part(rows, slice(column, column), 1.0))
-                learnt += [weight, base.bias, None, None]
+                learnt += [weight, base.bias, None, None, None]
                 continue
             columns = slice(column, column + len(layer.lora_A))
             start, column = column, column + layer.width
             self.weight_OJ.data[rows, self.columns + start : self.columns + column] = layer.scale * layer.up
             self.down_RI.data[start:column] = layer.down.to(self.dtype)
             parts.append(Part(rows, columns, layer.scale))
-            learnt += [weight, base.bias, layer.lora_A, layer.lora_B]
+            magnitude = layer.magnitude if isinstance(layer, DoRALinear) else None
+            learnt += [weight, base.bias, layer.lora_A, layer.lora_B, magnitude]
         joint_OJ = self.weight_OJ[:, : self.columns + used]  # with the corrections off, they are left out
-        self.joint = Joint(joint_OJ, self.bias_O, self.down_RI[:used], tuple(parts), tuple(learnt), self.base)
+        down_RI = self.down_RI[:used]
+        self.joint = Joint(joint_OJ, self.bias_O, down_RI, tuple(parts), tuple(learnt), self.base, self._factors())
         return self.joint
+
+    def _factors(self) -> Tensor | None:
+        """What each output is multiplied by; None where nothing is."""
+        if not any(isinstance(layer, DoRALinear) and layer.enabled for layer in self.layers):
+            return None
+        one = self.weight_OJ.new_ones((), dtype=torch.float32)
+        return torch.cat(
+            [
+                layer.factor.detach() if isinstance(layer, DoRALinear) else one.expand(base.out_features)
+                for layer, base in zip(self.layers, self.bases, strict=True)
+            ]
+        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tunesmith.data.batch import Forest
 from tunesmith.kernels import native
 from tunesmith.kernels.add_norm import add_norm
 from tunesmith.kernels.arena import kept_together
+from tunesmith.kernels.dora_linear import DoRALinear
 from tunesmith.kernels.forest_attention import rotary_attention
 from tunesmith.kernels.gated_linear import gated_linear
 from tunesmith.kernels.head import capped
@@ -123,7 +124,10 @@ class Decoder:
     def project(self, block: Block, residual: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
         """What comes before a block's attention: the residual, and queries, keys and values side by side."""
         residual, normed = self._norm(block.before_attention, residual, update, block.joint.joint.room)
-        return residual, self._head_norms(block, joint_linear(normed, block.joint.joint, keep=True))
+        joint = joint_linear(normed, block.joint.joint, keep=True)
+        if block.joint.joint.factor_O is not None:  # its backward reads the outputs, which attention turns in place
+            joint = joint.clone()
+        return residual, self._head_norms(block, joint)
 
     def feed(self, block: Block, residual: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
         """What follows a block's attention: the residual, and what is still to be added to it."""
@@ -205,7 +209,9 @@ def _odd_layer(model: Any, traits: Any) -> str | None:
     for layer in model.model.layers:
         for group in linear_layers(layer, traits):
             for module in group:
-                if type(module) not in (torch.nn.Linear, LoRALinear) and not isinstance(module, QuantisedLinear):
+                if type(module) not in (torch.nn.Linear, LoRALinear, DoRALinear) and not isinstance(
+                    module, QuantisedLinear
+                ):
                     return f"no fused form of {type(module).__name__}"
                 if isinstance(module, LoRALinear) and module.enabled and module.training and module.dropout > 0:
                     return "dropout of an adapter's inputs"

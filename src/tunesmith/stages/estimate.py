@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
+from tunesmith.kernels.dora_linear import DoRALinear
 from tunesmith.kernels.memory import PRODUCTS
 from tunesmith.kernels.quantised_linear import QuantisedLinear
 from tunesmith.methods.adapters import Adapter, trainable
@@ -241,11 +242,14 @@ def measuring(objective: Objective, data: Dataset) -> float:
 
 
 def _plain_copy(loaded: Loaded) -> int:
-    """Bytes of the plain numbers that fused sampling makes of a base in few bits, for as long as it samples; the backward's pages are not free then."""
+    """Bytes of the plain numbers that fused sampling makes of layers in few bits or with factors, for as long as it samples; the backward's pages are not
+    free then."""
     if loaded.decoder() is None:
         return 0
-    packed = (layer for layer in loaded.model.modules() if isinstance(layer, QuantisedLinear))
-    return sum(layer.in_features * layer.out_features * DTYPES[loaded.precision].itemsize for layer in packed)
+    turned = [layer.base for layer in loaded.model.modules() if isinstance(layer, DoRALinear)]
+    packed = [layer for layer in loaded.model.modules() if isinstance(layer, QuantisedLinear)]
+    copied = {id(layer): layer.in_features * layer.out_features for layer in (*turned, *packed)}
+    return sum(copied.values()) * DTYPES[loaded.precision].itemsize
 
 
 def _sampling(data: Sampled, parameters: int, speed: Speed, precision: str) -> float:

@@ -23,6 +23,8 @@ ARGUMENTS = {
     "rotate": "pnnnnppfn",
     "glu": "ppnnni",
     "glu_backward": "ppnpnni",
+    "stretch": "pppnn",
+    "stretch_backward": "ppppppnn",
     "attention": "ppppppppnnnnnnff",
     "attention_backward": "pppppppppppppnnnnnnnff",
     "token_logp": "pppnni",

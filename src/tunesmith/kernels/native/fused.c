@@ -203,6 +203,7 @@ static inline void nf4_block(const uint8_t *codes, long count, float scale, floa
 #define STORE(value) (value)
 #include "operations.h"
 #include "noise.h"
+#include "stretch.h"
 #include "quantise.h"
 #include "nf4.h"
 #include "product.h"
@@ -223,6 +224,7 @@ static inline void nf4_block(const uint8_t *codes, long count, float scale, floa
 #define LOAD(value) load_bf16(value)
 #define STORE(value) store_bf16(value)
 #include "operations.h"
+#include "stretch.h"
 #include "quantise.h"
 #include "nf4.h"
 #include "product.h"

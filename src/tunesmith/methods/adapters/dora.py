@@ -12,7 +12,7 @@ from .lora import LoRA
 
 
 class DoRA(LoRA):
-    """LoRA that learns how long each row of a weight is apart from where it points. Often better at half the rank; slower, since no fused form exists."""
+    """LoRA that learns how long each row of a weight is apart from where it points. Often better at half the rank; each step scales every layer's outputs once more."""
 
     kind: Literal["dora"] = "dora"  # type: ignore[assignment]
     LAYER: ClassVar[type[LoRALinear]] = DoRALinear
