@@ -21,9 +21,15 @@ class Adafactor(Optimizer):
     threshold: float = Field(1.0, ge=1)
     """Root mean square beyond which an update is scaled down."""
 
+    smallest: float = Field(1e-3, gt=0)
+    """Size that a matrix counts as at least (epsilon_2 in the paper); 1e-3 in the paper. One that begins at zero, such as a low-rank correction's B, moves by
+    steps of this, so take some 0.05 for those."""
+
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """torch's."""
-        return torch.optim.Adafactor(self.groups(parameters), beta2_decay=self.decay, d=self.threshold)
+        return torch.optim.Adafactor(
+            self.groups(parameters), beta2_decay=self.decay, eps=(None, self.smallest), d=self.threshold
+        )
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
         """A float32 number for each row and each column of a matrix, and for each element of what is none."""
