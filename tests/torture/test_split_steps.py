@@ -101,7 +101,7 @@ def apart(found, wanted):
 
 
 def test_a_split_step_has_the_gradient_of_the_whole_one(tally, tiny, random_rows, many):
-    counted = tally("R9", "steps split 8x1, 4x2, 2x4, 1x8, a short one too: gradient within 1e-6 of float64, same order (one process: there is no training in several yet)")  # fmt: skip
+    counted = tally("R9", "steps split 8x1, 4x2, 2x4, 1x8, a short one too: gradient within 1e-6 of float64, same order")  # fmt: skip
     fast_float32()
     rows, worst, orders = random_rows(13), {}, set()
     for kind, fields in list(SHAPES.items())[: many(5, 1)]:

@@ -6,11 +6,13 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import typer
 
 from tunesmith.base import Interrupted, TunesmithError
 from tunesmith.base.files import room, said_by
+from tunesmith.base.launched import several
 from tunesmith.base.secrets import redacted
 from tunesmith.base.signals import interruptible
 
@@ -36,7 +38,7 @@ def main() -> None:
         fail("this machine ran out of memory; set finetune.micro_batch=1, or a smaller model; see `tunesmith plan`", 2)
     except Exception as error:  # noqa: BLE001  the edge of the program: what the user cannot mend is raised on
         fail(_advice(error), 2)
-    sys.exit(code if isinstance(code, int) else 0)
+    leave(code if isinstance(code, int) else 0)
 
 
 def _advice(error: Exception) -> str:
@@ -56,8 +58,16 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
     print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     """Say what is wrong on one line and leave."""
     print(f"tunesmith: {redacted(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End with an exit code; at once where a signal asked for it, or where threads of torch's engine, still joined to other processes, would abort this one."""
     sys.stdout.flush()
-    os._exit(code) if code > 128 else sys.exit(code)
+    sys.stderr.flush()
+    if code > 128 or several():
+        os._exit(code)
+    sys.exit(code)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from tunesmith.base.launched import follows
 from tunesmith.base.run import run_of
 
 app = typer.Typer(
@@ -33,7 +34,8 @@ def run(given: Given, overrides: Overrides = None, folder: Folder = None) -> int
 
 def _check_free(given: Path, folder: Path | None) -> None:
     """Find out before torch is loaded, which takes seconds, that another process works at the run."""
-    run_of(given, folder).check_free()
+    if not follows():
+        run_of(given, folder).check_free()
 
 
 def _stage_command(name: str, help_text: str) -> None:

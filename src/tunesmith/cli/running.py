@@ -15,6 +15,7 @@ from tunesmith.base.spec import validate
 from tunesmith.stages.headline import cells, prompt_cells
 from tunesmith.stages.merged import Merger, merged_from
 from tunesmith.stages.pipeline import Pipeline, open_any, open_run
+from tunesmith.stages.shared import together
 
 from .progress import following
 
@@ -26,7 +27,8 @@ WRITTEN = {"sample": "rows.jsonl", "prompt": "prompt.json"}
 
 def run_all(given: Path, folder: Path | None, assignments: tuple[str, ...]) -> int:
     """Every stage in order, then the report; the run's folder is the last line of standard output."""
-    return _run(open_any(given, folder, assignments))
+    with together() as leads:
+        return _run(open_any(given, folder, assignments)) if leads else 0
 
 
 def merge_runs(given: list[str], folder: Path, method: str | None, weights: str | None) -> int:
@@ -53,7 +55,10 @@ def _run(pipeline: Pipeline | Merger) -> int:
 
 def run_stage(name: str, given: Path, folder: Path | None, assignments: tuple[str, ...]) -> int:
     """One stage and what it needs."""
-    made = _stage(name, open_any(given, folder, assignments))
+    with together() as leads:
+        if not leads:
+            return 0
+        made = _stage(name, open_any(given, folder, assignments))
     if name == "prompt":
         _print_prompts(made)
     print(made / WRITTEN[name] if name in WRITTEN else made.path)

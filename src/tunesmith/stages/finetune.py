@@ -27,13 +27,14 @@ from tunesmith.models.load import Loaded, Precision, load, served
 from tunesmith.training.balance import Balance
 from tunesmith.training.batches import Dataset
 from tunesmith.training.others import Others, Split, of_start
+from tunesmith.training.ranks import ALONE, Ranks
 from tunesmith.training.reference import Back, Start
 from tunesmith.training.rollouts import OnPolicy, Rollouts, Sampled, imagined
 from tunesmith.training.schedule import Schedule
 
 from .initialise import gap, last_logits
 from .remembered import shown_besides
-from .tuning import Training, figures
+from .tuning import Training, divided, figures
 from .validation import Judge, Validation
 
 WINNER = "winner"
@@ -170,7 +171,11 @@ def finetune(
     if (searched / WINNER).exists():  # its settings are `spec`, and the steps were these
         take_over(searched / WINNER, out)
         return
-    begun = begin(spec, prepared, out, model, precision, adapter, seed)
+    ranks = Ranks.present()
+    spec, context = divided(spec, ranks), {"model": model, "precision": precision, "adapter": adapter, "seed": seed}
+    folders = {"prepared": str(prepared.path.resolve()), "out": str(out.path.resolve())}
+    ranks.told({"spec": spec.model_dump(mode="json"), **folders, **context})
+    begun = begin(spec, prepared, out, model, precision, adapter, seed, ranks)
     done = begun.training.run()
     conclude(begun, out)
     out.metrics.update(figures(begun.training, done, out))
@@ -197,7 +202,8 @@ class Begun:
 
 
 def begin(
-    spec: Finetune, prepared: Artifact, out: Output, model: str, precision: Precision, adapter: dict[str, Any], seed: int
+    spec: Finetune, prepared: Artifact, out: Output, model: str, precision: Precision, adapter: dict[str, Any], seed: int,
+    ranks: Ranks = ALONE,
 ) -> Begun:  # fmt: skip
     """Load the model, attach what learns, and set up its training.
 
@@ -216,7 +222,7 @@ def begin(
     if spec.objective.head:
         attach_head(loaded)
     before = last_logits(loaded, list(learnt.rows))
-    return Begun(set_up(spec, loaded, chosen, learnt, held_out, out, seed), chosen, list(learnt.rows), before)
+    return Begun(set_up(spec, loaded, chosen, learnt, held_out, out, seed, ranks), chosen, list(learnt.rows), before)
 
 
 def conclude(begun: Begun, out: Output) -> None:
@@ -260,8 +266,9 @@ def splits(spec: Finetune, prepared: Artifact, model: str, precision: Precision,
 
 
 def set_up(
-    spec: Finetune, loaded: Loaded, adapter: Adapter, learnt: Split, held_out: Split, out: Output, seed: int
-) -> Training:
+    spec: Finetune, loaded: Loaded, adapter: Adapter, learnt: Split, held_out: Split, out: Output, seed: int,
+    ranks: Ranks = ALONE,
+) -> Training:  # fmt: skip
     """A training of what learns in a model, from its first step on or from where an earlier attempt was stopped.
 
     It is held to the base where the adapter, just attached, would answer otherwise: with a prompt of random tokens, say.
@@ -276,7 +283,7 @@ def set_up(
     if any(row.classes for row in rows):
         out.metrics["classes"] = spec.balance.table(rows)
         out.events.write("classes", classes=out.metrics["classes"])
-    return Training(spec, loaded, data, judge, out)
+    return Training(spec, loaded, data, judge, out, ranks)
 
 
-STAGE = Stage("finetune", 1, finetune)
+STAGE = Stage("finetune", 2, finetune)

@@ -2,10 +2,10 @@
 
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from tunesmith.base import ConfigError, Output
+from tunesmith.base import ConfigError, MachineError, Output, ProofError
 from tunesmith.base.files import room, sha256
 from tunesmith.base.signals import deferred
 from tunesmith.kernels.memory import Peak, give_back
@@ -16,6 +16,7 @@ from tunesmith.models.load import Loaded, Precision, load
 from tunesmith.training import checkpoint
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import Step, train
+from tunesmith.training.ranks import ALONE, Ranks, digest_of
 
 from .validation import Judge, Watch
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 class Training:
     """One training with everything it needs at hand."""
 
-    def __init__(self, spec: "Finetune", loaded: Loaded, data: Dataset, judge: Judge, out: Output):
-        self.spec, self.loaded, self.data, self.judge, self.out = spec, loaded, data, judge, out
+    def __init__(
+        self, spec: "Finetune", loaded: Loaded, data: Dataset, judge: Judge, out: Output, ranks: Ranks = ALONE
+    ):
+        self.spec, self.loaded, self.data, self.judge, self.out, self.ranks = spec, loaded, data, judge, out, ranks
         self.parameters = trainable(loaded.model)
         frozen = {name: one for name, one in loaded.model.named_parameters() if name not in self.parameters}
         self.optimizer = spec.optimizer.over(self.parameters, frozen)
@@ -84,31 +87,64 @@ class Training:
             ModelError: something is not finite; the last checkpoint is.
         """
         first, self.until = self.resume(), until or self.data.steps
-        factor = lambda step: self.spec.schedule.factor(step, self.data.steps)  # noqa: E731
         done, last_time = first, time.monotonic()
-        if self._over(done):
+        if self.ranks.told(self._over(done)):
             return done
         with deferred() as stop:
-            steps = train(
-                self.loaded, self.spec.objective, self.data.from_step(first), self.optimizer, factor,
-                seed=self.data.seed, first=first, clip=self.spec.clip, skips=max(0, self.spec.skip_not_finite - self.watch.skipped),
-            )  # fmt: skip
-            for step in steps:
+            self.ranks.told(first)
+            for step in self._steps(first):
                 done = step.number + 1
                 self._note(step, time.monotonic() - last_time)
                 if self.judge.rows and (done % self.every == 0 or done == self.data.steps):
                     self.validate(done)
                 if done in scored:
                     self.score(done)
-                if self.data.settled(done):
-                    over = self._over(done) or stop.signal is not None
-                    if over or done - self.saved >= self.spec.checkpoint_every:
-                        self.save(done)
-                        self.saved = done
-                    if over:
-                        break
+                over = self.data.settled(done) and (self._over(done) or stop.signal is not None)
+                if over or (self.data.settled(done) and done - self.saved >= self.spec.checkpoint_every):
+                    self.save(done)
+                    self.saved = done
+                if self.ranks.told(over):
+                    break
                 last_time = time.monotonic()
+            self._agreed()
         return done
+
+    def take_part(self) -> None:
+        """As `run`, in a process that is not the first: its share of every step, until the first says that it is over.
+
+        Raises:
+            MachineError: the first is gone, or went on from a checkpoint that is not to be seen here.
+        """
+        if self.ranks.told():
+            return
+        first = self.ranks.told()
+        if self.resume() != first:
+            raise MachineError(
+                f"{self.out.path}: process {self.ranks.rank} does not see the checkpoint of step {first}; give all processes one folder"
+            )
+        for _ in self._steps(first):
+            if self.ranks.told():
+                break
+        self._agreed()
+
+    def _steps(self, first: int) -> Iterator[Step]:
+        """Train from a step on."""
+        factor = lambda step: self.spec.schedule.factor(step, self.data.steps)  # noqa: E731
+        return train(
+            self.loaded, self.spec.objective, self.data.from_step(first), self.optimizer, factor, seed=self.data.seed, first=first,
+            clip=self.spec.clip, skips=max(0, self.spec.skip_not_finite - self.watch.skipped), ranks=self.ranks,
+        )  # fmt: skip
+
+    def _agreed(self) -> None:
+        """Make sure that all processes hold the same weights, to the bit.
+
+        Raises:
+            ProofError: they do not.
+        """
+        if self.ranks.count > 1 and len(found := set(self.ranks.gathered(digest_of(self.parameters.values())))) > 1:
+            raise ProofError(
+                f"{len(found)} of {self.ranks.count} processes ended with weights of their own; run all on processors of one kind, or in one process"
+            )
 
     def _over(self, done: int) -> bool:
         patience = self.spec.validation.patience
@@ -151,6 +187,23 @@ class Training:
             self.optimizer.save(self.out / "adapter")
 
 
+def divided(spec: "Finetune", ranks: Ranks) -> "Finetune":
+    """With passes so small that each process has one of every step.
+
+    Raises:
+        ConfigError: the rows of a step must pass together, or are answers that one process samples.
+    """
+    if ranks.count == 1:
+        return spec
+    if spec.objective.whole or spec.rollouts is not None:
+        why = "samples answers" if spec.rollouts else "compares the rows of a step with each other"
+        raise ConfigError(
+            f"finetune.objective: {spec.objective.kind} {why}, which one process does; start it without torchrun"
+        )
+    rows = -(-spec.batch // ranks.count)
+    return spec.model_copy(update={"micro_batch": min(spec.micro_batch or rows, rows)})
+
+
 def figures(training: Training, done: int, out: Output) -> dict[str, Any]:
     """What the run cost and came to; speeds are medians over steps."""
     steps = list({event["step"]: event for event in out.events.read("step")}.values())  # a resumed run repeats some
@@ -159,6 +212,7 @@ def figures(training: Training, done: int, out: Output) -> dict[str, Any]:
         "steps": done,
         "planned_steps": training.data.steps,
         "skipped_steps": training.watch.skipped,
+        "processes": training.ranks.count,
         "rows": len(training.data.rows),
         "loss": steps[-1]["loss"] if steps else None,
         "best_step": training.watch.best_step or done,

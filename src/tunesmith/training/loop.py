@@ -13,6 +13,8 @@ from tunesmith.data.batch import Batch
 from tunesmith.methods.objectives import Objective
 from tunesmith.models.load import Loaded
 
+from .ranks import ALONE, Ranks
+
 
 class NotFinite(ModelError):
     """The loss or a gradient of a step is not finite, so the step was not applied."""
@@ -49,58 +51,83 @@ def train(
     first: int = 0,
     clip: float = 1.0,
     skips: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Step]:
     """Fit a model to an objective and yield after every optimizer step.
 
-    What happens between steps (logging, evaluating, saving, stopping early) is plain code in the caller's `for`. Random draws of a
-    step depend on (seed, step) alone, so a run that goes on from step n is the run that was never stopped.
+    What happens between steps (logging, evaluating, saving, stopping early) is plain code in the caller's `for`. Random draws of a pass depend on the
+    seed, the step and the pass's place in it alone, so a run that goes on from step n is the run that was never stopped, and one whose passes several
+    processes share is the run of one.
 
     Raises:
         NotFinite: the loss or a gradient is not, and so many steps were left out for that already as `skips` allows; the weights are
             those of the step before.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     peaks = [group["lr"] for group in optimizer.param_groups]
     for number, batches in enumerate(steps, start=first):
         loaded.model.train()  # each time: whoever evaluates between steps may have turned it off
-        count = sum(objective.count(batch) for batch in batches)
-        sums: Counter[str] = Counter()
-        norm = torch.zeros(())
-
-        def closure(batches: list[Batch] = batches, count: int = count, sums: Counter[str] = sums) -> Tensor:
-            nonlocal norm
-            optimizer.zero_grad()
-            sums.clear()
-            for batch in batches:
-                total, stats = objective(loaded, batch)
-                if loaded.penalty is not None:
-                    penalty = loaded.penalty() * objective.count(batch)
-                    total, stats = total + penalty, {**stats, "penalty": penalty.detach()}
-                if torch.is_grad_enabled():  # a zeroth-order optimizer calls without
-                    (total / count).backward()  # type: ignore[no-untyped-call]
-                sums.update({"loss": float(total.detach()), **{name: float(value) for name, value in stats.items()}})
-            if torch.is_grad_enabled():
-                norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
-            _refuse_non_finite(sums["loss"], norm, batches)
-            return torch.tensor(sums["loss"] / count)
-
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor(number)
-        torch.manual_seed(seed * 1_000_003 + number)
+        found = Sums(loaded, objective, optimizer, batches, seed * 1_000_003 + number, clip, ranks)
         rate = max(group["lr"] for group in optimizer.param_groups)
-        tokens, distinct = (
-            sum(counts) for counts in zip(*((each.tokens, each.distinct) for each in batches), strict=True)
-        )
+        tokens, distinct = (sum(each) for each in zip(*((one.tokens, one.distinct) for one in batches), strict=True))
         try:
-            optimizer.step(closure)  # type: ignore[arg-type]  # torch types it float, every optimizer passes the tensor on
+            torch.manual_seed(found.seed)
+            optimizer.step(found.take)  # type: ignore[arg-type]  # torch types it float, every optimizer passes the tensor on
         except NotFinite as error:
             if not skips:
                 raise
             skips -= 1
-            yield Step(number, math.nan, {}, float(norm), rate, tokens, distinct, str(error))
+            yield Step(number, math.nan, {}, float(found.norm), rate, tokens, distinct, str(error))
             continue
-        stats = {name: value / count for name, value in sums.items()}
-        yield Step(number, stats.pop("loss"), stats, float(norm), rate, tokens, distinct)
+        stats = found.means()
+        yield Step(number, stats.pop("loss"), stats, float(found.norm), rate, tokens, distinct)
+
+
+class Sums:
+    """What the passes of one step come to."""
+
+    def __init__(
+        self, loaded: Loaded, objective: Objective, optimizer: torch.optim.Optimizer, batches: list[Batch], seed: int, clip: float,
+        ranks: Ranks,
+    ) -> None:  # fmt: skip
+        self.loaded, self.objective, self.optimizer, self.batches = loaded, objective, optimizer, batches
+        self.seed, self.clip, self.ranks = seed, clip, ranks
+        self.count = sum(objective.count(batch) for batch in batches)
+        self.sums: Counter[str] = Counter()
+        self.norm = torch.zeros(())
+
+    def take(self) -> Tensor:
+        """The mean loss, and in `.grad` its gradient where gradients are wanted: what an optimizer calls its closure."""
+        self.optimizer.zero_grad()
+        self.sums.clear()
+        for place, batch in self.ranks.share(self.batches):
+            torch.manual_seed(self.seed + (place << 40))
+            self.sums.update(self._pass(batch))
+        own = dict(self.sums)
+        self.sums.clear()
+        for each in self.ranks.gathered(own):
+            self.sums.update(each)
+        if torch.is_grad_enabled():
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            self.ranks.add_up(parameters)
+            self.norm = nn.utils.clip_grad_norm_(parameters, self.clip if self.clip > 0 else float("inf"))
+        _refuse_non_finite(self.sums["loss"], self.norm, self.batches)
+        return torch.tensor(self.sums["loss"] / self.count)
+
+    def _pass(self, batch: Batch) -> dict[str, float]:
+        """Forward and, unless a zeroth-order optimizer calls, backward through some of the step's rows; sums of what is counted."""
+        total, stats = self.objective(self.loaded, batch)
+        if self.loaded.penalty is not None:
+            penalty = self.loaded.penalty() * self.objective.count(batch)
+            total, stats = total + penalty, {**stats, "penalty": penalty.detach()}
+        if torch.is_grad_enabled():
+            (total / self.count).backward()  # type: ignore[no-untyped-call]
+        return {"loss": float(total.detach()), **{name: float(value) for name, value in stats.items()}}
+
+    def means(self) -> dict[str, float]:
+        """Of the loss and of what else the objective tells."""
+        return {name: value / self.count for name, value in self.sums.items()}
 
 
 def _refuse_non_finite(loss: float, norm: Tensor, batches: list[Batch]) -> None:

@@ -1,0 +1,152 @@
+"""R9 in several processes, as torchrun starts them: they learn what one process does that takes the same passes, and one that is lost costs no more than a save."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from subjects import Tunesmith, alone
+
+from tunesmith.base import ConfigError
+from tunesmith.methods.objectives.kto import KTO
+from tunesmith.stages.finetune import Finetune
+from tunesmith.stages.tuning import divided
+from tunesmith.training.ranks import Ranks
+
+SHARED = {
+    "lora": {},
+    "full": {"initialise.adapter": {"kind": "full"}, "finetune.optimizer.learning_rate": 0.001},
+    "hybrid": {"finetune.optimizer": {"kind": "hybrid"}},
+    "mezo": {"finetune.optimizer": {"kind": "mezo", "learning_rate": 0.0001}},
+    "memory": {"initialise.adapter": {"kind": "memory", "experts": 8, "rank": 1}},
+}
+"""What two processes learn: with dropout, with gradients that only some passes have, and without gradients."""
+
+
+def started(command, count, **environment):
+    """That many processes of one command, each told who it is as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    about = {**alone(), **environment, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            command, env={**about, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+
+
+def ended(processes):
+    """Their exit codes, and what they said."""
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def learnt(folder, toy, settings, count):
+    """Of a training by so many processes."""
+    subject = Tunesmith(settings=settings)
+    subject.set_up(folder, toy)
+    codes, said = ended(started(subject.command(folder), count))
+    assert codes == [0] * count, said
+    return subject.result(folder)
+
+
+def test_two_processes_learn_what_one_does(tally, toy, tmp_path, many):
+    counted = tally("R9-processes", "two processes end with the bits of one that takes the same passes, dropout and lost gradients included")  # fmt: skip
+    for name in list(SHARED)[: many(5, 1)]:
+        one = learnt(tmp_path / f"{name}-1", toy, {**SHARED[name], "finetune.micro_batch": 2}, 1)
+        two = learnt(tmp_path / f"{name}-2", toy, SHARED[name], 2)
+        counted.verdict(name, bool(one) and one == two, reason=f"{one} {two}")
+
+
+def test_a_lost_process_is_noticed_and_made_up_for(tally, toy, tmp_path, many):
+    counted = tally("R1-processes", "of two processes one is killed: the other says so and ends; started again they end with the same bits")  # fmt: skip
+    wanted = learnt(tmp_path / "whole", toy, {}, 2)
+    for number in range(many(6, 1)):
+        subject, folder = Tunesmith(), tmp_path / str(number)
+        subject.set_up(folder, toy)
+        processes = started(subject.command(folder), 2)
+        while not subject.checkpoints(folder):  # it trains
+            assert processes[0].poll() is None, processes[0].communicate()[1]
+            time.sleep(0.02)
+        lost = number % 2 == 0
+        processes[lost].send_signal(signal.SIGKILL)
+        codes, said = ended(processes)
+        noticed = codes[not lost] == 2 and "was lost" in said[not lost]
+        again, _ = ended(started(subject.command(folder), 2))
+        held = noticed and again == [0, 0] and subject.result(folder) == wanted
+        counted.verdict(f"{number}", held, noticed, f"exits {codes} and {again}: {said[not lost].strip()[-200:]}")
+
+
+def test_a_signal_is_for_the_first_process(toy, tmp_path):
+    """torchrun hands it to all; the step under way is finished and saved."""
+    subject = Tunesmith()
+    subject.set_up(tmp_path, toy)
+    processes = started(subject.command(tmp_path), 2)
+    while not subject.checkpoints(tmp_path):
+        assert processes[0].poll() is None, processes[0].communicate()[1]
+        time.sleep(0.02)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    codes, said = ended(processes)
+    assert codes[0] == 143, said
+    assert codes[1] in (0, 2), said
+    assert subject.checkpoints(tmp_path)
+
+
+ADDING = """
+import torch
+from tunesmith.cli import leave
+from tunesmith.training.ranks import BUCKET, Ranks
+ranks = Ranks.joined()
+parameters = [torch.nn.Parameter(torch.zeros(3, 5)), torch.nn.Parameter(torch.zeros(7)), torch.nn.Parameter(torch.zeros(2)),
+              torch.nn.Parameter(torch.zeros(BUCKET + 1)), torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))]
+torch.manual_seed(ranks.rank)
+for number, one in enumerate(parameters):
+    if number != 1 and (number != 0 or ranks.rank == 2):
+        one.grad = torch.randn(one.shape, dtype=one.dtype)
+ranks.add_up(parameters)
+assert parameters[1].grad is None
+torch.manual_seed(2)
+assert torch.equal(parameters[0].grad, torch.randn(3, 5))
+found = []
+for rank in range(3):
+    torch.manual_seed(rank)
+    if rank == 2:
+        torch.randn(3, 5)
+    found.append([torch.randn(one.shape, dtype=one.dtype) for one in parameters[2:]])
+for one, parts in zip(parameters[2:], zip(*found)):
+    torch.testing.assert_close(one.grad, sum(parts))
+assert ranks.told({"a": [1, float("inf")]} if ranks.first else None) == {"a": [1, float("inf")]}
+assert ranks.gathered(ranks.rank * 1.5) == [0.0, 1.5, 3.0]
+assert ranks.share("abcde") == [(0, "a"), (3, "d")] if ranks.first else True
+ranks.leave()
+leave(0)
+"""
+
+
+def test_gradients_of_three_are_added_up(toy):
+    codes, said = ended(started([sys.executable, "-c", ADDING], 3))
+    assert codes == [0, 0, 0], said
+
+
+def test_one_alone_says_nothing():
+    alone = Ranks.joined()
+    assert (alone.first, alone.told(3), alone.gathered("x")) == (True, 3, ["x"])
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    alone.add_up([parameter])
+    assert parameter.grad is None
+    assert os.environ.get("WORLD_SIZE") is None
+
+
+def test_passes_are_as_many_as_processes():
+    assert divided(Finetune(batch=8), Ranks(0, 3)).micro_batch == 3
+    assert divided(Finetune(batch=8, micro_batch=2), Ranks(0, 2)).micro_batch == 2
+    assert divided(Finetune(batch=8), Ranks()).micro_batch is None
+    with pytest.raises(ConfigError, match="kto compares the rows of a step"):
+        divided(Finetune(objective=KTO()), Ranks(0, 2))
