@@ -28,7 +28,7 @@ quickstart: $(VENV)/core
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/dev lint
-	$(BIN)/python -m pytest $(TWO)
+	$(BIN)/python -m pytest $(TWO) --durations=40 --durations-min=4
 
 # Which lines the tests went through; it takes half as long again.
 coverage: $(VENV)/dev

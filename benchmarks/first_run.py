@@ -9,6 +9,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -85,6 +86,9 @@ def main() -> None:
                 "seconds": round(more),
                 "megabytes": megabytes(clone / ".venv", home / ".cache" / "tunesmith"),
                 "last_lines": out.strip().splitlines()[-3:],
+                "slowest": [
+                    line.strip() for line in out.splitlines() if re.match(r" *[0-9.]+s (call|setup|teardown) ", line)
+                ],
             }
             write(given.out, result)
     print(json.dumps({name: result[name] for name in ("quickstart", "test") if name in result}, indent=1)[:3000])
