@@ -44,9 +44,17 @@ def test_two_runs_become_one_that_can_be_served(tunesmith, runs, tmp_path, monke
     assert [line.split()[0] for line in out.splitlines() if line[:1].strip()] == ["merge", "evaluate", "deploy"]
     assert out.count("merged +") + out.count("merged -") == 4
     assert tunesmith("deploy", "runs/ab", "deploy.weights=bf16")[0] == 0
-    code, _, error = tunesmith("report", "runs/ab")
-    assert code == 2
-    assert "comparison.md" in error
+    (tmp_path / "runs" / "ab" / "report.html").unlink()
+    code, out, error = tunesmith("report", "runs/ab")
+    assert (code, out.splitlines()[-1]) == (0, "runs/ab/report.html"), error
+    page = (tmp_path / "runs" / "ab" / "report.html").read_text()
+    for said in (
+        "2 runs became one model by <b>ties</b>",
+        "Merged minus each",
+        "merging changed the logits",
+        'id="task-2"',
+    ):
+        assert said in page
 
     served = []
     monkeypatch.setattr(server, "run_server", lambda application, port: served.append(application))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tunesmith.base import Artifact, ConfigError, Run
+from tunesmith.base import Artifact, Run
 from tunesmith.base.files import read_json
 from tunesmith.base.spec import validate
 from tunesmith.stages.headline import cells, prompt_cells
@@ -201,7 +201,7 @@ def _conclude(pipeline: Pipeline | Merger, evaluated: Artifact) -> None:
         console.print(f"  {reason}")
     for warning in metrics.get("canaries", {}).get("warnings", ()):
         console.print(f"  [yellow]warning[/] {warning}")
-    details = evaluated / "comparison.md" if merged else _report(pipeline.run)
+    details = _report(pipeline.run)
     if metrics["promote"]:
         console.print(f"Promoted. Next: look at {details}, then `tunesmith serve {pipeline.run.path}`.")
     else:
@@ -210,9 +210,9 @@ def _conclude(pipeline: Pipeline | Merger, evaluated: Artifact) -> None:
 
 
 def _report(run: Run) -> Path:
-    from tunesmith.stages.report import write
+    from tunesmith.stages.report import merged, write
 
-    return write(run)
+    return merged.write(run) if "merge" in run.states else write(run)
 
 
 def run_showdown(given: Path, folder: Path | None, assignments: tuple[str, ...]) -> None:
@@ -232,7 +232,4 @@ def run_showdown(given: Path, folder: Path | None, assignments: tuple[str, ...])
 
 def write_report(folder: Path) -> None:
     """Write the report of an existing run."""
-    run = Run(folder)
-    if "merge" in run.states:
-        raise ConfigError(f"{folder}: was merged from other runs; comparison.md in its evaluate-* folder is its report")
-    print(_report(run))
+    print(_report(Run(folder)))

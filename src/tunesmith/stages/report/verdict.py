@@ -19,6 +19,7 @@ SPOKEN = {
     "prompted": "the best prompt",
     "majority": "the majority class",
     "svm": "the SVM",
+    "own": "the run's own model",
 }
 """What systems are called in a sentence."""
 
@@ -62,7 +63,7 @@ def verdict(source: Source) -> dict[str, Any] | None:
         "slices": table(block, "slices"),
         "every": every_grader(board),
         "graders": [_grader(name, found, subject) for name, found in board["graders"].items()],
-        "general": _general(results["general"]),
+        "general": general_of(results["general"]),
         "prompting": results.get("prompting"),
         "retrieval": results.get("retrieval"),
         "canaries": results.get("canaries"),
@@ -168,7 +169,7 @@ def _grader(name: str, block: Block, subject: str) -> dict[str, Any]:
     return {"name": name, "digits": digits(block), "gaps": gaps}
 
 
-def _general(board: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def general_of(board: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What tuning did to rows of other tasks."""
     if board is None:
         return None
