@@ -1,6 +1,6 @@
 """Several processes that train one model: each takes its share of a step's passes, and they add up their gradients (PyTorch's distributed engine).
 
-`torchrun --nproc-per-node 2 --no-python tunesmith run recipe.yaml` starts them, on one machine or several that see one folder. The first process does all
+`torchrun --nproc-per-node 2 --no-python -- tunesmith run recipe.yaml` starts them, on one machine or several that see one folder. The first process does all
 else; what is said between them is JSON and plain numbers.
 """
 
