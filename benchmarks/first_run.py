@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--skip-test", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "first_run.json")
     given = parser.parse_args()
+    known = json.loads(given.out.read_text()) if given.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         clone, home = Path(folder) / "tunesmith", Path(folder) / "home"
         home.mkdir()
@@ -79,6 +80,8 @@ def main() -> None:
                 **stages(clone, home),
             },
         }
+        if given.skip_test and "test" in known:  # as it was measured then
+            result["test"] = {"date": known["date"], **known["test"]}
         write(given.out, result)
         if not given.skip_test:
             more, out = timed(["make", "test"], clone, home)
