@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith.data.example import Example, Row, Sequence
@@ -25,6 +26,8 @@ from tunesmith.models import attention
 from tunesmith.models.load import Loaded, load_tokenizer
 
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None)  # a disk may be slow, or the machine busy: no test is timed
+settings.load_profile("untimed")
 
 SMALL = {
     "hidden_size": 16,

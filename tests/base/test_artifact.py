@@ -58,7 +58,7 @@ def test_damage_is_seen(tmp_path, name):
         assert str(folder) in str(caught.value)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_no_flipped_bit_of_a_manifest_is_believed(tmp_path, place, bit):
     path = tmp_path / "a" if (tmp_path / "a").exists() else made(tmp_path).path

@@ -31,7 +31,7 @@ rows = st.lists(st.lists(sequences(), min_size=1, max_size=3), min_size=1, max_s
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(tokens, min_size=1, max_size=8))
 def test_every_distinct_prefix_stands_once(drawn):
     forest = grow([np.array(words, dtype=np.int32) for words in drawn])
@@ -46,7 +46,7 @@ def test_every_distinct_prefix_stands_once(drawn):
             assert seen.setdefault(node, tuple(words[: end + 1])) == tuple(words[: end + 1])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(tokens, min_size=1, max_size=8))
 def test_own_nodes_follow_one_another(drawn):
     """What the attention kernel and its scatter rely on."""
@@ -62,7 +62,7 @@ def test_own_nodes_follow_one_another(drawn):
     assert at == len(forest.tokens_N)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows)
 def test_a_batch_predicts_each_supervised_token_from_those_before_it(drawn):
     if not any(row.supervised for row in drawn):
@@ -86,7 +86,7 @@ def test_a_batch_predicts_each_supervised_token_from_those_before_it(drawn):
     assert batch.columns["label"].tolist() == [number / 4 for number in range(len(drawn))]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows)
 def test_rows_survive_the_disk(tmp_path_factory, drawn):
     path = tmp_path_factory.mktemp("rows") / "train.safetensors"

@@ -78,7 +78,7 @@ def learnt(renderer, row, number=0):
     return renderer.tokenizer.decode(sequence.tokens[sequence.learn])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ordinary, ordinary)
 def test_a_prompt_has_the_tokens_of_apply_chat_template(renderer, system, question):
     if any(special in system + question for special in renderer._special):
@@ -88,7 +88,7 @@ def test_a_prompt_has_the_tokens_of_apply_chat_template(renderer, system, questi
     assert renderer.prompt(messages) == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hostile, hostile)
 def test_what_a_person_wrote_never_becomes_special(renderer, question, answer):
     """Specials stand where the template put them and nowhere else, and the text comes back to the letter."""
@@ -118,7 +118,7 @@ def test_neither_tools_nor_calls_can_smuggle_a_special_token(chatml):
     assert '<|im_end|>": "<|im_end|>' in chatml.tokenizer.decode(ids("<|im_end|>"))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ordinary, ordinary, ordinary)
 def test_training_begins_with_what_serving_will_see(renderer, question, answer, more):
     prompt = (user(question),)
@@ -206,7 +206,7 @@ class TestWithoutTemplate:
 
 
 class TestPlainText:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.one_of(words, hostile))
     def test_all_of_it_is_learnt_and_it_ends(self, renderer, text):
         row = renderer.row(Example("f:1", text="a" + text))

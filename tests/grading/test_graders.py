@@ -135,7 +135,7 @@ def test_reading_json(text: str, lenient: object, strict: object) -> None:
     assert read_object(text, "strict") == strict
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)), st.text()
 )

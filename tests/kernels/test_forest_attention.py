@@ -37,7 +37,7 @@ def one_by_one(query, key, value, forest, shape):
     return out
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     words,
     st.sampled_from([(4, 4), (4, 2), (4, 1)]),
@@ -156,7 +156,7 @@ def test_a_window_that_sees_all_is_no_window():
     assert not torch.allclose(narrow[:, 6], none[:, 6])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(words)
 def test_a_walk_tells_ancestors_from_others(drawn):
     forest = grow([np.array(sequence) for sequence in drawn])

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.kernels import native
@@ -14,7 +14,6 @@ def made(count, seed, offset=0, noise="normal"):
 
 
 @pytest.mark.parametrize("noise", ["normal", "sign"])
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**64 - 1), offset=st.integers(0, 2**40), count=st.integers(1, 500))
 def test_compiled_noise_is_the_reference(noise, seed, offset, count):
     torch.testing.assert_close(

@@ -194,7 +194,7 @@ class TestWriter:
                 return text[: min(places)]
         return renderer.decode(tokens)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @example(" aa", ["a", " aa"])
     @given(
         st.text(st.sampled_from("aé€😀👩🏽‍🚀ñ\u200dच ्\n"), max_size=12),

@@ -165,7 +165,7 @@ class TestPages:
         pages.close(self.write(pages, content, [4], []))
         assert [pages.match(prompt)[2] for prompt in prompts] == [PAGE + 1, 0]
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         st.lists(st.tuples(st.integers(1, 3), st.integers(1, 150), st.integers(0, 90), st.booleans()), max_size=12),
         st.booleans(),

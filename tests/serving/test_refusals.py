@@ -188,7 +188,7 @@ fields = [
 ]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(st.sampled_from(fields), values, max_size=3), chat=st.booleans())
 def test_no_request_makes_the_server_fail(live, changes, chat):
     asked = GOOD if chat else {"model": "tuned", "prompt": "hi", "max_tokens": 1}

@@ -155,7 +155,7 @@ def test_a_shared_prefix_is_computed_once():
     assert estimated(CONFIGS["llama"], LoRA(), rows, micro_batch=1, epochs=2).distinct_tokens == found.tokens
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(micro_batch=st.sampled_from([1, 2, 4]), rank=st.integers(1, 8), length=st.integers(12, 40))
 def test_memory_falls_with_micro_batch_and_time_grows_with_epochs(micro_batch, rank, length):
     rows = rows_of(8, length)

@@ -46,7 +46,7 @@ def asks(example: Example) -> bytes:
     return read(example)[1][1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     train=st.lists(st.integers(0, 30), min_size=1, max_size=60),
     test=st.lists(st.integers(0, 30), max_size=10),

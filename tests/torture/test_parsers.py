@@ -227,7 +227,7 @@ def conversations(seed: int, count: int) -> str:
     renderer, said = Renderer(cached_tokenizer()), list[str]()
 
     @hypothesis_seed(seed)
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=count, database=None, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(FORMATS), st.data())
     def try_one(form: Format, data: st.DataObject) -> None:
         value = {name: data.draw(VALUE) for name in (*form.fields, *form.optional)}

@@ -60,7 +60,7 @@ counted = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 25), min_siz
 balances = st.builds(Balance, power=st.floats(0, 1), size=st.sampled_from(["same", "over", "under"]))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(counted, balances, st.integers(0, 9), st.integers(1, 9))
 def test_rows_of_a_class_take_turns(counts, balance, seed, batch):
     data = Finetune(balance=balance, batch=batch, epochs=4).dataset(rows(counts), seed)
@@ -77,7 +77,7 @@ def test_rows_of_a_class_take_turns(counts, balance, seed, batch):
         assert max(epoch(data, 0)[name] - count for name, count in counts.items()) <= 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(counted, balances, st.integers(0, 9))
 def test_a_step_is_a_function_of_seed_and_number_alone(counts, balance, seed):
     one, other = (Finetune(balance=balance, epochs=3).dataset(rows(counts), seed) for _ in range(2))

@@ -23,7 +23,7 @@ def origins(batches):
     return [origin for batch in batches for origin in batch.origins]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 20), st.integers(1, 7), st.integers(1, 7), st.integers(0, 5))
 def test_an_epoch_holds_every_row_once(count, batch, micro_batch, seed):
     data = Dataset(rows(count), batch, micro_batch, 2, seed)
