@@ -125,7 +125,9 @@ class Decoder:
         """What comes before a block's attention: the residual, and queries, keys and values side by side."""
         residual, normed = self._norm(block.before_attention, residual, update, block.joint.joint.room)
         joint = joint_linear(normed, block.joint.joint, keep=True)
-        if block.joint.joint.factor_O is not None:  # its backward reads the outputs, which attention turns in place
+        if (
+            block.joint.joint.factor_O is not None and torch.is_grad_enabled()
+        ):  # its backward reads the outputs, which attention turns in place
             joint = joint.clone()
         return residual, self._head_norms(block, joint)
 

@@ -89,16 +89,13 @@ class Ranks:
         if self.count == 1:
             return
         parameters = list(parameters)
-        with _others():
-            present = torch.tensor([one.grad is not None for one in parameters], dtype=torch.int32)
-            torch_distributed.all_reduce(present)
-            for one in (one for one, known in zip(parameters, present.tolist(), strict=True) if known):
-                one.grad = torch.zeros_like(one) if one.grad is None else one.grad
-            for bucket in _buckets([one.grad for one in parameters if one.grad is not None]):
-                whole = torch.cat([grad.flatten() for grad in bucket])
-                torch_distributed.all_reduce(whole)
-                for grad, part in zip(bucket, torch.split(whole, [grad.numel() for grad in bucket]), strict=True):
-                    grad.copy_(part.view_as(grad))
+        present = _sum(torch.tensor([one.grad is not None for one in parameters], dtype=torch.int32))
+        for one in (one for one, known in zip(parameters, present.tolist(), strict=True) if known):
+            one.grad = torch.zeros_like(one) if one.grad is None else one.grad
+        for bucket in _buckets([one.grad for one in parameters if one.grad is not None]):
+            whole = _sum(torch.cat([grad.flatten() for grad in bucket]))
+            for grad, part in zip(bucket, torch.split(whole, [grad.numel() for grad in bucket]), strict=True):
+                grad.copy_(part.view_as(grad))
 
     def _said(self, value: Any, rank: int) -> Any:
         """A JSON value from one process to all."""
@@ -120,6 +117,13 @@ def digest_of(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    """Of all processes, in place."""
+    with _others():
+        torch_distributed.all_reduce(tensor)
+    return tensor
 
 
 def _buckets(grads: Iterable[Tensor]) -> Iterator[list[Tensor]]:
