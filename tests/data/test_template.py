@@ -33,15 +33,19 @@ def test_a_template_renders_as_in_transformers(source):
 
 
 ENDLESS = {
-    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "a power": "{{ 10 ** (10 ** 9) }}",
-    "memory": "{{ 'a' * 10 ** 10 }}",
-    "length": "{{ 'a' * 30000000 }}",
+    "loops": (
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "more than 0.5 s of the processor",
+    ),
+    "a power": ("{{ 10 ** (10 ** 9) }}", "more than 0.5 s of the processor"),
+    "memory": ("{{ messages[0].role * 10 ** 10 }}", "more than 512 MiB"),
+    "length": ("{{ messages[0].role * 7500000 }}", "more than 20,000,000 characters"),
 }
 
 
-@pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
-def test_a_template_that_does_not_end_is_ended_and_named(smollm_tokenizer, tmp_path, source):
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_template_that_does_not_end_is_ended_and_named(smollm_tokenizer, tmp_path, name):
+    source, reason = ENDLESS[name]
     tokenizer = copy.deepcopy(smollm_tokenizer)
     tokenizer.chat_template = "{% if messages[0].content == 'go' %}" + source + "{% endif %}{{ messages[0].content }}"
     tokenizer.save_pretrained(tmp_path)
@@ -51,13 +55,22 @@ def test_a_template_that_does_not_end_is_ended_and_named(smollm_tokenizer, tmp_p
     def said(word):
         return renderer.rendered([(({"role": "user", "content": word},), True)])
 
-    if source != ENDLESS["a power"]:  # it is computed when the template is compiled
+    if name != "a power":  # it is computed when the template is compiled
         assert said("wait") == ["wait"]
-    with pytest.raises(ModelError, match=r"chat_template\.jinja: the chat template needs more than 0\.5 s") as caught:
+    with pytest.raises(ModelError, match=rf"chat_template\.jinja: the chat template .*{reason}") as caught:
         said("go")
     assert "\n" not in str(caught.value)
-    if source != ENDLESS["a power"]:
+    if name != "a power":
         assert said("again") == ["again"]  # another process took over
+
+
+def test_a_process_that_was_ended_from_outside_is_not_blamed_on_the_template():
+    template = Template("{{ messages[0].content }}")
+    assert template([{"messages": TALK}], "x") == ["<b> & é"]
+    template._process.kill()
+    with pytest.raises(ModelError, match=r"x: the process that runs the chat template was ended .* \(signal 9\)"):
+        template([{"messages": TALK}], "x")
+    assert template([{"messages": TALK}], "x") == ["<b> & é"]
 
 
 def test_what_a_template_is_given_and_gives_may_be_any_text():

@@ -1,6 +1,7 @@
 """A model's chat template, run in a process of its own: it comes with the model, so it is a stranger's program."""
 
 import os
+import signal
 import subprocess
 import sys
 import weakref
@@ -11,7 +12,7 @@ from typing import Any
 
 from tunesmith.base import DataError, ModelError
 
-from .template_process import receive, send
+from .template_process import TOO_LARGE, TOO_LONG, receive, send
 
 SECONDS = 0.5
 """Of the processor's time for one conversation; an ordinary template takes some microseconds a message."""
@@ -38,7 +39,7 @@ class Template:
 
         Raises:
             DataError: the template refuses one, or cannot render it.
-            ModelError: it did not end in time, or needs too much memory.
+            ModelError: it did not end in time, needs too much memory or makes too much text, or its process was ended by something else.
         """
         with self._lock:
             process = self._process or self._start()
@@ -48,12 +49,9 @@ class Template:
             except BrokenPipeError:
                 found = None
             if found is None:
-                process.kill()
-                process.communicate()
+                process.communicate()  # it has ended
                 self._process = None
-                raise ModelError(
-                    f"{where}: the chat template needs more than {SECONDS:g} s of the processor or {MEMORY >> 20} MiB, or makes too much of a conversation; mend it, or take the model from a source you trust"
-                )
+                raise ModelError(f"{where}: {_why(process.returncode)}")
         if "error" in found:
             raise DataError(f"the model's chat template cannot render it: {found['error']}")
         texts: list[str] = found["texts"]
@@ -67,6 +65,19 @@ class Template:
         weakref.finalize(self, _end, made)
         send(made.stdin, [self.text, SECONDS, MEMORY, LONGEST])  # type: ignore[arg-type]
         return made
+
+
+def _why(status: int) -> str:
+    """What a process ended for that ended with this status, and what to do."""
+    reasons = {
+        -signal.SIGPROF: f"needs more than {SECONDS:g} s of the processor for a conversation",
+        TOO_LARGE: f"needs more than {MEMORY >> 20} MiB for a conversation",
+        TOO_LONG: f"makes more than {LONGEST:,} characters of what it is given",
+    }
+    if status in reasons:
+        return f"the chat template {reasons[status]}; mend it, or take the model from a source you trust"
+    ended = f"signal {-status}" if status < 0 else f"status {status}"
+    return f"the process that runs the chat template was ended from outside or failed ({ended}); see whether the machine is out of memory, and start again"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -19,6 +19,8 @@ import jinja2.debug
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+TOO_LARGE, TOO_LONG = 3, 4
+"""What the process ends with where memory does not suffice, and where texts become too long."""
 COMMON = r"{{ 'a\n' | trim }}{{ [1] | tojson }}{{ strftime_now('%d %b') }}{{ 'a%s' | format(1) }}"
 """Rendered once while files can still be opened: Python imports some of what is needed late. So is `jinja2.debug` imported."""
 
@@ -95,9 +97,9 @@ def main() -> None:
                 compiled = compiled or environment().from_string(template)
                 texts.append(compiled.render(**call))
             if sum(map(len, texts)) > longest:
-                return
+                sys.exit(TOO_LONG)
         except MemoryError:
-            return
+            sys.exit(TOO_LARGE)
         except Exception as error:  # noqa: BLE001  the template's own refusal, or what is wrong with it
             send(answers, {"error": " ".join(str(error).split())[:500] or type(error).__name__})
         else:
