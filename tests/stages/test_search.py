@@ -287,19 +287,36 @@ def test_what_kills_its_process_is_not_taken_up_for_ever(recipe, tmp_path, monke
     def study(name, more=0):
         return Study(tmp_path / name, pipeline.recipe, prepared, pipeline.run.events, budget + more)
 
-    deadly = study("deadly")
-    deadly.folder.mkdir()
-    trial = deadly._proposed([])
-    lines = ["started", "step 1", "step 2", "started", "step 2", "started", "step 3", "interrupted", "started"]
-    for event, *step in [line.split() for line in lines]:
-        trial.run.events.write(event, **({"step": int(step[0])} if step else {}))
-    assert trial.deaths == 1  # those before it got on
-    trial.run.events.write("started")
-    assert trial.deaths == 2
-    trial.run.events.write("started")
+    def died(name, *killed_for_memory):
+        """A trial whose process did some steps, and then died again and again at the same place."""
+        of = study(name)
+        of.folder.mkdir()
+        trial = of._proposed([])
+        trial.run.events.write("step", step=2)
+        for count in killed_for_memory:
+            monkeypatch.setattr(trial_stage, "killed_for_memory", lambda count=count: count)
+            trial.taken_up()
+            trial.run.events.write("step", step=2)
+        return of, trial
+
+    for name, *counts, now in [("told", 0, 1, 2, 3), ("other", 5, 5, 5, 6, 7, 8), ("not told", *4 * [None])]:
+        deadly, trial = died(name, *counts)
+        monkeypatch.setattr(trial_stage, "killed_for_memory", lambda now=now: now)
+        deadly.work()
+        assert trial.refused["state"] == "failed"
+        assert (
+            f"died {len(counts)} times at the same place, as one does that takes too much memory"
+            in trial.refused["reason"]
+        )
+    deadly, trial = died("by hand", *20 * [7])
     deadly.work()
-    assert trial.refused["state"] == "failed"
-    assert "died 3 times at the same place" in trial.refused["reason"]
+    assert "died 20 times at the same place, whatever it died of" in trial.refused["reason"]
+    _, trial = died("by hand, less often", *19 * [7])
+    assert trial.deaths() == (19, 0)
+    trial.run.events.write("step", step=3)
+    assert trial.deaths() == (1, 0)  # those before it got on
+    trial.run.events.write("interrupted")
+    assert trial.deaths() == (0, 0)
 
     def exhausted(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
@@ -446,28 +463,26 @@ def test_two_workers_of_whom_one_is_killed_end_as_one_process_that_is_not(search
 
 
 @pytest.mark.torture
-def test_two_workers_killed_at_random_ten_times_lose_and_repeat_nothing(searched, recipe, tmp_path):
+def test_two_workers_killed_at_random_ten_times_lose_and_repeat_nothing(recipe, tmp_path):
     """Worker, or the search itself, after which its workers end by themselves; by the signal that cannot be caught, or by Ctrl-C."""
-    draw, run, ended = np.random.default_rng(0), Run(tmp_path / "r"), 0
+    draw, run, whole, longer = np.random.default_rng(0), Run(tmp_path / "r"), tmp_path / "whole", "finetune.epochs=30"
     for kill in range(10):
-        wanted = steps_of(run) + int(draw.integers(1, 8))
-        process = start(recipe, run.path)
+        wanted = steps_of(run) + int(draw.integers(1, 12))
+        process = start(recipe, run.path, longer)
         try:
-            if not until(lambda wanted=wanted: steps_of(run) >= wanted, process):
-                ended += 1
-                continue
+            assert until(lambda wanted=wanted: steps_of(run) >= wanted, process), f"nothing was left for kill {kill}"
             victims = [process.pid, *workers_of(process)]
             os.kill(int(draw.choice(victims)), signal.SIGKILL if kill % 3 else signal.SIGINT)
-            time.sleep(float(draw.uniform(0, 1)))
+            time.sleep(float(draw.uniform(0, 0.3)))
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    assert ended < 5  # else there was nothing left to kill
-    last = start(recipe, run.path)
+    last = start(recipe, run.path, longer)
     told = last.communicate(timeout=240)
     assert last.returncode == 0, told[1]
+    tunesmith.search(recipe, longer, folder=whole)
     assert_nothing_was_done_twice(run)
-    assert_same_trials(run, searched[0])
+    assert_same_trials(run, Run(whole))
     repeated = steps_of(run) - sum(trial["steps"] for trial in results(run)["trials"])
     assert repeated <= 10 * 2 * 3  # two workers, three steps between checkpoints

@@ -60,6 +60,12 @@ def _left(group: Path, limit: str, used: str, idle: str) -> list[int]:
     return [int(text) - int((group / used).read_text()) + int(told.get(idle, 0))]
 
 
+def killed_for_memory(told: Path = Path("/proc/vmstat")) -> int | None:
+    """How many processes the system has killed since it started because memory ran out; None where it does not say."""
+    lines = told.read_text().splitlines() if told.is_file() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
 def resident_memory() -> int:
     """Bytes that this process holds of the memory that `available_memory` speaks of, once it has given back what it can."""
     gc.collect()

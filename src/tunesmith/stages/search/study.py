@@ -36,8 +36,8 @@ LOST = (ModelError, ProofError, ConfigError)
 """What settings of one trial can bring about; anything else would meet every trial."""
 
 
-DEATHS = 3
-"""Times that the process of a trial may die without getting further, before the trial is taken to be the reason."""
+DEATHS, KILLS = 3, 20
+"""Times that the process of a trial may die without getting further, before the trial is taken to be the reason: when memory ran out, and in all."""
 
 
 @dataclass(frozen=True)
@@ -178,14 +178,14 @@ class Study:
         until = self.search.rungs[rung]
         try:
             recipe = self._laid(trial)
-            if trial.deaths >= DEATHS:
-                trial.refuse(
-                    "failed",
-                    f"its process died {DEATHS} times at the same place, as one does that takes too much memory",
-                )
+            died, for_memory = trial.deaths()
+            if for_memory >= DEATHS or died >= KILLS:
+                why = "as one does that takes too much memory" if for_memory >= DEATHS else "whatever it died of"
+                trial.refuse("failed", f"its process died {died} times at the same place, {why}")
             elif reason := self._planned(trial, recipe):
                 trial.refuse("infeasible", reason)
             else:
+                trial.taken_up()
                 self._parts(trial, recipe, rung)
         except LOST as error:
             trial.refuse("failed", str(error))

@@ -16,6 +16,7 @@ from tunesmith.models.load import Precision
 from tunesmith.training.batches import Dataset
 
 from ..finetune import Finetune, begin, conclude
+from ..machine import killed_for_memory
 from ..tuning import figures
 
 FACTS, REFUSED, PLANNED = "trial.json", "refused.json", "plan.json"
@@ -70,18 +71,27 @@ class Trial:
         for name in (REFUSED, PLANNED):
             (self.folder / name).unlink(missing_ok=True)
 
-    @property
-    def deaths(self) -> int:
-        """How often in a row its process ended without a word and got no further than before: killed, as for memory, not stopped."""
-        count, best, begun = 0, 0, False
-        for event in self.run.events.read():
-            if event["event"] == "started":
-                count, begun = count + begun, True
+    def taken_up(self) -> None:
+        """Note that its training begins, or goes on."""
+        self.run.events.write("taken_up", killed_for_memory=killed_for_memory())
+
+    def deaths(self) -> tuple[int, int]:
+        """How often in a row its process ended without a word and got no further than before: in all, and while processes were killed for memory.
+
+        Where the system does not say whether any was, all are counted as that.
+        """
+        died, best, before = list[bool](), 0, None
+        for event in [*self.run.events.read(), {"event": "taken_up", "killed_for_memory": killed_for_memory()}]:
+            if event["event"] == "taken_up":
+                if before is not None:
+                    was, now = before["killed_for_memory"], event["killed_for_memory"]
+                    died.append(was is None or now is None or now > was)
+                before = event
             elif event["event"] == "step" and event["step"] > best:
-                count, best = 0, event["step"]
+                died, best = [], event["step"]
             elif event["event"] in ("done", "interrupted", "failed"):
-                count, begun = 0, False
-        return count + begun
+                died, before = [], None
+        return len(died), sum(died)
 
     def metrics(self, until: float) -> dict[str, Any] | None:
         """What the part that ends there measured; None while it has not been trained so far."""
