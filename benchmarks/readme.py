@@ -48,6 +48,7 @@ TITLES = {
     "lora": "LoRA, a step",
     "int8": "LoRA on a base in int8, a step",
     "full": "full, a step",
+    "dora": "DoRA, a step",
     "fp32": "LoRA in float32, a step",
     "dpo": "DPO with LoRA, a step, reference included",
     "hybrid": "LoRA by SGD, a step",

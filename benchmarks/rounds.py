@@ -68,11 +68,13 @@ def compare(works: dict[str, dict[str, Contender]], description: str, name: str)
     model = locate("smollm2-135m")
     kept = json.loads(given.out.read_text())["works"] if given.out.exists() else {}
     for work in given.work:
-        rounds = [one_round(works[work], given.peer, model, f"{work}, round {n + 1}") for n in range(given.rounds)]
+        rounds: list[dict[str, Any]] = []
         stamp = {"date": datetime.date.today().isoformat(), "environment": environment(), "peer": versions(given.peer)}
-        kept[work] = {**stamp, "median": summary(rounds), "rounds": rounds}
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps({"works": kept}, indent=1) + "\n")
+        while len(rounds) < given.rounds:  # one that is stopped keeps the rounds that it ended
+            rounds.append(one_round(works[work], given.peer, model, f"{work}, round {len(rounds) + 1}"))
+            kept[work] = {**stamp, "median": summary(rounds), "rounds": rounds}
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            given.out.write_text(json.dumps({"works": kept}, indent=1) + "\n")
         print(json.dumps(kept[work]["median"], indent=1))
 
 

@@ -1,6 +1,6 @@
 """Fine-tuning against TRL, whole steps on the same rows: `make bench`, or
 
-python benchmarks/training.py --peer .venv-trl/bin/python [--work lora int8 full fp32 dpo grpo] [--rounds 2]
+python benchmarks/training.py --peer .venv-trl/bin/python [--work lora int8 full dora fp32 dpo grpo] [--rounds 2]
 """
 
 from rounds import OURS, Contender, compare
@@ -33,6 +33,12 @@ WORKS = {
         OURS: ours("--full"),
         "TRL default": trl("--full", "--steps", "6"),
         "TRL best": trl("--full", "--best", "--steps", "6"),
+    },
+    "dora": {
+        OURS: ours("--dora"),
+        "tunesmith, LoRA": ours(),
+        "TRL default": trl("--dora", "--steps", "6"),
+        "TRL best": trl("--dora", "--best", "--steps", "6"),
     },
     "fp32": {OURS: ours("--fp32"), "TRL": trl("--fp32", "--steps", "6")},
     "dpo": {

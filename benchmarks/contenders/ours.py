@@ -1,4 +1,4 @@
-"""tunesmith's side of the SFT benchmark: `python ours.py [--full] [--fp32] [--int8] [--generic] [--no-sharing]`."""
+"""tunesmith's side of the SFT benchmark: `python ours.py [--full] [--dora] [--fp32] [--int8] [--generic] [--no-sharing]`."""
 
 import time
 
@@ -12,6 +12,7 @@ from tunesmith.data.example import Example  # noqa: E402
 from tunesmith.data.render import Renderer  # noqa: E402
 from tunesmith.kernels.memory import Peak  # noqa: E402
 from tunesmith.methods.adapters import trainable  # noqa: E402
+from tunesmith.methods.adapters.dora import DoRA  # noqa: E402
 from tunesmith.methods.adapters.full import Full  # noqa: E402
 from tunesmith.methods.adapters.lora import LoRA  # noqa: E402
 from tunesmith.methods.objectives.sft import SFT  # noqa: E402
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--generic", action="store_true", help="transformers' own layers")
     parser.add_argument("--no-sharing", action="store_true", help="every row whole")
     parser.add_argument("--full", action="store_true", help="all weights learn")
+    parser.add_argument("--dora", action="store_true", help="the magnitude of each output learns too")
     parser.add_argument("--fp32", action="store_true")
     parser.add_argument("--int8", action="store_true", help="the frozen base rounded to int8")
     parser.add_argument("--checkpointing", action="store_true", help="the backward computes layers again")
@@ -50,7 +52,7 @@ def main() -> None:
     moves = Optimizer.member(given.optimizer)() if given.optimizer else moves
     if moves.moves_frozen:
         loaded.model.float()
-    (Full() if given.full else LoRA(rank=RANK, alpha=ALPHA)).attach(loaded, SEED)
+    (Full() if given.full else (DoRA if given.dora else LoRA)(rank=RANK, alpha=ALPHA)).attach(loaded, SEED)
     if given.compile:
         for layer in loaded.model.model.layers:
             layer.compile(dynamic=True)

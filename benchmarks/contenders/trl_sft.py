@@ -1,4 +1,4 @@
-"""TRL's side of the SFT benchmark: `python trl_sft.py --model FOLDER --steps 8 [--best] [--full] [--fp32] [--gpu [--liger | --unsloth]]`, as its documentation has it.
+"""TRL's side of the SFT benchmark: `python trl_sft.py --model FOLDER --steps 8 [--best] [--full] [--dora] [--fp32] [--gpu [--liger | --unsloth]]`, as its documentation has it.
 
 Default: SFTTrainer with a LoraConfig and nothing else said. Best: what its documentation and a search of settings on this work find fastest on
 a CPU: bf16 autocast, no gradient checkpointing, rows of like length together. Liger's kernels and Unsloth's model are for GPUs.
@@ -70,9 +70,9 @@ def tell(clock: Clock, tokens: Sequence[float]) -> None:
     report(steps, STARTED, clock.ends[1][0], clock.losses)
 
 
-def lora() -> LoraConfig:
+def lora(dora: bool) -> LoraConfig:
     """The same adapter for all."""
-    return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=dora)
 
 
 def unsloth(folder: str) -> Any:
@@ -93,12 +93,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--best", action="store_true")
     parser.add_argument("--full", action="store_true", help="all weights learn")
+    parser.add_argument("--dora", action="store_true", help="the magnitude of each output learns too")
     parser.add_argument("--fp32", action="store_true", help="no autocast")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--liger", action="store_true", help="with Liger's kernels")
     parser.add_argument("--unsloth", action="store_true", help="with Unsloth's model and adapter")
     given = parser.parse_args()
-    model, peft = given.model, None if given.full else lora()
+    model, peft = given.model, None if given.full else lora(given.dora)
     if given.unsloth:
         model, peft = unsloth(given.model), None
     chosen = BEST if given.best else {"bf16": False, "gradient_checkpointing": False} if given.fp32 else {}
