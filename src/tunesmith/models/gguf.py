@@ -4,6 +4,9 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +54,8 @@ def convert(file: Path, name: str) -> Path:
     """The folder of `file` as safetensors in float32, made once and kept in the cache.
 
     Raises:
-        ModelError: the file is no GGUF that transformers can read.
+        ModelError: as `unpack`.
     """
-    check_header(file)
     final = cache_folder() / "models" / f"{name}-{sha256(file)[:12]}-v{CONVERSION}"
     if (final / "conversion.json").exists():
         return final
@@ -65,7 +67,7 @@ def convert(file: Path, name: str) -> Path:
         raise MachineError(
             f"{work.parent}: cannot write the model cache ({error.strerror}); set TUNESMITH_CACHE to a folder you own"
         ) from None
-    notes = _convert_into(file, work)
+    notes = unpack(file, work)
     write_json(
         work / "conversion.json", {"source": file.name, "sha256": sha256(file), "version": CONVERSION, "notes": notes}
     )
@@ -84,7 +86,18 @@ def notes(folder: Path) -> list[str]:
     return list(read_json(path)["notes"]) if path.exists() else []
 
 
-def _convert_into(file: Path, folder: Path) -> list[str]:
+def unpack(file: Path, folder: Path) -> list[str]:
+    """Write a GGUF file as a folder of safetensors in float32, tokenizer included; what was mended.
+
+    Raises:
+        ModelError: the file is no GGUF that transformers can read.
+    """
+    check_header(file)
+    with _read_once():
+        return _unpack(file, folder)
+
+
+def _unpack(file: Path, folder: Path) -> list[str]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -109,6 +122,20 @@ def _convert_into(file: Path, folder: Path) -> list[str]:
     return [note for note in found if note]
 
 
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Within this block a file's description is read once: with a vocabulary it takes seconds, and transformers reads it for each thing that it wants to know."""
+    import gguf
+
+    real = gguf.GGUFReader
+    known = lru_cache(maxsize=1)(real)
+    vars(gguf)["GGUFReader"] = lambda path: known(str(path))
+    try:
+        yield
+    finally:
+        vars(gguf)["GGUFReader"] = real
+
+
 def _vet(file: Path) -> None:
     """Refuse a file that describes a larger model than it holds: it would be built before that is seen.
 
@@ -119,6 +146,8 @@ def _vet(file: Path) -> None:
 
     reader = gguf.GGUFReader(file)
     elements = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    if factors := next((one.name for one in reader.tensors if one.name.startswith("rope_f")), None):
+        raise ModelError(f"{file}: its positions are scaled ({factors}), which is lost when it is read; give the Hugging Face folder that it was made of")  # fmt: skip
     architecture = reader.get_field("general.architecture")
     prefix = f"{architecture.contents()}." if architecture else "."
     most = {"block_count": len(reader.tensors), "length": elements, "size": elements, "count": elements}
@@ -152,6 +181,9 @@ def _mend_tokenizer(tokenizer: Any, name: str) -> str:
         ]
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
         return f"tokenizer: digits are split one by one again (GGUF pre-tokenizer {name!r})"
+    if name == "llama-bpe":
+        tokenizer.backend_tokenizer.model.ignore_merges = True
+        return f"tokenizer: words that are tokens pass merges by again (GGUF pre-tokenizer {name!r})"
     if name in PLAIN:
         return ""
     return (

@@ -1,5 +1,6 @@
 """Deploy: one merged model that any program can load, a card written from the run's facts, and the proof that it is what was trained."""
 
+import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 from itertools import zip_longest
@@ -14,9 +15,12 @@ from tunesmith.base.files import read_json, write_atomic
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.render import Renderer
 from tunesmith.methods.adapters import Adapter
+from tunesmith.models import gguf, gguf_export, memory, prompt
 from tunesmith.models.generate import Sampling
-from tunesmith.models.load import DTYPES, Loaded, Precision, load
+from tunesmith.models.gguf_export import Kind
+from tunesmith.models.load import DTYPES, Loaded, Precision, load, load_config, load_tokenizer, locate
 from tunesmith.models.prompt import save_model
 from tunesmith.models.quantize import KINDS
 
@@ -32,10 +36,29 @@ class Deploy(Spec):
 
     weights: Literal["fp32", "bf16"] = "fp32"
     """What the merged weights are stored in; bf16 halves the folder and rounds what was learnt."""
+    gguf: Kind | None = None
+    """Write `model.gguf` too, with matrices in this type: what llama.cpp and programs built on it serve (Ollama, LM Studio)."""
     prompts: int = Field(20, ge=1)
     """Test prompts whose greedy answers, in fp32, the proof compares."""
     ungated: bool = False
     """Deploy although the gate did not promote."""
+
+    def check(self, model: str, adapter: Adapter, scores: bool) -> None:
+        """Find out before training what could not be written after it.
+
+        Raises:
+            ConfigError: what is learnt does not become a part of the model's weights, or is no text.
+            ModelError: the model cannot become such a file.
+        """
+        if self.gguf is None:
+            return
+        folder = locate(model)
+        beside = next((name for name in (prompt.FILE, memory.FILE) if (folder / name).exists()), None)
+        if beside or scores or not adapter.merges:
+            kept = f"{beside} of {folder}" if beside else f"what adapter {adapter.kind} learns"
+            what = "a model that scores answers" if scores else f"{kept}, which stays beside the weights,"
+            raise ConfigError(f"deploy.gguf: {what} has no place in a GGUF file; leave deploy.gguf out")
+        gguf_export.check(load_config(folder), load_tokenizer(model), model)
 
 
 def deploy(
@@ -100,6 +123,7 @@ def _write(
 ) -> None:  # fmt: skip
     """Write `model/` with the card and the proof."""
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
+    spec.check(model, chosen, scores=False)
     if pruned is None:
         loaded = load_exact(model, precision)
         chosen.restore(loaded, finetuned / "adapter")
@@ -126,6 +150,8 @@ def _write(
         largest_logp_gap=stored,
     )
     _prove_answers(proof, spec.weights, answers, answer(reopened, examples, sampling))
+    if spec.gguf is not None:
+        out.metrics["gguf_gap"] = _export(spec.gguf, reopened, out, proof, rows, examples)
     write_atomic(out / "model" / "README.md", said)
     proof.write(out / "proof.json")
     out.metrics.update({"logp_gap": stored, "bytes": sum(path.stat().st_size for path in (out / "model").iterdir())})
@@ -138,6 +164,38 @@ def _prove_arithmetic(
     chosen.restore(loaded, finetuned / "adapter")
     apart = float((last_logits(loaded, rows) - served).square().mean().sqrt())
     proof.claim(f"trained in {loaded.precision} = served", apart < ROUNDED, rms_gap=apart, tolerance=ROUNDED)
+
+
+def _export(kind: Kind, loaded: Loaded, out: Output, proof: Proof, rows: list[Row], examples: list[Example]) -> float:
+    """Write the GGUF file of the stored model, read it as a stranger's, and claim that it is the same; the gap."""
+    expected = last_logits(loaded, rows)
+    loaded.release()
+    renderer, file, place = Renderer(loaded.tokenizer), out / "model.gguf", out / "read-back"
+    prompts = [_read(renderer, example) for example in examples]
+    plain = all(example.text is not None for example in examples)  # a chat template writes what a prompt begins with
+    begins = plain and loaded.tokenizer("a").input_ids[:1] == [loaded.tokenizer.bos_token_id]
+    ends = renderer.ends - {loaded.tokenizer.eos_token_id}
+    gguf_export.write(loaded.model, loaded.tokenizer, file, kind, begins, ends)
+    shutil.rmtree(place, ignore_errors=True)  # of one that was killed
+    gguf.unpack(file, place)
+    again = load(str(place), "fp32")
+    found = last_logits(again, rows)
+    shutil.rmtree(place)
+    own, theirs = prompts, [_read(Renderer(again.tokenizer), example) for example in examples]
+    same = sum(map(list.__eq__, own, theirs))
+    proof.claim(f"tokens of the GGUF file in {kind} = of the trained model", same == len(own), prompts=len(own))
+    if kind == "f32":
+        apart = gap(expected, found)
+        proof.claim("GGUF file in f32 = stored", apart < 1e-3, largest_logp_gap=apart)
+        return apart
+    apart = float((expected - found).square().mean().sqrt())
+    proof.claim(f"GGUF file in {kind} = stored", apart < ROUNDED, rms_gap=apart, tolerance=ROUNDED)
+    return apart
+
+
+def _read(renderer: Renderer, example: Example) -> list[int]:
+    """What a model reads of an example before it answers; of plain text, all."""
+    return renderer.prompt(example.asked, example.tools) if example.text is None else renderer.encode(example.text)
 
 
 def _prove_answers(proof: Proof, weights: str, said: list[str], stored: list[str]) -> None:
