@@ -101,6 +101,12 @@ def test_a_pair_is_a_right_answer_and_a_wrong_one(settings, said):
     assert Sample(keep="pairs").kept(example(), tries(("4", -1.0, 1.0)), 1.0) == []  # none is wrong
 
 
+def test_what_is_said_twice_stands_where_it_was_said_best():
+    given = tries(("4", -9.0, 1.0), ("no", -0.1, 0.0), ("maybe", -1.0, 0.0), ("no", -5.0, 0.0))
+    (row,) = Sample(keep="pairs", rejected="likeliest").kept(example(), given, 1.0)
+    assert row["rejected"][0]["content"] == "no"
+
+
 def test_rows_are_read_back_by_prepare_with_all_that_stood_beside_them(recipe, tmp_path, ends):
     for keep in ("best", "pairs"):
         made = tunesmith.sample(recipe, f"sample.keep={keep}", folder=tmp_path / keep)

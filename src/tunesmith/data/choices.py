@@ -70,7 +70,6 @@ def _after_blanks(text: str, place: int) -> int:
 
 def answering(example: Example, text: str) -> Example:
     """The example with its right answer, the last thing the assistant says, replaced."""
-    answer = list(example.answers[0])
-    last = max(place for place, message in enumerate(answer) if message["role"] == "assistant")
+    answer, last = example.answers[0], example.turn
     changed: Message = {**answer[last], "content": text}
     return replace(example, answers=((*answer[:last], changed, *answer[last + 1 :]),))

@@ -55,18 +55,23 @@ class Example:
         return cls(**{**value, "prompt": tuple(value["prompt"]), "answers": answers, "tools": tuple(value["tools"])})
 
     @property
+    def turn(self) -> int:
+        """Where the last thing that the assistant says stands in the first answer; 0 if it says nothing."""
+        answer = self.answers[0] if self.answers else ()
+        return max((place for place, message in enumerate(answer) if message["role"] == "assistant"), default=0)
+
+    @property
+    def asked(self) -> tuple[Message, ...]:
+        """What a model is asked whose answer is compared with `gold`: all that stands before it, earlier turns of the answer included."""
+        return (*self.prompt, *(self.answers[0][: self.turn] if self.answers else ()))
+
+    @property
     def gold(self) -> str:
-        """The reference answer as text: the first answer's last assistant message, or the plain text."""
+        """The reference answer as text: the last thing that the assistant says in the first answer, or the plain text."""
         if self.text is not None:
             return self.text
-        return next(
-            (
-                str(message.get("content") or "")
-                for message in reversed(self.answers[0])
-                if message["role"] == "assistant"
-            ),
-            "",
-        )
+        last = self.answers[0][self.turn] if self.answers and self.answers[0] else {}
+        return str(last.get("content") or "") if last.get("role") == "assistant" else ""
 
     def strings(self) -> Iterator[str]:
         """Every text a person wrote in it, in order."""

@@ -100,8 +100,8 @@ def _flat(text: str) -> dict[str, Any] | None:
 
 
 def _text(example: Example) -> str:
-    """The prompt as it is, after one word that all texts share, so that no vocabulary is ever empty."""
-    return "\n".join(["prompt", *(str(message.get("content") or "") for message in example.prompt)])
+    """What is asked as it is, after one word that all texts share, so that no vocabulary is ever empty."""
+    return "\n".join(["prompt", *(str(message.get("content") or "") for message in example.asked)])
 
 
 def _columns(labels: Labels) -> dict[str, tuple[list[int], list[Any]]]:

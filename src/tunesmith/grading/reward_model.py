@@ -72,7 +72,7 @@ def _answered(example: Example, answer: str) -> Example:
     if not example.prompt:
         raise DataError(f"{example.origin}: plain text has no prompt; a reward model judges answers")
     said = ({"role": "assistant", "content": answer},)
-    return replace(example, answers=(said,), columns={})
+    return replace(example, prompt=example.asked, answers=(said,), columns={})
 
 
 def _usable(row: Row | DataError, example: Example) -> Row:

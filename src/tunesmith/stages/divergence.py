@@ -39,13 +39,13 @@ def divergence(
     Raises:
         DataError: there are no test rows.
     """
-    examples = load_examples(prepared.path, "test")[: spec.rows]
+    examples = load_examples(prepared.path, "test", spec.rows)
     if not examples:
         raise DataError("divergence: there are no test rows; set prepare.test or prepare.test_fraction")
     loaded = load(model, served(precision))
     merge(loaded, adapter, finetuned, precision)
     renderer = Renderer(loaded.tokenizer)
-    prompts = [renderer.prompt(example.prompt, example.tools) for example in examples]
+    prompts = [renderer.prompt(example.asked, example.tools) for example in examples]
     samplings = [Sampling(spec.max_tokens, 1.0, seed=seed_of(seed, place)) for place in range(len(prompts))]
     said = generate(loaded, prompts, samplings)
     talks = map(continued, prompts, said)
@@ -67,4 +67,4 @@ def _mean(sums: Array) -> Array:
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
-STAGE = Stage("divergence", 1, divergence)
+STAGE = Stage("divergence", 2, divergence)

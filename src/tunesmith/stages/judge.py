@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from tunesmith.base import Artifact, Output
@@ -29,7 +30,7 @@ OPENING = 32
 
 
 def answer(loaded: Loaded, examples: Sequence[Example], sampling: Sampling, shots: Sequence[Message] = ()) -> list[str]:
-    """A greedy or sampled answer to each example's prompt, after `shots` if given; of plain text, what follows its beginning."""
+    """A greedy or sampled answer to what each example asks, after `shots` if given; of plain text, what follows its beginning."""
     renderer = Renderer(loaded.tokenizer)
     prompts = [
         renderer.prompt(with_shots(example, shots), example.tools)
@@ -46,9 +47,8 @@ def said(loaded: Loaded, prompts: Sequence[list[int]], sampling: Sampling) -> li
 
 
 def room(loaded: Loaded, max_tokens: int) -> int:
-    """Tokens that a prompt may have, so that it and an answer fit into the model's context."""
-    context: int = loaded.model.config.get_text_config().max_position_embeddings
-    return context - len(loaded.prefix) - max_tokens
+    """Tokens that a prompt may have, so that it and an answer fit into the model's context, if it has an end."""
+    return (loaded.longest or 1 << 30) - len(loaded.prefix) - max_tokens
 
 
 def _opening(renderer: Renderer, example: Example) -> list[int]:
@@ -58,10 +58,28 @@ def _opening(renderer: Renderer, example: Example) -> list[int]:
 
 
 def with_shots(example: Example, shots: Sequence[Message]) -> list[Message]:
-    """The prompt with worked examples between its system message, if it has one, and the rest."""
-    system = [message for message in example.prompt if message["role"] == "system"]
-    rest = [message for message in example.prompt if message["role"] != "system"]
+    """What is asked, with worked examples between its system message, if it has one, and the rest."""
+    system = [message for message in example.asked if message["role"] == "system"]
+    rest = [message for message in example.asked if message["role"] != "system"]
     return [*system, *shots, *rest]
+
+
+def worked(
+    loaded: Loaded, train: Sequence[Example], asked: Sequence[Example], count: int, max_tokens: int
+) -> list[Example]:
+    """Demonstrations to put before each request: so many of the training rows, drawn by chance and always the same ones, in their order.
+
+    Where not all fit before every request and its answer, the first are left out.
+    """
+    places = sorted(np.random.default_rng(0).permutation(len(train))[:count].tolist())
+    shots, renderer, most = [train[place] for place in places], Renderer(loaded.tokenizer), room(loaded, max_tokens)
+    talks = [example for example in asked if example.text is None]
+    while shots:
+        told = as_shots(shots)
+        if all(len(renderer.prompt(with_shots(each, told), each.tools)) <= most for each in talks):
+            break
+        shots = shots[1:]
+    return shots
 
 
 def as_shots(examples: Sequence[Example]) -> list[Message]:
@@ -150,8 +168,11 @@ def grade(loaded: Loaded, examples: Sequence[Example], grader: Grader, max_token
     return grader.figures(examples, answers)[HEADLINE].point
 
 
-def earned(loaded: Loaded, examples: Sequence[Example], rollouts: Rollouts, max_tokens: int) -> float:
-    """What a greedy answer earns in the mean."""
-    answers = answer(loaded, examples, Sampling(max_tokens=max_tokens))
-    paid = [sum(each) for each in rollouts.earned(answers, examples)]
-    return sum(paid) / len(paid)
+def earned(loaded: Loaded, examples: Sequence[Example], rollouts: Rollouts) -> float:
+    """What a greedy answer earns in the mean, as long as sampled ones may be and cut off as they are."""
+    renderer = Renderer(loaded.tokenizer)
+    prompts = [renderer.prompt(example.asked, example.tools) for example in examples]
+    answers = generate(loaded, prompts, Sampling(max_tokens=rollouts.max_tokens))
+    paid = rollouts.earned([each.text.strip() for each in answers], examples)
+    left = [rollouts.unfinished * (each.finish != "stop") for each in answers]
+    return sum(sum(each) - less for each, less in zip(paid, left, strict=True)) / len(paid)

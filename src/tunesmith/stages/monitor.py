@@ -86,8 +86,8 @@ def _expected(examples: Sequence[Example], evaluated: Artifact | None) -> list[s
 
 
 def _prompt(example: Example) -> str:
-    """An example's prompt in the form that the server logs."""
-    return "\n".join(str(message.get("content") or "") for message in example.prompt)
+    """What an example asks in the form that the server logs."""
+    return "\n".join(str(message.get("content") or "") for message in example.asked)
 
 
 def _too_few(spec: Monitor, name: str, records: Sequence[Record]) -> Check | None:

@@ -60,11 +60,11 @@ class Sample(Tries):
         """Rows of one prompt, whose own answer earns `gold`; none where no answer is good enough, or none is wrong."""
         told = [each for each in tries if each.text]  # nothing said is nothing to learn from
         best = sorted((each for each in told if each.whole and each.reward >= self.at_least), key=_merit, reverse=True)
-        asked = {**_beside(example), "prompt": list(example.prompt), **({"tools": list(example.tools)} if example.tools else {})}  # fmt: skip
+        asked = {**_beside(example), "prompt": list(example.asked), **({"tools": list(example.tools)} if example.tools else {})}  # fmt: skip
         if self.keep == "best":
             return [{**asked, "completion": _said(each.text), "reward": each.reward} for each in _different(best)[: self.most]]  # fmt: skip
         if self.chosen == "gold":
-            chosen, earned = list(example.answers[0]), gold
+            chosen, earned = list(example.answers[0][example.turn :]), gold
         elif best:
             chosen, earned = _said(best[0].text), best[0].reward
         else:
@@ -104,7 +104,10 @@ def _said(text: str) -> list[dict[str, str]]:
 
 def _different(tries: list[Try]) -> list[Try]:
     """The first of those that say the same."""
-    return list({each.text: each for each in reversed(tries)}.values())[::-1]
+    found: dict[str, Try] = {}
+    for each in tries:
+        found.setdefault(each.text, each)
+    return list(found.values())
 
 
 def _beside(example: Example) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def sample(
     Raises:
         DataError: a row has no prompt, or says only whether its answer is wanted; or nothing was worth keeping.
     """
-    examples = load_examples(prepared.path, "train")[: spec.rows]
+    examples = load_examples(prepared.path, "train", spec.rows)
     _check(spec, examples)
     peak = Peak()
     loaded = load(model, served(precision))
@@ -160,7 +163,7 @@ def _golds(spec: Sample, examples: list[Example]) -> list[float]:
 
 def _prompts(loaded: Loaded, examples: list[Example]) -> list[list[int]]:
     renderer = Renderer(loaded.tokenizer)
-    return [renderer.prompt(example.prompt, example.tools) for example in examples]
+    return [renderer.prompt(example.asked, example.tools) for example in examples]
 
 
 def _answered(spec: Sample, loaded: Loaded, examples: list[Example], seed: int, out: Output) -> list[list[Try]]:
@@ -247,4 +250,4 @@ def _nothing(spec: Sample, answers: list[list[Try]]) -> str:
     )
 
 
-STAGE = Stage("sample", 1, sample)
+STAGE = Stage("sample", 2, sample)

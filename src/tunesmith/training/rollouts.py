@@ -84,7 +84,8 @@ def imagined(rows: Sequence[Row], spec: Rollouts) -> list[Row]:
     found = []
     for row in rows:
         whole = row.sequences[0]
-        prompt = whole.tokens[: int(np.argmax(whole.learn))]
+        turns = np.flatnonzero(np.diff(whole.learn.astype(np.int8), prepend=0) == 1)  # the last one is asked for
+        prompt = whole.tokens[: turns[-1] if len(turns) else 0]
         learn = np.arange(len(prompt) + spec.max_tokens) >= len(prompt)
         answers = (np.full(spec.max_tokens, number, dtype=np.int32) for number in range(spec.samples))
         blank = dict.fromkeys(TOKEN_COLUMNS, np.zeros(spec.max_tokens, dtype=np.float32))
@@ -136,7 +137,7 @@ class OnPolicy(Sampled):
         began = time.monotonic()
         places = self.chosen(number)
         renderer = Renderer(self.loaded.tokenizer)
-        prompts = [renderer.prompt(self.examples[place].prompt, self.examples[place].tools) for place in places]
+        prompts = [renderer.prompt(self.examples[place].asked, self.examples[place].tools) for place in places]
         answers = self._sample(number, prompts)
         every = [answer for mine in answers for answer in mine]
         asked = [self.examples[place] for place in places for _ in range(self.spec.samples)]

@@ -161,4 +161,4 @@ def _prove(divided: Divided, test: list[Example], trajectory: list[dict[str, Any
     return proof
 
 
-STAGE = Stage("prompt", 1, prompt)
+STAGE = Stage("prompt", 2, prompt)

@@ -117,8 +117,8 @@ def system_of(messages: Sequence[Message]) -> str | None:
 
 
 def question(example: Example) -> str:
-    """What a row is compared by: its prompt without the system message."""
-    return "\n".join(str(each.get("content") or "") for each in example.prompt if each["role"] != "system")
+    """What a row is compared by: what it asks, without the system message."""
+    return "\n".join(str(each.get("content") or "") for each in example.asked if each["role"] != "system")
 
 
 def written(way: Way, prompter: Prompter, retriever: Retriever | None) -> dict[str, Any]:

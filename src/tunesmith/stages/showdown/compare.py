@@ -30,7 +30,7 @@ def compare(
         DataError: two roads answered different test rows.
     """
     settings = validate(Evaluate, evaluated.manifest["spec"], "evaluate")
-    examples = load_examples(prepared.path, "test")[: settings.rows]
+    examples = load_examples(prepared.path, "test", settings.rows)
     answers = {"base": read_json(evaluated / "base.json"), START: read_json(evaluated / "tuned.json")}
     divergences = {}
     for name, found, distance in zip(spec.roads, roads[::2], roads[1::2], strict=True):
@@ -48,7 +48,7 @@ def compare(
     }
     write_json(out / "results.json", results)
     lines = (
-        {"origin": example.origin, "prompt": str(example.prompt[-1].get("content") or ""), "gold": example.gold, "answers": {name: given[row] for name, given in answers.items()}}
+        {"origin": example.origin, "prompt": str(example.asked[-1].get("content") or ""), "gold": example.gold, "answers": {name: given[row] for name, given in answers.items()}}
         for row, example in enumerate(examples)
     )  # fmt: skip
     write_atomic(out / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -143,7 +143,7 @@ def meta_prompt(situation: Situation, generator: np.random.Generator) -> str:
     tried = "\n\n".join(f"Instruction: {trial.instruction or '(none)'}\nScore: {trial.score:.1f}" for trial in told)
     shown = generator.permutation(len(situation.examples))[:SHOWN]
     rows = "\n\n".join(
-        f"Input: {situation.examples[row].prompt[-1].get('content') or ''}\nOutput: {situation.examples[row].gold}"
+        f"Input: {situation.examples[row].asked[-1].get('content') or ''}\nOutput: {situation.examples[row].gold}"
         for row in shown
     )
     return (
