@@ -104,8 +104,8 @@ def test_a_field_is_judged_on_the_rows_that_have_it() -> None:
 def test_what_is_asked_is_the_right_answer_with_each_class_in_its_place() -> None:
     rows = [
         example('{ "role":"b",\n "in": {"language": "c"}}'),
+        example({"role": "zzz"}),  # the one of three that is not drawn
         example({"role": "A", "in": {"language": 3}}),
-        example({"role": "zzz"}),
     ]
     asked = AveragePrecision(by="answer.role", rows=2).asked(rows)
     assert asked == [
@@ -115,13 +115,13 @@ def test_what_is_asked_is_the_right_answer_with_each_class_in_its_place() -> Non
                 "b": '{ "role":"b",\n "in": {"language": "c"}}',
             }
         },
-        {"": {"a": json.dumps({"role": "A", "in": {"language": 3}}), "b": '{"role": "b", "in": {"language": 3}}'}},
         {},
+        {"": {"a": json.dumps({"role": "A", "in": {"language": 3}}), "b": '{"role": "b", "in": {"language": 3}}'}},
     ]
     below = AveragePrecision(by="answer.in.*").asked(rows)
     assert list(below[0]) == ["language"]
     assert below[0]["language"]["3"] == '{ "role":"b",\n "in": {"language": 3}}'
-    assert below[2] == {}
+    assert below[1] == {}
     assert AveragePrecision().asked([example("Spam"), example("ham"), example("spam")])[1] == {
         "": {"ham": "ham", "spam": "Spam"}
     }

@@ -7,18 +7,29 @@ from tunesmith.base.files import read_json
 
 from .example import Example, Row
 from .rows_file import load_rows
+from .subset import subset
 
 SPLITS = ("train", "validation", "test")
 
 
-def load_examples(folder: Path, split: str) -> list[Example]:
-    """The examples of a split, in order."""
+def load_examples(folder: Path, split: str, most: int | None = None) -> list[Example]:
+    """The examples of a split, in order.
+
+    Args:
+        folder: of the prepare artifact.
+        split: train, validation or test.
+        most: where there are more, so many of them: of each class its share, the same ones for whoever asks. Files are often in the order of their classes.
+    """
     with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
-        return [Example.from_json(json.loads(line)) for line in file]
+        found = [Example.from_json(json.loads(line)) for line in file]
+    if most is None or most >= len(found):
+        return found
+    return [found[place] for place in subset(load_split(folder, split), most, 0)]
 
 
-def load_split(folder: Path, split: str) -> list[Row]:
-    """The rows of a split; row i is example i as tokens."""
+def load_split(folder: Path, split: str, most: int | None = None) -> list[Row]:
+    """The rows of a split; row i is example i as tokens. Arguments as of `load_examples`."""
     counts = {name: table["rows"] for name, table in read_json(folder / "summary.json")["splits"].items()}
     start = sum(counts[name] for name in SPLITS[: SPLITS.index(split)])
-    return load_rows(folder / "rows.safetensors")[start : start + counts[split]]
+    found = load_rows(folder / "rows.safetensors")[start : start + counts[split]]
+    return found if most is None or most >= len(found) else [found[place] for place in subset(found, most, 0)]

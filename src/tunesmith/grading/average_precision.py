@@ -43,7 +43,7 @@ class AveragePrecision(Grader):
     """Where the class stands: `answer` is the whole answer, `answer.role` a field of a JSON object, `answer.*` each of its fields; fields that hold lists
     are refused."""
     rows: int = Field(200, ge=1)
-    """Most test rows that are asked, the first ones. A row costs as much as reading one answer for each class of each of its fields."""
+    """Most test rows that are asked, drawn by chance, always the same ones. A row costs as much as reading one answer for each class of each of its fields."""
     classes: int = Field(50, ge=2)
     """Most classes of a field; one with more is refused, as free text or too dear."""
     ignore_case: bool = True
@@ -58,9 +58,10 @@ class AveragePrecision(Grader):
             DataError: an answer is no JSON object though `by` names a field of it, a field holds a list or more than `classes` values, or none
                 has two.
         """
-        found = [self._places(example) for example in test[: self.rows]]
+        drawn = np.sort(np.random.default_rng(0).permutation(len(test))[: self.rows]).tolist()
+        chosen, found = [test[place] for place in drawn], [self._places(test[place]) for place in drawn]
         held: dict[str, dict[str, str]] = {}
-        for example, each in zip(test, found, strict=False):
+        for example, each in zip(chosen, found, strict=True):
             for place in each:
                 label, written = normal(place.value, self.ignore_case), example.gold[place.start : place.stop]
                 held.setdefault(place.name, {}).setdefault(label, written)
@@ -75,11 +76,14 @@ class AveragePrecision(Grader):
                 f"{test[0].origin}: {self.kind!r} by {self.by!r} finds {len(largest)} classes in {len(found)} rows{mend}"
             )
         classes = {name: dict(sorted(each.items())) for name, each in held.items() if len(each) > 1}
-        asked: list[Asked] = [
-            {place.name: _answers(example.gold, place, classes[place.name]) for place in each if place.name in classes}
-            for example, each in zip(test, found, strict=False)
-        ]
-        return asked + [{}] * (len(test) - len(asked))
+        asked: list[Asked] = [{} for _ in test]
+        for number, example, each in zip(drawn, chosen, found, strict=True):
+            asked[number] = {
+                place.name: _answers(example.gold, place, classes[place.name])
+                for place in each
+                if place.name in classes
+            }
+        return asked
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[Chances]) -> dict[str, Figure]:
         """Macro average precision, what chance comes to, and each class.

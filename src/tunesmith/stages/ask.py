@@ -11,7 +11,7 @@ from tunesmith.models.load import Precision, load, served
 
 from .chances import chances
 from .evaluate import Evaluate
-from .judge import answer, as_shots, likelihoods, merge
+from .judge import answer, as_shots, likelihoods, merge, worked
 
 
 class Ask(Spec):
@@ -44,18 +44,18 @@ def ask(
     Raises:
         DataError: there are no test rows.
     """
-    test = load_examples(prepared.path, "test")[: spec.rows]
+    test = load_examples(prepared.path, "test", spec.rows)
     if not test:
         raise DataError("compare: there are no test rows; set prepare.test or prepare.test_fraction")
     loaded = load(model, served(precision))
     if finetuned is not None:
         merge(loaded, adapter, finetuned, precision, pruned)
-    worked = as_shots(load_examples(prepared.path, "train")[:shots]) if shots else ()
-    write_json(out / "answers.json", answer(loaded, test, Sampling(max_tokens=spec.max_tokens), worked))
-    rows = load_split(prepared.path, "test")[: spec.rows] if spec.likelihoods and not shots else []
+    before = worked(loaded, load_examples(prepared.path, "train"), test, shots, spec.max_tokens)
+    write_json(out / "answers.json", answer(loaded, test, Sampling(max_tokens=spec.max_tokens), as_shots(before)))
+    rows = load_split(prepared.path, "test", spec.rows) if spec.likelihoods and not shots else []
     write_json(out / "likelihoods.json", [[each.loss, each.tokens] for each in likelihoods(loaded, rows)])
     if spec.chances is not None and not shots:
         write_json(out / "chances.json", chances(loaded, test, spec.chances.asked(test)))
 
 
-STAGE = Stage("ask", 2, ask)
+STAGE = Stage("ask", 3, ask)

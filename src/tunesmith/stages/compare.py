@@ -171,7 +171,7 @@ def _held_out(found: Sequence[Variant], folder: Path) -> list[Example]:
     first: list[Example] = []
     for variant in found:
         prepared = next(pipelines(variant, folder, 1)).prepare()
-        examples = load_examples(prepared.path, "test")[: variant.recipe.evaluate.rows]
+        examples = load_examples(prepared.path, "test", variant.recipe.evaluate.rows)
         first = first or examples
         if examples != first:
             raise ConfigError(

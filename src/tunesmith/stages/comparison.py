@@ -38,9 +38,9 @@ class Task:
 
     def __init__(self, number: int, source: Source, loaded: Loaded) -> None:
         self.number, self.source, self.name, self.spec = number, source, source.name, source.evaluation
-        self.examples = load_examples(source.prepared.path, "test")[: self.spec.rows]
+        self.examples = load_examples(source.prepared.path, "test", self.spec.rows)
         self.reads = any(grader.reads == "likelihoods" for grader in self.spec.graders)
-        rows = load_split(source.prepared.path, "test")[: self.spec.rows]
+        rows = load_split(source.prepared.path, "test", self.spec.rows)
         self.rows = rows if self.reads else rows[:PROBE]  # without such a grader a few serve the proof
         self.general = [] if self.spec.general is None else general_examples(self.spec.general)
         self.general_rows = [Renderer(loaded.tokenizer).row(example) for example in self.general]
@@ -154,4 +154,4 @@ def table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\n{kinds}; 95 % intervals over rows, differences paired.\n\n{reasons}\n"
 
 
-STAGE = Stage("evaluate", 2, compare)
+STAGE = Stage("evaluate", 3, compare)

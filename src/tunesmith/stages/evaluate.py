@@ -28,7 +28,7 @@ from .chances import Tell, Told, asking
 from .documents import Documents, Retrieval
 from .finetune import Finetune
 from .general import general_examples
-from .judge import answer, as_shots, kept, learnt_by, likelihoods, merge
+from .judge import answer, as_shots, kept, learnt_by, likelihoods, merge, worked
 from .remembered import remembered
 from .scoring import evaluate_scores
 
@@ -100,8 +100,8 @@ def evaluate(
     Raises:
         DataError: there are no test rows.
     """
-    train, test = learnt_from(prepared, finetuned), load_examples(prepared.path, "test")[: spec.rows]
-    rows = load_split(prepared.path, "test")[: spec.rows]
+    train, test = learnt_from(prepared, finetuned), load_examples(prepared.path, "test", spec.rows)
+    rows = load_split(prepared.path, "test", spec.rows)
     if not test:
         raise DataError("evaluate: there are no test rows; set prepare.test or prepare.test_fraction")
     objective = learnt_by(finetuned)
@@ -166,10 +166,29 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
         raise ConfigError(
             f"evaluate.graders: {', '.join(reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
         )
-    if test := load_examples(prepared.path, "test")[: spec.rows]:
+    if test := load_examples(prepared.path, "test", spec.rows):
+        if reading:
+            _readable(test, reading)
         asking(spec.graders, test)
     if spec.retrieval is not None:
         spec.retrieval.check()
+
+
+def _readable(test: list[Example], graders: list[str]) -> None:
+    """Refuse test rows whose own answer is no right answer in words.
+
+    Raises:
+        DataError: naming the first.
+    """
+    for example in test:
+        said = example.answers[0][example.turn] if example.answers and example.answers[0] else {}
+        if not example.columns.get("label", 1.0):
+            wrong = "its answer is an unwanted one, which graders would take for right; hold out wanted answers (prepare.test)"
+        elif said.get("tool_calls"):
+            wrong = "its last turn calls a tool, which is no text to compare an answer with; set evaluate.graders=[{kind: perplexity}], or hold out rows that end with text"
+        else:
+            continue
+        raise DataError(f"{example.origin}: {', '.join(graders)} cannot judge by it: {wrong}")
 
 
 def _systems(
@@ -182,9 +201,10 @@ def _systems(
     answers = {"base": kept(out, "base", lambda: answer(loaded, test, sampling))}
     notes = {"base": "zero-shot: the prompt as it is", "tuned": "the prompt as it is"}
     if spec.shots and train[0].text is None:
-        shots = train[: spec.shots]
+        shots = worked(loaded, train, test, spec.shots, spec.max_tokens)
         answers["few-shot"] = kept(out, "few-shot", lambda: answer(loaded, test, sampling, as_shots(shots)))
-        notes["few-shot"] = f"base with {len(shots)} training rows as worked examples in the prompt"
+        left = f"; {spec.shots} do not fit before every request" if len(shots) < min(spec.shots, len(train)) else ""
+        notes["few-shot"] = f"base with {len(shots)} training rows as worked examples in the prompt{left}"
     if prompted is not None:
         answers[PROMPTED], notes[PROMPTED] = _best_prompt(prompted)
     if spec.baselines:
@@ -230,7 +250,7 @@ def _write_answers(out: Output, test: list[Example], answers: dict[str, list[str
     """One line per row with every system's answer, for people and for the report."""
     lines = []
     for number, example in enumerate(test):
-        prompt = str(example.prompt[-1].get("content") or "") if example.prompt else ""
+        prompt = str(example.asked[-1].get("content") or "") if example.asked else ""
         given = {system: answered[number] for system, answered in answers.items()}
         lines.append(
             json.dumps(
@@ -269,4 +289,4 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-STAGE = Stage("evaluate", 2, evaluate)
+STAGE = Stage("evaluate", 3, evaluate)

@@ -256,10 +256,13 @@ def splits(spec: Finetune, prepared: Artifact, model: str, precision: Precision,
     train = [train[place] for place in places]
     spec.objective.check([*train, *held_out])
     more, said = shown_besides(prepared, model, seed)
-    rows, first = [*spec.balance.weighted(train), *more], slice(spec.validation.rows)
+    rows, looked = [*spec.balance.weighted(train), *more], spec.validation.rows
     found = [
         Split(list(spec.objective.arranged(rows)), [*(examples[place] for place in places), *said]),
-        Split(list(spec.objective.arranged(held_out))[first], load_examples(prepared.path, "validation")[first]),
+        Split(
+            list(spec.objective.arranged(load_split(prepared.path, "validation", looked))),
+            load_examples(prepared.path, "validation", looked),
+        ),
     ]
     others = Others(model, served(precision), spec.micro_batch or spec.batch, prepared.manifest["spec"]["supervise"])
     return [replace(one, rows=rows) for one, rows in zip(found, others.asked(spec.objective, found), strict=True)]
@@ -286,4 +289,4 @@ def set_up(
     return Training(spec, loaded, data, judge, out, ranks)
 
 
-STAGE = Stage("finetune", 2, finetune)
+STAGE = Stage("finetune", 3, finetune)

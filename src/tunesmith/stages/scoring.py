@@ -41,7 +41,7 @@ def evaluate_scores(
     Raises:
         DataError: the test rows are not what the objective learns from.
     """
-    test, rows = load_examples(prepared.path, "test")[: spec.rows], load_split(prepared.path, "test")[: spec.rows]
+    test, rows = load_examples(prepared.path, "test", spec.rows), load_split(prepared.path, "test", spec.rows)
     objective.check(rows)
     loaded = load(model, served(precision))
     scores, notes = _rivals(objective, loaded, load_split(prepared.path, "train"), rows)

@@ -96,6 +96,19 @@ class Objective(Family):
                 )
 
 
+def check_wanted(rows: Iterable[Row], kind: str) -> None:
+    """Refuse answers that are marked as unwanted, for an objective that would learn them as if they were good ones.
+
+    Raises:
+        DataError: naming the first row.
+    """
+    if unwanted := next((row for row in rows if not row.columns.get("label", 1.0)), None):
+        raise DataError(
+            f"{unwanted.origin}: its answer is an unwanted one (label false), which objective {kind} would learn; leave such rows out, or set "
+            "finetune.objective.kind=kto"
+        )
+
+
 def reference(answer: int, model: int = 0) -> str:
     """Name of the column with a model's log-probability of a row's answer, counted from 0; model 0 is the one that training starts from."""
     return f"reference_{answer}" + (f"_of_{model}" if model else "")

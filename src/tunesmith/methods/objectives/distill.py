@@ -1,5 +1,6 @@
 """Distillation (Hinton et al., 2015, arXiv:1503.02531): learn what a teacher finds likely, not only what stands in the answer."""
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
@@ -7,10 +8,11 @@ from pydantic import Field
 from torch import Tensor
 
 from tunesmith.data.batch import Batch
+from tunesmith.data.example import Row
 from tunesmith.models.forward import candidate_logps
 from tunesmith.models.load import Loaded
 
-from .base import TAUGHT, TAUGHT_LOGP, Loss, Objective, Teaching
+from .base import TAUGHT, TAUGHT_LOGP, Loss, Objective, Teaching, check_wanted
 
 SMALLEST = 1e-7
 """Least probability of the tokens beyond those that a teacher named: about what float32 tells from 0 beside 1."""
@@ -38,6 +40,16 @@ class Distill(Objective):
     def teaching(self) -> Teaching:
         """Its likeliest tokens, at the temperature."""
         return Teaching(self.teacher, self.top, self.temperature)
+
+    def check(self, rows: Iterable[Row]) -> None:
+        """As of every objective; and answers that are marked as unwanted would be learnt.
+
+        Raises:
+            DataError: naming the first row.
+        """
+        held = list(rows)
+        super().check(held)
+        check_wanted(held, self.kind)
 
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
         """weight T^2 KL(teacher, model) + (1 - weight) negative log-likelihood, summed over supervised tokens."""

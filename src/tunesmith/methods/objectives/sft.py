@@ -1,5 +1,6 @@
 """Supervised fine-tuning: next-token cross-entropy on the tokens of the answer."""
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -7,11 +8,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tunesmith.data.batch import Batch
-from tunesmith.data.example import WEIGHT
+from tunesmith.data.example import WEIGHT, Row
 from tunesmith.models.forward import noisy_embeddings, token_logps
 from tunesmith.models.load import Loaded
 
-from .base import Loss, Objective
+from .base import Loss, Objective, check_wanted
 
 SMALLEST = 1e-6
 """Least doubt of a token in the focal loss: at 0 a power below 1 has no slope."""
@@ -43,6 +44,16 @@ class SFT(Objective):
         if self.focus and self.label_smoothing:
             raise ValueError("focus and label_smoothing contradict each other; keep one")
         return self
+
+    def check(self, rows: Iterable[Row]) -> None:
+        """As of every objective; and answers that are marked as unwanted would be learnt as if they were good ones.
+
+        Raises:
+            DataError: naming the first row.
+        """
+        held = list(rows)
+        super().check(held)
+        check_wanted(held, self.kind)
 
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
         """Negative log-likelihood in nats, summed over supervised tokens, with the weights of their rows."""

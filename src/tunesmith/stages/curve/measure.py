@@ -83,7 +83,7 @@ def measure(
     own.record()
     prepared = beside("prepare", own.prepare)
     rows = load_split(prepared.path, "train")
-    examples = load_examples(prepared.path, "test")[: recipe.evaluate.rows]
+    examples = load_examples(prepared.path, "test", recipe.evaluate.rows)
     check_reachable(recipe, spec, rows, examples)
     total = recipe.finetune.rows or len(rows)
     sizes = spec.chosen(total)

@@ -1,0 +1,87 @@
+"""Rows that stand for others, to measure by or to show, are drawn from all of them: files are often in the order of their classes."""
+
+import json
+
+import pytest
+
+import tunesmith
+from tunesmith.base import ConfigError, DataError
+from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.grading.average_precision import AveragePrecision
+from tunesmith.models.load import load
+from tunesmith.stages.judge import worked
+from tunesmith.stages.pipeline import open_run
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_folder):
+    """Rows sorted by their answer, all of them held out in a file of their own too."""
+    lines = [json.dumps({"prompt": f"Shade {n}?", "answer": "red" if n < 40 else "green"}) for n in range(80)]
+    for name in ("rows", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines if name == "rows" else reversed(lines)) + "\n")
+    settings = {
+        "model": str(tiny_folder), "precision": "fp32", "prepare": {"source": "rows.jsonl", "test": "test.jsonl", "validation_fraction": 20, "cleaners": [], "classes": "answer"},
+        "finetune": {"epochs": 0.5, "validation": {"rows": 8}}, "evaluate": {"graders": [{"kind": "exact"}], "rows": 8, "baselines": False, "shots": 4, "max_tokens": 4},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
+    return tmp_path / "recipe.yaml"
+
+
+def counts(examples) -> list[int]:
+    golds = [example.gold for example in examples]
+    return [golds.count(name) for name in ("red", "green")]
+
+
+def test_a_part_of_a_split_holds_each_class_and_rows_stay_beside_their_examples(recipe, tmp_path):
+    folder = open_run(recipe, tmp_path / "run").prepare().path
+    examples, rows = load_examples(folder, "test", 8), load_split(folder, "test", 8)
+    assert counts(examples) == [4, 4]
+    assert [row.origin for row in rows] == [example.origin for example in examples]
+    every = [example.origin for example in load_examples(folder, "test")]
+    assert [every.index(example.origin) for example in examples] == sorted(every.index(e.origin) for e in examples)
+    assert {example.origin for example in examples} < {example.origin for example in load_examples(folder, "test", 20)}
+    assert load_examples(folder, "test", 999) == load_examples(folder, "test")
+
+
+def test_examples_in_a_prompt_are_drawn_from_all_rows_and_fit(recipe, tmp_path, tiny_folder):
+    folder = open_run(recipe, tmp_path / "run").prepare().path
+    train, test, loaded = load_examples(folder, "train"), load_examples(folder, "test", 8), load(str(tiny_folder), "fp32")  # fmt: skip
+    shots = worked(loaded, train, test, 6, 4)
+    assert 0 not in counts(shots)
+    assert shots == worked(loaded, train, test, 6, 4)
+    few = worked(loaded, train, test, 6, 256 - 130)  # of the model's context of 256 tokens
+    assert 0 < len(few) < 6
+    assert few == shots[-len(few) :]
+
+
+def test_classes_that_are_asked_about_are_those_of_all_rows(recipe, tmp_path):
+    test = load_examples(open_run(recipe, tmp_path / "run").prepare().path, "test")
+    asked = AveragePrecision(by="answer", rows=10).asked(test)
+    assert sum(map(bool, asked)) == 10
+    assert any(asked[:40])
+    assert any(asked[40:])
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "a", "completion": "b", "label": False}, "its answer is an unwanted one"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]},
+            "its last turn calls a tool",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_right_answer_in_words_is_not_graded_by(recipe, tmp_path, row, said):
+    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises((ConfigError, DataError), match=rf"test\.jsonl:1: exact cannot judge by it: {said}"):
+        tunesmith.run(recipe, folder=tmp_path / "run")
+
+
+def test_unwanted_answers_are_not_learnt_as_good_ones(recipe, tmp_path):
+    rows = [{"prompt": f"Shade {n}?", "completion": "red", "label": n % 2 == 0} for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ("prepare.classes=null", "evaluate.graders=[{kind: exact}]")
+    for kind in ("sft", "distill"):
+        with pytest.raises(DataError, match=f"which objective {kind} would learn"):
+            tunesmith.finetune(recipe, *settings, f"finetune.objective={{kind: {kind}}}", folder=tmp_path / kind)
