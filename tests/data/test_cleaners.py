@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.base import load_members
 from tunesmith.base.secrets import redacted
-from tunesmith.data import cleaners
+from tunesmith.data import cleaners, wording
 from tunesmith.data.cleaners import Cleaner
 from tunesmith.data.cleaners.exact_duplicates import ExactDuplicates
 from tunesmith.data.cleaners.leakage import Leakage
@@ -112,6 +112,24 @@ def test_contradictions_of_labels_and_preferences_are_counted() -> None:
     found = ExactDuplicates().find({"train": pairs})
     assert found.drops == ()
     assert found.facts["conflicting_rows"] == [["1", "2"]]
+
+
+def test_conversations_that_only_open_alike_are_not_the_same() -> None:
+    """All turns before the last answer are what a row asks."""
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "How can I help?"}]
+    rows = [Example(f"t:{n}", (talk[0],), ((talk[1], {"role": "user", "content": asked}, {"role": "assistant", "content": "Yes."}),)) for n, asked in enumerate(["Is my parcel lost?", "Is my card blocked?"])]  # fmt: skip
+    (one, one_keys), (other, other_keys) = map(wording.read, rows)
+    assert one != other
+    assert all(left != right for left, right in zip(one_keys, other_keys, strict=True))
+    said_else = replace(rows[0], answers=(({**talk[1], "content": "Tell me."}, *rows[0].answers[0][1:]),))
+    assert wording.read(said_else)[1][1] == one_keys[1]  # what is asked is the same, whatever was answered on the way
+
+
+def test_tools_are_part_of_what_a_row_teaches() -> None:
+    bare = Example("t:0", ({"role": "user", "content": "Weather?"},), (({"role": "assistant", "content": "I cannot tell."},),))  # fmt: skip
+    offered = replace(bare, tools=({"type": "function", "function": {"name": "weather"}},))
+    (_, without), (_, beside) = wording.read(bare), wording.read(offered)
+    assert (without[0] != beside[0], without[1] == beside[1], without[2] != beside[2]) == (True, True, True)
 
 
 def test_calls_are_part_of_what_a_row_says() -> None:

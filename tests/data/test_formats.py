@@ -73,6 +73,26 @@ def test_preferences_with_and_without_prompt(value: dict[str, Any]) -> None:
     assert [answer[0]["content"] for answer in example.answers] == ["Hello", "No"]
 
 
+NO = {"role": "assistant", "content": "No"}
+BESIDE: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
+    "a conversation": ({"system": "Be kind", "messages": [USER, BOT]}, (SYSTEM, USER)),
+    "a prompt of messages": ({"system": "Be kind", "prompt": [USER], "answer": "Hello"}, (SYSTEM, USER)),
+    "a preference": ({"system": "Be kind", "chosen": [USER, BOT], "rejected": [USER, NO]}, (SYSTEM, USER)),
+    "a preference that repeats the prompt": ({"system": "Be kind", "prompt": "Hi", "chosen": [USER, BOT], "rejected": [USER, NO]}, (SYSTEM, USER)),
+    "a preference whose prompt has it": ({"prompt": [SYSTEM, USER], "chosen": [USER, BOT], "rejected": [USER, NO]}, (SYSTEM, USER)),
+    "a transcript": ({"system": "Be kind", "chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}, (SYSTEM, USER)),
+    "an instruction's input": ({"instruction": "Hi", "input": "you", "response": "Hello"}, ({"role": "user", "content": "Hi\n\nyou"},)),
+    "Dolly's context": ({"instruction": "Hi", "context": "you", "response": "Hello", "category": "qa"}, ({"role": "user", "content": "Hi\n\nyou"},)),
+    "a judged answer": ({"instruction": "Hi", "input": "you", "output": "Hello", "label": True}, ({"role": "user", "content": "Hi\n\nyou"},)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_nothing_of_what_is_asked_is_dropped_or_said_twice(name: str) -> None:
+    value, prompt = BESIDE[name]
+    assert read(value).prompt == prompt
+
+
 def test_chat_details() -> None:
     turns = [SYSTEM, USER, CALL, RESULT, BOT, USER, BOT]
     example = read({"messages": turns, "tools": json.dumps([TOOL["function"]])})
@@ -111,6 +131,8 @@ BAD: dict[str, dict[str, Any]] = {
     "no assistant turn": {"messages": [SYSTEM, USER]},
     "the last turn is not the assistant's: messages.2 is user": {"messages": [USER, BOT, USER]},
     "no prompt": {"messages": [BOT]},
+    "two system messages": {"system": "Be kind", "messages": [SYSTEM, USER, BOT]},
+    "a message's weight is neither 0 nor 1: messages.1": {"messages": [USER, {**BOT, "weight": 0.5}]},
     "a tool result without its call: messages.1": {"messages": [USER, RESULT, BOT]},
     "a tool result without its call: messages.2 answers '9'": {
         "messages": [USER, CALL, {**RESULT, "tool_call_id": "9"}, BOT]

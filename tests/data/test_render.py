@@ -144,6 +144,17 @@ def test_every_turn_of_the_assistant_in_the_answer_is_learnt_with_its_end_and_no
     assert row.origin == "f:1"
 
 
+def test_a_turn_of_weight_0_is_read_and_not_learnt(renderer):
+    turns = (assistant("red"), user("And?"), assistant("green"))
+    of = lambda *weights: renderer.row(Example("a:1", (user("Shade?"),), (tuple({**turn, "weight": weight} if weight is not None else turn for turn, weight in zip(turns, weights, strict=True)),))).sequences[0]  # noqa: E731  # fmt: skip
+    whole, last = of(1, None, 1), of(0, None, None)
+    assert np.array_equal(whole.tokens, last.tokens)
+    assert renderer.decode(last.tokens[last.learn]).lstrip().startswith("green")
+    assert renderer.decode(whole.tokens[whole.learn]).lstrip().startswith("red")
+    with pytest.raises(DataError):
+        of(0, None, 0)
+
+
 def test_supervise_all_learns_all_but_the_first_token(smollm_tokenizer):
     example = Example("f:1", (user("one?"),), ((assistant("first"),),))
     sequence = Renderer(smollm_tokenizer, "all").row(example).sequences[0]

@@ -16,6 +16,7 @@ from tunesmith.data.example import Example
 from tunesmith.grading import HEADLINE, AnswerGrader, Grader, Likelihood
 from tunesmith.grading.bleu import Bleu
 from tunesmith.grading.chrf import Chrf
+from tunesmith.grading.classes import normal
 from tunesmith.grading.exact import Exact
 from tunesmith.grading.extras import extra
 from tunesmith.grading.json_fields import JsonFields, macro_f1
@@ -34,6 +35,21 @@ def example(gold: str, prompt: str = "Which?", **meta: object) -> Example:
     answer = {"role": "assistant", "content": gold}
     scored = {"score": float(sum(map(ord, gold)) % 7)}
     return Example("test.jsonl:1", ({"role": "user", "content": prompt},), ((answer,),), columns=scored, meta=meta)
+
+
+def test_a_field_called_as_a_figure_is_takes_no_figure_s_place() -> None:
+    golds = [json.dumps({"headline": "a", "valid JSON": n, "author": "b"}) for n in range(4)]
+    given = [json.dumps({"headline": "a", "valid JSON": 9, "author": "wrong"})] * 4
+    figures = JsonFields().figures([example(gold) for gold in golds], given)
+    assert figures[HEADLINE].point == pytest.approx(100 / 3)
+    assert figures["valid JSON"].point == 100
+    assert (figures["field headline"].point, figures["field valid JSON"].point) == (100, 0)
+
+
+def test_letters_composed_or_not_are_the_same() -> None:
+    gold, given = json.dumps({"name": "Zoe\u0308"}), json.dumps({"name": "Zo\u00eb"})
+    assert JsonFields().score(given, example(gold)).hits == 1
+    assert normal("Zoe\u0308", False) == normal("Zo\u00eb", False)
 
 
 GOLDS = [json.dumps({"role": role, "size": size}) for role in ("program", "library") for size in (1, 2, 3)]

@@ -130,6 +130,8 @@ def _message(turn: Any, place: str) -> Message:
         raise DataError(f"a message has no role: {place}")
     if not isinstance(turn["role"], str) or turn["role"] not in ROLES:
         raise DataError(f"unknown role: {place} has {turn['role']!r}; known are {', '.join(ROLES)}")
+    if turn.get("weight", 1) not in (0, 1, None):
+        raise DataError(f"a message's weight is neither 0 nor 1: {place}; 0 is not learnt")
     message = {name: part for name, part in turn.items() if part is not None}
     message["role"] = ROLES[turn["role"]]
     calls = message.pop("tool_calls", None)

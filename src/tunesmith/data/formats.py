@@ -109,7 +109,7 @@ def _expects(*forms: Format) -> str:
 
 def _chat(value: dict[str, Any], fields: Fields) -> dict[str, Any]:
     tools = as_tools(value.get("tools"))
-    messages = as_messages(value[fields[0]], fields[0], tools)
+    messages = _under(value, as_messages(value[fields[0]], fields[0], tools))
     return {**_demonstration(messages), "tools": tools}
 
 
@@ -117,6 +117,15 @@ def _sharegpt(value: dict[str, Any], fields: Fields) -> dict[str, Any]:
     tools = as_tools(value.get("tools"))
     messages = as_messages(from_sharegpt(value[fields[0]], fields[0], value.get("system")), fields[0], tools)
     return {**_demonstration(messages), "tools": tools}
+
+
+def _under(value: dict[str, Any], messages: list[Message]) -> list[Message]:
+    """A conversation under the system message that stands beside it, as in Anthropic's form."""
+    if not value.get("system"):
+        return messages
+    if any(message["role"] == "system" for message in messages):
+        raise DataError("two system messages: one is among the turns, one in 'system'")
+    return [said("system", _words(value, "system")), *messages]
 
 
 def _demonstration(messages: list[Message]) -> dict[str, Any]:
@@ -171,12 +180,12 @@ def _preference(value: dict[str, Any], _: Fields) -> dict[str, Any]:
         raise DataError(f"mixed types: 'chosen' is {kind_of(chosen)} and 'rejected' is {kind_of(rejected)}")
     if chosen == rejected:
         raise DataError("nothing to prefer: 'chosen' and 'rejected' are the same")
-    prompt = _prompt(value, "prompt") if value.get("prompt") is not None else ()
+    prompt = _prompt(value, "prompt") if value.get("prompt") is not None else tuple(_under(value, []))
     if isinstance(chosen, str):
-        if not prompt and chosen.startswith(HUMAN) and rejected.startswith(HUMAN):
-            return _shared((), _transcript(chosen, "chosen"), _transcript(rejected, "rejected"))
+        if value.get("prompt") is None and chosen.startswith(HUMAN) and rejected.startswith(HUMAN):
+            return _shared(prompt, _transcript(chosen, "chosen"), _transcript(rejected, "rejected"))
         answers = (_answer(value, "chosen"), _answer(value, "rejected"))
-        return {"prompt": _asked(prompt), "answers": answers, "tools": tools}
+        return {"prompt": _asked(prompt if value.get("prompt") is not None else ()), "answers": answers, "tools": tools}
     both = as_messages(chosen, "chosen", tools), as_messages(rejected, "rejected", tools)
     return {**_shared(prompt, *both), "tools": tools}
 
@@ -189,8 +198,9 @@ def _shared(prompt: tuple[Message, ...], chosen: list[Message], rejected: list[M
     begin = tuple(chosen[:common])
     if chosen[common]["role"] != "assistant" or rejected[common]["role"] != "assistant":
         raise DataError("the prompts differ: 'chosen' and 'rejected' must answer the same turns")
-    repeated = bool(begin) and tuple(begin[-len(prompt) :] if prompt else ()) == prompt
-    prompt = begin if repeated else (*prompt, *begin)
+    if prompt[-len(begin) :] != begin:  # else what the answers begin with is the end of the prompt, or all of it
+        repeated = bool(begin) and tuple(begin[-len(prompt) :] if prompt else ()) == prompt
+        prompt = begin if repeated else (*prompt, *begin)
     return {"prompt": _asked(prompt), "answers": (tuple(chosen[common:]), tuple(rejected[common:]))}
 
 
@@ -216,9 +226,20 @@ def _prompt(value: dict[str, Any], name: str) -> tuple[Message, ...]:
     """The messages of a prompt written as text or as a list of messages."""
     given = value[name]
     if isinstance(given, list):
-        return tuple(as_messages(given, name, (), prompt=True))
+        return tuple(_under(value, as_messages(given, name, (), prompt=True)))
     system = (said("system", _words(value, "system")),) if value.get("system") else ()
-    return (*system, said("user", _words(value, name)))
+    asked = [_words(value, name)]
+    asked += [_words(value, extra) for extra in FURTHER if name == "instruction" and value.get(extra)]
+    return (*system, said("user", "\n\n".join(asked)))
+
+
+FURTHER = ("input", "context")
+"""What an instruction is about, in Alpaca's and in Dolly's form; it follows the instruction."""
+
+
+def _beside(pair: Fields) -> tuple[str, ...]:
+    """Fields that may stand beside a question and its answer."""
+    return ("tools", "system", *(FURTHER if pair[0] == "instruction" else ()))
 
 
 def _answer(value: dict[str, Any], name: str) -> tuple[Message, ...]:
@@ -263,14 +284,17 @@ SIGNS: dict[str, Callable[[dict[str, Any], Fields], bool]] = {
 
 FORMATS: tuple[Format, ...] = (
     Format("preference", ("chosen", "rejected"), _preference, ("prompt", "tools", "system")),
-    *(Format("messages", (name,), _chat, ("tools",)) for name in ("messages", "conversations", "conversation")),
+    *(
+        Format("messages", (name,), _chat, ("tools", "system"))
+        for name in ("messages", "conversations", "conversation")
+    ),
     *(
         Format("sharegpt", (name,), _sharegpt, ("tools", "system"))
         for name in ("conversations", "conversation", "messages")
     ),
-    *(Format("kto", (*pair, "label"), _kto, ("tools", "system")) for pair in PAIRS),
+    *(Format("kto", (*pair, "label"), _kto, _beside(pair)) for pair in PAIRS),
     Format("alpaca", ("instruction", "output"), _alpaca, ("input", "system", "history")),
-    *(Format("prompt_completion", pair, _pair, ("tools", "system")) for pair in PAIRS),
+    *(Format("prompt_completion", pair, _pair, _beside(pair)) for pair in PAIRS),
     Format("text", ("text",), _text),
 )
 """Every format, the most telling first: a record counts for the first that it fits."""

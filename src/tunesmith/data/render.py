@@ -148,7 +148,8 @@ class Renderer:
                 raise DataError("the chat template does not render a conversation as a continuation of its beginning")
             found += [(piece, False) for piece in self._pieces(before[len(done) :], guard)]
             answer = self._pieces(after[len(before) :], guard)
-            spoken = self._spoken(answer) if number >= first else 0
+            learnt = number >= first and messages[number].get("weight", 1)
+            spoken = self._spoken(answer) if learnt else 0
             found += [(piece, place < spoken) for place, piece in enumerate(answer)]
             done = after
         rest = [piece for text in texts for piece in self._pieces(text[len(done) :], guard)]

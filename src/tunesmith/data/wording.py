@@ -31,19 +31,21 @@ Keys = tuple[bytes, bytes, bytes]
 def read(example: Example) -> tuple[list[str], Keys]:
     """The words of what an example asks (of plain text, all), and its keys.
 
-    * What it teaches: prompt, answers and numbers beside them, white space apart.
-    * What it asks, capitals and punctuation apart; for plain text, what it says.
+    * What it teaches: prompt, tools, answers and numbers beside them, white space apart.
+    * What it asks, in all turns before the last answer, capitals and punctuation apart; for plain text, what it says.
     * What it gives its answer to: two examples with one question and different answers contradict each other. The question of
       a demonstration is its prompt, of a labelled answer the prompt and the answer, of a preference the prompt and the
       answers in any order. Plain text asks nothing; its key is zero.
     """
-    prompt = example.text if example.text is not None else "\x01".join(map(spelled, example.prompt))
+    heard = (message for message in example.asked[len(example.prompt) :] if message["role"] != "assistant")
+    prompt = example.text if example.text is not None else "\x01".join(map(spelled, (*example.prompt, *heard)))
     asked, tidy = split_words(prompt), _tidy(prompt)
     asks = _key(unicodedata.normalize("NFC", " ".join(asked)) or tidy)
     if example.text is not None:
         return asked, (_key("text", tidy), asks, bytes(DIGEST))
     answers = ["\x01".join(map(spelled, answer)) for answer in example.answers]
     tidied = [_tidy(answer) for answer in answers]
+    tidy = "\2".join((tidy, canonical(list(example.tools)))) if example.tools else tidy
     content = _key(tidy, *tidied, _tidy(canonical(dict(example.columns))) if example.columns else "{}")
     if len(answers) > 1:
         question = _key(tidy, *map(_tidy, sorted(answers)))

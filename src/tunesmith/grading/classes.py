@@ -1,5 +1,6 @@
 """Classification where classes are unequal: macro F1, and beside it micro F1, Cohen's kappa, what is found of the rarest, and each class."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -115,7 +116,7 @@ class Classes(AnswerGrader):
 
 def normal(value: str, ignore_case: bool) -> str:
     """One text for all that are the same class."""
-    text = " ".join(value.split())
+    text = " ".join(unicodedata.normalize("NFC", value).split())
     return text.casefold() if ignore_case else text
 
 

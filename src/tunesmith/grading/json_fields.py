@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from tunesmith.base import DataError
 from tunesmith.data.example import Example
 
-from .base import AnswerGrader, Score
+from .base import HEADLINE, AnswerGrader, Score
 from .confusion import Label, confusion, macro_f1
 from .reading import Reading, canonical, read_object
 from .statistics import Figure
@@ -33,11 +33,10 @@ class JsonFields(AnswerGrader):
     def score(self, answer: str, example: Example) -> Score:
         """Hits among the gold fields."""
         gold, found = self._gold(example), self._fields(answer)
-        parts = {name: (float(found.get(name) == value), 1.0) for name, value in gold.items()}
+        hits = {name: float(found.get(name) == value) for name, value in gold.items()}
+        parts = {_part(name): (hit, 1.0) for name, hit in hits.items()}
         wrong = [
-            f"{name}: {found.get(name, 'missing')}, expected {gold[name]}"
-            for name, (hit, _) in parts.items()
-            if not hit
+            f"{name}: {found.get(name, 'missing')}, expected {gold[name]}" for name, hit in hits.items() if not hit
         ]
         valid = read_object(answer, self.reading) is not None
         text = "; ".join(wrong) if valid else "not a JSON object"
@@ -58,7 +57,7 @@ class JsonFields(AnswerGrader):
                 asked = [_label(name, gold) for gold in golds]
                 guesses = [_label(name, fields) if label else set() for fields, label in zip(found, asked, strict=True)]
                 statistics = confusion(asked, guesses, [(name, value) for value in classes])
-                figures[f"{name} {MACRO}"] = Figure(statistics, macro_f1, top=100.0)
+                figures[f"{_part(name)} {MACRO}"] = Figure(statistics, macro_f1, top=100.0)
         return figures
 
     def _fields(self, answer: str) -> dict[str, str]:
@@ -76,3 +75,8 @@ class JsonFields(AnswerGrader):
 
 def _label(name: str, fields: Mapping[str, str]) -> set[Label]:
     return {(name, fields[name])} if name in fields else set()
+
+
+def _part(field: str) -> str:
+    """What the figure of a field is called: its own name, unless figures of another kind are called so."""
+    return f"field {field}" if field in (HEADLINE, VALID) else field

@@ -1,6 +1,7 @@
 """How a JSON object is read from an answer, and when two values of it are the same."""
 
 import json
+import unicodedata
 from typing import Any, Literal
 
 Reading = Literal["lenient", "strict"]
@@ -41,7 +42,7 @@ def canonical(value: Any, ignore_case: bool = True) -> str:
 
 def _plain(value: Any, ignore_case: bool) -> Any:
     if isinstance(value, str):
-        text = " ".join(value.split())
+        text = " ".join(unicodedata.normalize("NFC", value).split())
         return text.casefold() if ignore_case else text
     if isinstance(value, dict):
         return {name: _plain(entry, ignore_case) for name, entry in value.items()}
