@@ -57,17 +57,20 @@ def main() -> None:
     from tunesmith.stages.compare import compare
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("kind", nargs="*", help=f"some of {', '.join(WAYS)}; all if none is named")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--set", nargs="*", default=[], help="further settings, of all")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "selection")
     parser.add_argument("--result", type=Path, default=RESULT)
     given = parser.parse_args()
+    if unknown := [kind for kind in given.kind if kind not in WAYS]:
+        parser.error(f"{unknown[0]!r} is none of {', '.join(WAYS)}")
+    kinds = given.kind or list(WAYS)
     random = f"prepare.select={{kind: random, size: {given.size}}}"
     found = compare(
         ROOT / "recipes" / "methods" / "base.yaml",
-        [f"prepare.select={WAYS[kind] % given.size}" for kind in given.kind],
+        [f"prepare.select={WAYS[kind] % given.size}" for kind in kinds],
         seeds=given.seeds,
         assignments=(*SETTINGS, random, *given.set),
         folder=given.folder,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tunesmith.grading.learning_curve import FORMS, LearningCurve, ends, fit, held_out, resampled
+from tunesmith.grading.learning_curve import FORMS, LearningCurve, by_seed, ends, fit, held_out, resampled
 from tunesmith.grading.statistics import Figure, over_seeds, share
 
 SIZES = np.array([25, 50, 100, 200, 400, 800, 1600], dtype=np.float64)
@@ -74,6 +74,26 @@ def test_the_band_holds_the_true_score_about_as_often_as_it_says_and_the_form_is
     assert 0.85 < np.mean(held) < 0.99
     assert np.mean(np.array(held)[:, -2:]) > 0.85  # beyond what was measured
     assert np.mean(wide, axis=0)[-2] < 6  # and it says something
+
+
+def test_what_one_more_training_may_come_to_lies_wider_than_the_mean():
+    true = 100 - SHORT["power law"](SIZES)
+    of_mean = LearningCurve(SIZES, true, np.tile(true, (200, 1)), 100.0)
+    several = [
+        [figure(np.random.default_rng(n), 0.5), figure(np.random.default_rng(n), rate)]
+        for n, rate in ((0, 0.5), (1, 0.6))
+    ]
+    assert by_seed([each[:1] for each in several]) is None
+    seed_R = by_seed(several, resamples=200)
+    apart = abs(several[1][0].point - several[1][1].point) / 2
+    assert set(np.abs(seed_R).round(6)) == {round(apart * math.sqrt(2), 6)}  # two trainings tell half of the spread
+    of_one = LearningCurve(SIZES, true, np.tile(true, (200, 1)), 100.0, seed_R)
+    (low,), (high,) = of_one.band(np.array([800.0]))
+    middle = of_mean.at(np.array(800.0))
+    assert (low, high) == pytest.approx(
+        (middle - apart * math.sqrt(2), min(100, middle + apart * math.sqrt(2))), abs=0.2
+    )
+    assert of_one.band(np.array([1e6]))[1] <= 100
 
 
 def test_calibration_foretells_larger_sizes_from_smaller_ones_alone():

@@ -169,6 +169,14 @@ def test_intervals_over_seeds_cover_what_another_seed_on_other_rows_would_give()
     assert np.mean([each.low <= truth <= each.high for each in rows_alone]) < 0.75  # one training cannot know of others
 
 
+def test_no_interval_over_seeds_reaches_beyond_what_a_score_can_be() -> None:
+    figures = [binary(np.arange(100) < right) for right in (100, 100, 94)]
+    none = [binary(np.arange(100) < right) for right in (0, 0, 6)]
+    assert over_seeds(figures).high == 100
+    assert over_seeds(none).low == 0
+    assert over_seeds(figures, none).high == 100
+
+
 def test_differences_over_seeds_are_paired() -> None:
     """Trainings of widely different luck that the other system shares: the difference knows nothing of it."""
     generator = np.random.default_rng(6)

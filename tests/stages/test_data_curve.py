@@ -21,7 +21,10 @@ from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.data.subset import ordered
 from tunesmith.grading.bleu import Bleu
 from tunesmith.grading.chrf import Chrf
+from tunesmith.grading.classes import Classes
 from tunesmith.grading.json_fields import JsonFields
+from tunesmith.grading.learning_curve import RESAMPLES
+from tunesmith.grading.statistics import Figure
 from tunesmith.grading.ter import Ter
 from tunesmith.stages import ask
 from tunesmith.stages.curve import Curve, data_curve
@@ -271,6 +274,20 @@ def test_a_corpus_score_has_a_curve_too_whichever_way_is_better(grader):
     assert [each["more"] for each in told["at"]] == [60, 700]
 
 
+def test_samples_of_test_rows_without_a_class_do_not_end_the_curve():
+    """Of some bootstrap samples no row has the field that is graded, so that they have no score."""
+    gold = [Example(f"t:{n}", (), (({"role": "assistant", "content": json.dumps({"role": "ab"[n % 2]} if n < 2 else {"x": 1})},),)) for n in range(60)]  # fmt: skip
+    grader = Classes(by="answer.role")
+    series = [
+        [grader.figures(gold, [json.dumps({"role": "ab"[(n % 2) ^ (n < wrong)]}) for n in range(60)])["headline"]]
+        for wrong in (2, 1, 0)
+    ]
+    told = forecast(grader, [10, 20, 40], series, 100, SETTINGS)
+    assert RESAMPLES / 2 < told["resamples"] < RESAMPLES
+    series = [[Figure(np.ones((3, 1)), lambda sums: np.full(sums.shape[:-1], np.nan), 100.0)]] * 3
+    assert "hold out more rows of each class" in forecast(grader, [10, 20, 40], series, 100, SETTINGS)["reason"]
+
+
 def test_nothing_is_foretold_where_nothing_differs():
     assert "scores the same" in told_by(Ter(), {10: 100, 20: 100, 40: 100})["reason"]
     assert "2 sizes are too few" in told_by(Ter(), {10: 50, 20: 40})["reason"]
@@ -295,6 +312,7 @@ def test_sizes_double_up_to_all_rows(total, expected):
         (("evaluate.graders=[{kind: ter}]",), {"target": -1.0}, "a target of -1 is none, as no TER is below 0"),
         (("search.trials=4", "prepare.validation_fraction=4"), {}, "set search.trials=0"),
         (("prepare.select={kind: random, size: 8}",), {}, "set prepare.select=null"),
+        (("prepare.canaries={}",), {}, "set prepare.canaries=null"),
     ],
 )
 def test_what_no_curve_can_be_made_of_is_refused_before_anything_is_trained(recipe, tmp_path, settings, curve, message):

@@ -12,6 +12,7 @@ from scipy import stats
 
 from tunesmith.base import ConfigError, MachineError
 from tunesmith.stages.recipe import Recipe, read_recipe
+from tunesmith.stages.report.search import _axis, _slice
 from tunesmith.stages.search.proposals import Known, distributions, grid, importance, propose, require, snapped
 from tunesmith.stages.search.settings import Search, Values
 from tunesmith.stages.search.space import chosen, given, space_of, told
@@ -95,6 +96,9 @@ def test_the_default_space_is_what_the_recipe_has_of_it():
     assert set(space_of(recipe({}))) == {
         RATE, RANK, ALPHA, "initialise.adapter.dropout", "initialise.adapter.targets", "finetune.batch", "finetune.schedule.warmup",
     }  # fmt: skip
+    for kind, rate in (("adamw", 3e-4), ("adagrad", 0.01), ("mezo", 1e-6)):
+        around = space_of(recipe({}, finetune={"optimizer": {"kind": kind, "learning_rate": rate}}))[RATE]
+        assert (around.low, around.high, around.log) == (rate / 30, rate * 10, True)
     full = recipe({}, initialise={"adapter": {"kind": "full"}})
     assert set(space_of(full)) == {RATE, "finetune.batch", "finetune.schedule.warmup"}
 
@@ -230,10 +234,9 @@ def test_an_audit_says_what_the_definitions_say(seed):
     assert found["spearman"]["value"] == pytest.approx(stats.spearmanr(early, final).statistic)
     for name in ("spearman", "kendall"):
         assert -1 <= found[name]["low"] < found[name]["value"] < found[name]["high"] <= 1
-    best = [
-        set(sorted(range(14), key=lambda place, scores=scores: (scores[place], place))[:5]) for scores in (early, final)
-    ]
-    assert (found["top"], found["stayed"]) == (5, len(best[0] & best[1]))
+    best = set(sorted(range(14), key=lambda place: (early[place], place))[:5])
+    stayed = min(len(best & set(chosen)) for chosen in itertools.combinations(range(14), 5) if sorted(final[place] for place in chosen) == sorted(final)[:5])  # fmt: skip
+    assert (found["top"], found["stayed"]) == (5, stayed)
     assert found["chance"] == pytest.approx(25 / 14)
     ways = [math.comb(5, kept) * math.comb(9, 5 - kept) for kept in range(6)]
     assert found["p"] == pytest.approx(sum(ways[found["stayed"] :]) / math.comb(14, 5))
@@ -254,6 +257,29 @@ def test_the_interval_of_a_correlation_holds_the_true_one_as_often_as_it_says():
 def test_an_audit_of_few_or_equal_trials_says_so():
     assert trust([1.0, 2.0], [1.0, 2.0], True)["spearman"] is None
     assert trust([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], True)["kendall"] is None
+
+
+def test_ties_do_not_speak_for_the_early_score():
+    assert trust([0.0] * 12, [0.0] * 12, False)["stayed"] == 0
+    early, final = (
+        [9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0],
+        [9.0, 9, 9, 1, 1, 1, 1, 1, 0, 0],
+    )  # two of five equal ones are among the best
+    found = trust(early, final, False)
+    assert found["stayed"] == 3
+    assert found["p"] == pytest.approx(float(stats.hypergeom.sf(2, 10, 5, 5)))
+
+
+def test_what_has_no_place_on_an_axis_is_left_out():
+    """The recipe's own value, when it lies outside the space: 0 on an axis that goes by ratios, null on one of numbers."""
+    decay, micro = "finetune.optimizer.weight_decay", "finetune.micro_batch"
+    own, other = ({"number": n, "settings": {decay: d, micro: m}, "scores": {"0.2": 1.0 - n}} for n, d, m in ((0, 0.0, None), (1, 0.01, 4)))  # fmt: skip
+    space = {decay: {"low": 1e-4, "high": 0.1, "log": True}, micro: {"low": 1, "high": 8}}
+    found = {"space": space, "trials": [own, other], "winner": 1, "metric": "loss", "lower_is_better": True}
+    for path in space:
+        across = _axis(found, path)
+        assert 0 <= across.place(other["settings"][path]) <= 100
+        assert len(_slice(found, [own, other], "0.2", path, across).dots) == 1
     few = trust([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], True)
     assert (few["spearman"]["low"], few["spearman"]["high"]) == pytest.approx((-1, 1))
     assert (few["top"], few["stayed"], few["chance"]) == (3, 3, 3.0)

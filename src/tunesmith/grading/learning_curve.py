@@ -121,6 +121,8 @@ class LearningCurve:
     """The scores that other test rows and other seeds would have given, a bootstrap sample a line."""
     best: float
     """The best possible score."""
+    seed_R: Array | None = None
+    """By how much a training with another seed may come out above or below the mean over seeds, drawn anew for each sample; None is not known."""
 
     def short(self, value: Array) -> Array:
         """From scores to what is missing to the best possible one, and back."""
@@ -160,8 +162,11 @@ class LearningCurve:
         return self.score(self.fit(size))
 
     def band(self, size: Array) -> tuple[Array, Array]:
-        """The ends of the 95 % interval of the score at each size."""
-        low, high = ends(np.stack([self.score(one(size)) for one in self.fits]))
+        """The ends of the 95 % interval of the score that a training on so many rows will have: other rows, another seed, another form."""
+        told_RK = np.stack([self.score(one(size)) for one in self.fits])
+        if self.seed_R is not None:
+            told_RK = self.score(np.maximum(self.short(told_RK + self.seed_R[:, None]), 0.0))
+        low, high = ends(told_RK)
         return low, high
 
     @cached_property
@@ -217,6 +222,22 @@ def ends(value_RK: Array) -> tuple[Array, Array]:
     """The 95 % interval of each column."""
     low, high = np.quantile(value_RK, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     return low, high
+
+
+def by_seed(figures: Sequence[Sequence[Figure]], *, resamples: int = RESAMPLES, seed: int = SEED) -> Array | None:
+    """What one seed more or less did at the largest size that was trained several times, a draw for each sample [R]; None where none was.
+
+    Args:
+        figures: as of `resampled`.
+        resamples: samples.
+        seed: of the draws.
+    """
+    several = [each for each in figures if len(each) > 1]
+    if not several:
+        return None
+    value_S = np.array([one.point for one in several[-1]])
+    gap_S = math.sqrt(len(value_S) / (len(value_S) - 1)) * (value_S - value_S.mean())
+    return np.asarray(np.random.default_rng([seed, len(figures)]).choice(gap_S, resamples))
 
 
 def _first(true_G: Any) -> int:

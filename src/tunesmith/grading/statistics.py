@@ -181,10 +181,11 @@ def over_seeds(
         again_R = np.take_along_axis(values_SR.T, drawn_RS, axis=1).mean(axis=1)
         values_R = values_R + math.sqrt(count / (count - 1)) * (again_R - values_R)
     rows, top = max(figure.rows for figure in (*figures, *others)), figures[0].top
-    ends = _ends(point, values_R)
-    if top is not None and ends[0] == ends[1]:
-        ends = _unseen(point, -top if others else 0.0, top, rows)
-    return Interval(point, *ends, rows)
+    low, high = _ends(point, values_R)
+    if top is not None:
+        least = -top if others else 0.0
+        low, high = _unseen(point, least, top, rows) if low == high else (max(low, least), min(high, top))
+    return Interval(point, low, high, rows)
 
 
 def permutation(first: Figure, second: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) -> float:

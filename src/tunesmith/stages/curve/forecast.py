@@ -14,6 +14,7 @@ from tunesmith.grading.learning_curve import (
     LearningCurve,
     Rows,
     best_possible,
+    by_seed,
     resampled,
 )
 from tunesmith.grading.statistics import Array
@@ -38,15 +39,17 @@ def forecast(
         labelled: rows there are, whether they are learnt from or not; what is beyond them must be labelled.
         spec: what is wanted.
     """
-    best, value_RK = best_possible(series[0][0], grader.better), resampled(series)
+    best, value_RK, seed_R = best_possible(series[0][0], grader.better), resampled(series), by_seed(series)
+    known_R = np.isfinite(value_RK).all(axis=1)  # a score of classes has no value on rows that hold none
+    value_RK, seed_R = value_RK[known_R], None if seed_R is None else seed_R[known_R]
     if reason := _silent(grader, sizes, best, value_RK):
         return {"reason": reason}
     assert best is not None
     value_K = np.array([np.mean([one.point for one in each]) for each in series])
-    curve = LearningCurve(np.array(sizes, dtype=np.float64), value_K, value_RK, best)
+    curve = LearningCurve(np.array(sizes, dtype=np.float64), value_K, value_RK, best, seed_R)
     fit, known, held = curve.fit, len(sizes) > FEWEST, curve.calibration()
     return {
-        "grader": grader.kind, "unit": grader.unit, "better": grader.better, "resamples": RESAMPLES,
+        "grader": grader.kind, "unit": grader.unit, "better": grader.better, "resamples": len(value_RK),
         "form": fit.form.name, "formula": fit.form.formula, "d": fit.d, "b": fit.b, "c": fit.c, "best": best,
         "errors": curve.errors if known else None,
         "forms": dict(Counter(one.form.name for one in curve.fits)),
@@ -65,6 +68,8 @@ def _silent(grader: Grader, sizes: Sequence[int], best: float | None, value_RK: 
         return f"{len(sizes)} sizes are too few for a curve; measure {FEWEST} or more, besides 0"
     if best is None:
         return f"{grader.kind} has no best possible score to fall short of"
+    if len(value_RK) < RESAMPLES / 2:
+        return f"{grader.kind} has no value on most samples of the test rows; hold out more rows of each class"
     if not np.ptp(value_RK):
         return "every size scores the same on any test rows; there is no curve"
     return ""

@@ -90,6 +90,10 @@ def check(recipe: Recipe, spec: Curve) -> None:
         raise ConfigError(
             "data-curve: rows would be selected before a size draws its own, anew for every seed; set prepare.select=null"
         )
+    if recipe.prepare.canaries is not None:
+        raise ConfigError(
+            "data-curve: canaries would be learnt at every size, among few rows most of all; set prepare.canaries=null"
+        )
     _check_target(recipe.evaluate.graders[0], spec.target)
 
 

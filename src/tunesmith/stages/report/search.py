@@ -19,7 +19,7 @@ def searched(source: Source) -> dict[str, Any] | None:
     share, called = f"{found['rungs'][0]:g}", names(found["space"])
     headings, *rows = lines(found)
     scored = [trial for trial in found["trials"] if share in trial["scores"]]
-    across = {path: _axis(found, path) for path in called}
+    across = {path: _axis(found, path) for path in called if any(_drawn(found, path, trial) for trial in scored)}
     return {
         "sentences": list(summary(found)),
         "headings": headings,
@@ -29,7 +29,7 @@ def searched(source: Source) -> dict[str, Any] | None:
         "share": _percent(share),
         "history": _history(found, scored, share) if scored else None,
         "early": [_early(found, mark) for mark in _early_marks(found)],
-        "slices": [_slice(found, scored, share, path, across[path]) for path in called] if scored else [],
+        "slices": [_slice(found, scored, share, path, across[path]) for path in across],
         "parallel": _parallel(found, scored, share, across) if len(scored) > 1 else None,
         "importance": {called[path]: value for path, value in found["importance"].items()},
     }
@@ -82,7 +82,9 @@ def _early(found: Results, mark: str) -> Panel:
 def _axis(found: Results, path: str) -> Axis:
     """An axis of all that a setting was."""
     space = found["space"][path]
-    seen = [trial["settings"][path] for trial in found["trials"] if path in trial["settings"]]
+    seen = [
+        trial["settings"][path] for trial in found["trials"] if path in trial["settings"] and _drawn(found, path, trial)
+    ]
     if "values" not in space and not any(isinstance(value, str) for value in seen):
         return axis([*seen, space["low"], space["high"]], log=space.get("log", False))
     known = [written({"settings": {path: value}}, path, space) for value in (*space.get("values", ()), *seen)]
@@ -90,10 +92,21 @@ def _axis(found: Results, path: str) -> Axis:
     return Axis(lambda value: placed.place(written({"settings": {path: value}}, path, space)), placed.ticks)
 
 
+def _drawn(found: Results, path: str, trial: dict[str, Any]) -> bool:
+    """Whether a trial's value has a place on the axis: on one of numbers null has none, nor has 0 where it goes by ratios."""
+    space, value = found["space"][path], trial["settings"].get(path)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return path in trial["settings"] and (
+        "values" in space or isinstance(value, str) or (number and (value > 0 or not space.get("log")))
+    )
+
+
 def _slice(found: Results, scored: list[dict[str, Any]], share: str, path: str, across: Axis) -> Panel:
     """Scores by one setting."""
     points = [
-        (trial["settings"][path], trial["scores"][share], _name(trial)) for trial in scored if path in trial["settings"]
+        (trial["settings"][path], trial["scores"][share], _name(trial))
+        for trial in scored
+        if _drawn(found, path, trial)
     ]
     return scatter(names(found["space"])[path], points, across, _winner(found))
 
@@ -105,8 +118,8 @@ def _parallel(found: Results, scored: list[dict[str, Any]], share: str, across: 
         score: axis([trial["scores"][share] for trial in scored])
     }
     threads = {
-        _name(trial): {**{called[path]: trial["settings"][path] for path in called}, score: trial["scores"][share]}
+        _name(trial): {**{called[path]: trial["settings"][path] for path in across}, score: trial["scores"][share]}
         for trial in ranked(found)
-        if share in trial["scores"] and all(path in trial["settings"] for path in called)
+        if share in trial["scores"] and all(_drawn(found, path, trial) for path in across)
     }
     return parallel(axes, threads, _winner(found))

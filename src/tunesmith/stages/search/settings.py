@@ -78,7 +78,6 @@ class Values(Spec):
 
 
 DEFAULT = {
-    "finetune.optimizer.learning_rate": Values(low=1e-5, high=2e-3, log=True),
     "initialise.adapter.rank": Values(values=(4, 8, 16, 32, 64)),
     "initialise.adapter.alpha": Values(values=(0.5, 1, 2, 4), times="initialise.adapter.rank"),
     "initialise.adapter.dropout": Values(low=0.0, high=0.1),
@@ -88,8 +87,11 @@ DEFAULT = {
     "finetune.batch": Values(values=(4, 8, 16)),
     "finetune.schedule.warmup": Values(low=0.0, high=0.1),
 }
-"""What is searched where a recipe does not say: those of these settings that its adapter and optimizer have. The paper does not publish its
-space; this one is our choice."""
+"""What is searched where a recipe does not say: the learning rate, around the recipe's own, and those of these settings that it has. The paper does
+not publish its space; this one is our choice."""
+
+RATE, BELOW, ABOVE = "finetune.optimizer.learning_rate", 30, 10
+"""Searched from one BELOW-th of the recipe's own to ABOVE times as much, by ratios: what is usual differs by a factor of a million between optimizers."""
 
 
 class Search(Spec):

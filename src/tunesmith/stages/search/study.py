@@ -95,7 +95,9 @@ class Study:
                 open_ = [trial for trial in self.sent(trials, rung) if not trial.refused and trial.made(until) is None]
                 for trial in open_:
                     if _locked(trial, held):
-                        return (trial, rung), True
+                        if not trial.refused and trial.made(until) is None:
+                            return (trial, rung), True
+                        held.close()  # whoever had it was done with it just then
                 if rung == 0 and len(trials) < self.search.trials and (new := self._proposed(trials)):
                     _locked(new, held)
                     return (new, 0), True

@@ -87,6 +87,8 @@ def summary(found: Results) -> Iterator[str]:
             f"Trial {found['winner']} won: {found['metric']} {gain['winner']:.4g} against {gain['own']:.4g} of the recipe's own settings {where}. "
             "Both are on the rows that chose it, so the test split will say less."
         )
+        if gain["better_by"] < 0:
+            yield "The recipe's own settings are better, and were not among those that this search sends to the end: raise search.keep, or set search.trials=0."
     for trial in found["trials"]:
         if trial["reason"]:
             yield f"Trial {trial['number']} was {trial['state']}: {trial['reason']}."

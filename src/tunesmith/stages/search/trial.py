@@ -16,7 +16,7 @@ from tunesmith.models.load import Precision
 from tunesmith.training.batches import Dataset
 
 from ..finetune import Finetune, begin, conclude
-from ..machine import killed_for_memory
+from ..machine import available_memory, killed_for_memory
 from ..tuning import figures
 
 FACTS, REFUSED, PLANNED = "trial.json", "refused.json", "plan.json"
@@ -62,8 +62,9 @@ class Trial:
 
     def outgrown(self) -> None:
         """Note that memory ran out though it was planned to do: it needs more than was free then."""
-        planned = read_json(self.folder / PLANNED)
-        write_json(self.folder / PLANNED, {**planned, "needed": max(planned["needed"], planned["available"] + 1)})
+        path, free = self.folder / PLANNED, {"needed": 0, "available": available_memory()}
+        planned = read_json(path) if path.exists() else free  # it may have been planning that took too much
+        write_json(path, {**planned, "needed": max(planned["needed"], planned["available"] + 1)})
         self.refuse("infeasible", "memory ran out though the plan found enough")
 
     def retried(self) -> None:

@@ -1,7 +1,7 @@
 """Whether early scores could be trusted: how they agree with the scores at the end, beside what chance alone would bring."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -22,8 +22,8 @@ def trust(early: Sequence[float], final: Sequence[float], lower_is_better: bool)
     """
     stats = _scipy()
     count, top = len(early), min(TOP, len(early))
-    ranks = [_best(scores, top, lower_is_better) for scores in (early, final)]
-    stayed = len(ranks[0] & ranks[1])
+    chosen = _best(early, top, lower_is_better, frozenset())
+    stayed = len(chosen & _best(final, top, lower_is_better, chosen))
     tied = min(len(set(early)), len(set(final))) < 2
     spearman = kendall = None
     if count >= 3 and not tied:
@@ -42,9 +42,10 @@ def trust(early: Sequence[float], final: Sequence[float], lower_is_better: bool)
     }
 
 
-def _best(scores: Sequence[float], top: int, lower_is_better: bool) -> set[int]:
-    """Places of the best; the earlier of equals before the later."""
-    order = sorted(range(len(scores)), key=lambda place: (scores[place] if lower_is_better else -scores[place], place))
+def _best(scores: Sequence[float], top: int, lower_is_better: bool, last: Collection[int]) -> set[int]:
+    """Places of the best; of equals those that are not in `last` first, the earlier before the later: no tie speaks for the early score."""
+    sign = 1 if lower_is_better else -1
+    order = sorted(range(len(scores)), key=lambda place: (sign * scores[place], place in last, place))
     return set(order[:top])
 
 
