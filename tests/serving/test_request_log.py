@@ -59,12 +59,15 @@ def test_text_can_be_left_out(tmp_path):
         "+49 171 2345678",
         "+15551234567",
         "(555) 123-4567",
+        "(555)123-4567",
         "0171 2345678",
         "sk-proj-abcdefghijklmnop1234",
         "ghp_abcdefghijklmnopqrstuvwxyz012345",
         "AKIAIOSFODNN7EXAMPLE",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.abc",
         "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----",
+        "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQOYBF-x\n=aB3-\n-----END PGP PRIVATE KEY BLOCK-----",
+        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nMIIEow\n-----END RSA PRIVATE KEY-----",
         "customer-12345",
     ],
 )
@@ -82,7 +85,16 @@ def test_other_text_stays(harmless):
 
 
 @pytest.mark.parametrize(
-    "text", ["a" * 300_000, "1 " * 150_000, "+1" * 150_000, "a@" * 150_000, "eyJ" * 100_000, "-----BEGIN " * 20_000]
+    "text",
+    [
+        "a" * 300_000,
+        "1 " * 150_000,
+        "+1" * 150_000,
+        "a@" * 150_000,
+        "eyJ" * 100_000,
+        "-----BEGIN " * 20_000,
+        (" +" + "1" * 80) * 3_000,
+    ],
 )
 def test_redaction_takes_linear_time(text):
     start = time.process_time()

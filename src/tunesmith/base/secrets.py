@@ -9,7 +9,7 @@ MARK = "[redacted]"
 KINDS = {
     "a key of a service": r"\b(?:sk-(?=[\w-]{0,64}\d)(?:[a-z]{2,8}-)?[\w-]{20,256}|[rsp]k_(?:live|test)_\w{16,256}|hf_[A-Za-z0-9]{30,64}|gh[opsur]_[A-Za-z0-9]{36,256}"
     r"|github_pat_\w{22,256}|glpat-[\w-]{20,64}|xox[abprs]-[\w-]{10,256}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{35}|npm_[A-Za-z0-9]{36}|pypi-[\w-]{50,256})",
-    "a private key": r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----[^-]{0,16384}(?:-----END [A-Z ]{0,32}PRIVATE KEY-----)?",
+    "a private key": r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY(?: BLOCK)?-----(?:[\s\S]{0,16384}?-----END [A-Z ]{0,32}PRIVATE KEY(?: BLOCK)?-----|[^-]{0,16384})",
     "a JSON web token": r"\beyJ[\w-]{8,2048}\.[\w-]{8,4096}\.[\w-]{0,1024}",
     "a password in an address": r"(?<=:/)/?[^\s/:@\"'<>]{1,128}:(?!(?:pass|passwd|password|pwd|secret|x+|\*+|\$\w+|\$\{\w+\})@)[^\s/@\"'<>]{1,256}(?=@)",
     "a token in an address": r"(?i:(?<=[?&#])(?:(?:(?:access|auth|api|id|refresh|sas)[_-]?)?token|(?:access|auth|api|secret)[_-]?key|password|passwd|secret|sig|signature"

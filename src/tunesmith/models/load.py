@@ -79,6 +79,12 @@ class Loaded:
             self._decoder = None
 
     @property
+    def longest(self) -> int | None:
+        """Tokens of the longest text that its positions allow; None where there is no end to them."""
+        found: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return found
+
+    @property
     def device(self) -> torch.device:
         """Where its weights are."""
         found: torch.device = next(self.model.parameters()).device

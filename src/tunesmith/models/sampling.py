@@ -12,6 +12,8 @@ from tunesmith.data.render import Renderer
 BROKEN = "\ufffd"
 """What bytes decode to that are not yet, or never, a character."""
 
+COLDEST = 1e-6
+"""Temperature below which the likeliest token is taken, as at 0: logits divided by less are no numbers any more."""
 NUCLEUS = 512
 """Tokens among which `top_p` is looked for first."""
 
@@ -82,7 +84,7 @@ class Writer:
         self.generator = torch.Generator()
         if sampling.seed is not None:
             self.generator.manual_seed(sampling.seed)
-        elif sampling.temperature > 0:
+        elif sampling.temperature >= COLDEST:
             self.generator.seed()
 
     def take(self, logits_V: Tensor) -> Piece:
@@ -103,7 +105,7 @@ class Writer:
         return Piece(self.index, token, text, logprob, top, None)
 
     def _choose(self, logits_V: Tensor) -> int:
-        if self.sampling.temperature <= 0:
+        if self.sampling.temperature < COLDEST:
             return int(logits_V.cpu().numpy().argmax())  # a tenth of the time that torch takes
         probability_V = (logits_V.cpu() / self.sampling.temperature).softmax(-1)
         if self.sampling.top_p >= 1:

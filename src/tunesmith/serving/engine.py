@@ -87,8 +87,7 @@ class Served:
     def __init__(self, name: str, loaded: Loaded, settings: Serve) -> None:
         self.name, self.loaded, self.settings = name, loaded, settings
         self.renderer = Renderer(copy.deepcopy(loaded.tokenizer))
-        own: int = loaded.model.config.get_text_config().max_position_embeddings
-        self.context = min(own, settings.cache) - len(loaded.prefix)
+        self.context = min(loaded.longest or settings.cache, settings.cache) - len(loaded.prefix)
         self.prompt_limit = min(settings.prompt_limit, self.context - 1)
         self.scheduler = self.fresh()
         self.owners: dict[int, tuple[Job, int]] = {}
@@ -182,7 +181,7 @@ class Engine:
         self._coming: list[Job] = []
         self._numbers = count()
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._called = False
         self._worker = ThreadPoolExecutor(1, "engine")
         self._scribe = ThreadPoolExecutor(1, "tokenise")
 
@@ -227,8 +226,14 @@ class Engine:
             if waiting + len(prompts) > max(self.settings.queue, len(prompts)):
                 raise RequestError(429, f"{waiting} answers wait already; try again in a moment", "queue_full")
             self._coming.append(job)
-            self._worker.submit(self._work).add_done_callback(_report)
+            self._call()
         return job
+
+    def _call(self) -> None:
+        """Queue `_work`, unless a call waits already; with the lock held."""
+        if not self._called:
+            self._called = True
+            self._worker.submit(self._work).add_done_callback(_report)
 
     def close(self) -> None:
         """Drop what waits, stop what runs after its present step, and let the threads end; may be called twice."""
@@ -238,7 +243,9 @@ class Engine:
         self._scribe.shutdown()
 
     def _work(self) -> None:
-        """Go on until there is nothing left to do. Every job queues this once; it finds nothing if an earlier call did its work."""
+        """Go on until there is nothing left to do; it finds nothing if an earlier call did its work."""
+        with self._lock:
+            self._called = False
         while not self._closed and self._take():
             for served in self.models.values():
                 served.drop_cancelled()
@@ -259,7 +266,7 @@ class Engine:
                 served.give_up(failed)
                 with self._lock:
                     if not self._closed:
-                        self._worker.submit(self._work).add_done_callback(_report)
+                        self._call()
 
     def _take(self) -> bool:
         """Let newcomers queue at their models; whether there is anything to do."""

@@ -23,11 +23,11 @@ REDACTED = (
     r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",  # e-mail addresses
     r"\b(?:sk|pk|rk|hf|gh[opsu]|github_pat|glpat|xox[abprs]|AKIA|AIza)[-_]?[A-Za-z0-9_-]{16,256}",  # keys of services
     *KINDS.values(),
-    r"(?<!\w)\+\d{1,3}(?:[ ./-]?\(?\d{1,12}\)?){1,6}(?!\w)",  # phone numbers: international,
-    r"(?<!\w)\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}(?!\w)",  # North American,
+    r"(?<!\w)\+\d{1,3}(?:[ ./-]?\(?\d{1,12}+\)?+){1,6}+(?!\w)",  # phone numbers: international,
+    r"(?<!\w)(?:\(\d{3}\)[ .-]?|\d{3}[ .-])\d{3}[ .-]\d{4}(?!\w)",  # North American,
     r"(?<!\w)\(?0\d{2,4}\)?[ /-]\d{3,8}(?:[ -]\d{2,6}){0,3}(?!\w)",  # and with a trunk 0
 )
-"""What is always taken out of stored text. Every repetition is bounded, so the time is linear in the text."""
+"""What is always taken out of stored text. Every repetition is bounded, and where one could be read in many ways it takes all it can, so the time is linear in the text."""
 PRUNE_EVERY = 1_000
 CLIENT_LEFT = 499
 """Status of a request whose client did not wait for the answer."""

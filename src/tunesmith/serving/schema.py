@@ -1,9 +1,19 @@
 """The requests this server understands: OpenAI's chat completions and completions, strictly read."""
 
+import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
+from tunesmith.data.conversation import as_tools
 from tunesmith.data.example import Message
 
 from .request_error import RequestError
@@ -45,6 +55,20 @@ class FunctionCall(Closed):
     name: str = Field(min_length=1)
     arguments: str
 
+    @model_validator(mode="after")
+    def _calls_with_an_object(self) -> "FunctionCall":
+        if not isinstance(self.given, dict):
+            raise ValueError("arguments is no JSON object")
+        return self
+
+    @property
+    def given(self) -> Any:
+        """What the function is called with, as templates were given it in training."""
+        try:
+            return json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            return None
+
 
 class ToolCall(Closed):
     id: str
@@ -74,6 +98,8 @@ class Turn(Closed):
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
         found: Message = {"role": "system" if self.role == "developer" else self.role, "content": content}
         others = self.model_dump(include={"name", "tool_calls", "tool_call_id"}, exclude_none=True)
+        for call, told in zip(others.get("tool_calls", ()), self.tool_calls or (), strict=True):
+            call["function"]["arguments"] = told.function.given
         return {**found, **others}
 
 
@@ -156,6 +182,14 @@ class ChatAsked(Asked):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none"] | None = None
+    _offered: list[Any] = PrivateAttr(default_factory=list)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_tools_as_given(cls, fields: Any, handler: ModelWrapValidatorHandler["ChatAsked"]) -> "ChatAsked":
+        found = handler(fields)
+        found._offered = list(fields.get("tools") or ()) if isinstance(fields, dict) else []
+        return found
 
     @model_validator(mode="after")
     def _has_logprobs(self) -> "ChatAsked":
@@ -173,9 +207,8 @@ class ChatAsked(Asked):
 
     @property
     def rendered_tools(self) -> list[dict[str, Any]]:
-        """The tools that the prompt shall show."""
-        shown = [] if self.tool_choice == "none" else self.tools or []
-        return [tool.model_dump(exclude_none=True) for tool in shown]
+        """The tools that the prompt shall show, their fields in the order of the request: a template may spell them out as they come."""
+        return [] if self.tool_choice == "none" else list(as_tools(self._offered))
 
 
 class CompletionAsked(Asked):
