@@ -1,12 +1,15 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import tunesmith
 from tunesmith.base import ConfigError, DataError, Run
 from tunesmith.data.batch import Batch
+from tunesmith.data.example import Row
+from tunesmith.data.example import Sequence as Tokens
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.objectives.kto import KTO, LABEL
@@ -30,6 +33,19 @@ def judged(moved, random_rows):
             if "lora_B" in name:
                 weight.normal_(0, 0.1)
     return found
+
+
+def test_the_second_answer_is_one_to_another_prompt():
+    """Rows that were made of preferences hold two answers to each prompt."""
+    learn = np.array([False, False, True, True])
+    one, other, third = (Row(f"t:{n}", (Tokens(np.array([1, n, 10 + n, 2], dtype=np.int32), learn),)) for n in range(3))
+    again = replace(one, origin="again", sequences=(Tokens(np.append(one.sequences[0].tokens, np.int32(5)), np.append(one.sequences[0].learn, True)),))  # fmt: skip
+    found = KTO().arranged([one, again, other, third])
+    answers = [each.sequences[1].tokens[each.sequences[1].learn].tolist() for each in found]
+    own = [each.sequences[0].tokens[each.sequences[0].learn].tolist() for each in (one, again, other, third)]
+    assert answers == [own[2], own[2], own[3], own[0]]
+    alone = KTO().arranged([one, again])
+    assert alone[0].sequences[1].tokens.tolist() == again.sequences[0].tokens.tolist()
 
 
 def test_the_second_sequence_is_the_prompt_with_the_next_rows_answer(random_rows):
@@ -83,7 +99,7 @@ def test_a_run_learns_from_thumbs_and_micro_batches_are_refused(tiny_folder, tmp
         "precision": "fp32",
         "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 4, "cleaners": []},
         "finetune": {"objective": {"kind": "kto"}, "epochs": 2, "batch": 8, "optimizer": {"learning_rate": 0.01}},
-        "evaluate": {"graders": [{"kind": "exact"}], "max_tokens": 4, "gate": {"margin": None, "beat": []}},
+        "evaluate": {"graders": [{"kind": "perplexity"}], "max_tokens": 4, "gate": {"margin": None, "beat": []}},
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe))

@@ -81,6 +81,10 @@ class Faulty:
     def count(self, batch: Any) -> float:
         return self.objective.count(batch)
 
+    @property
+    def rollouts(self) -> bool:
+        return self.objective.rollouts
+
 
 def arm(place: str, value: str, at: int, fired: str) -> None:
     """Let it happen in whatever is trained in this process; `fired` is a file that is written when it does."""

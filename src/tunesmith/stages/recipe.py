@@ -32,7 +32,7 @@ class Recipe(Spec):
     """
 
     model: str = "smollm2-135m"
-    """What is fine-tuned: an embedded model's name, a Hugging Face folder, a GGUF file, or a hub id owner/name."""
+    """What is fine-tuned: an embedded model's name, a Hugging Face folder, a GGUF file, the folder of a finished run, or a hub id owner/name."""
     precision: Precision = "auto"
     """What matrix products are computed in; auto takes bf16 where the machine multiplies it natively. int8 trains faster on a base that is
     rounded to it, at some loss of exactness. nf4 keeps the base in four bits, a quarter of bf16's memory, and computes in bf16: with the adapter
@@ -106,6 +106,13 @@ class Recipe(Spec):
         if self.prepare.canaries is not None and kind != "sft":
             raise ValueError(
                 f"prepare.canaries are answers to learn, and objective {kind} learns from other rows; leave them out, or measure with objective sft"
+            )
+        if self.prepare.canaries is not None and (
+            self.finetune.balance.active or self.prepare.weight or self.prepare.columns
+        ):
+            raise ValueError(
+                "prepare.canaries have no class, weight or column, so balance would draw them as a class of their own; leave them out, or "
+                "finetune.balance, prepare.weight and prepare.columns"
             )
         return self
 

@@ -30,7 +30,7 @@ class Validation(Spec):
     patience: int = Field(0, ge=0)
     """Stop after this many judgements without improvement; 0 never stops early."""
     max_tokens: int = Field(128, ge=1)
-    """Length of the answers a grader reads."""
+    """Length of the answers a grader reads; what rewards are paid for is as long as `rollouts.max_tokens`."""
 
     @field_validator("metric")
     @classmethod
@@ -93,7 +93,7 @@ class Judge:
         if isinstance(metric, Grader):
             return grade(loaded, self.examples, metric, longest)
         if self.rollouts is not None:
-            return earned(loaded, self.examples, self.rollouts, longest)
+            return earned(loaded, self.examples, self.rollouts)
         return mean_loss(loaded, self.rows, self.objective, self.size)
 
 

@@ -65,7 +65,9 @@ def train(
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
     for number, batches in enumerate(steps, start=first):
-        loaded.model.train()  # each time: whoever evaluates between steps may have turned it off
+        # Each time, since whoever evaluates between steps may have turned it off. Where answers were sampled, their old log-probabilities were
+        # measured without dropout: with it the ratio to them would be noise on the first update already.
+        loaded.model.train(not objective.rollouts)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor(number)
         found = Sums(loaded, objective, optimizer, batches, seed * 1_000_003 + number, clip, ranks)

@@ -19,6 +19,8 @@ from .base import Loss, Objective, reference
 
 LABEL = "label"
 """Name of the column that tells: 1 for a wanted answer, 0 for one that is not."""
+LOOKED = 100
+"""Rows after one among which another prompt is looked for."""
 
 
 class KTO(Objective):
@@ -61,8 +63,13 @@ class KTO(Objective):
                 )
 
     def arranged(self, rows: Sequence[Row]) -> list[Row]:
-        """Each row with a second sequence: its prompt, answered as the next row's was."""
-        return [_beside(row, other) for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True)]
+        """Each row with a second sequence: its prompt, answered as the next row's was that asks something else; without any, as the next one's."""
+        asked, found = [_prompt(row).tobytes() for row in rows], []
+        for place, row in enumerate(rows):
+            after = (other % len(rows) for other in range(place + 1, place + min(len(rows), LOOKED)))
+            other = next((each for each in after if asked[each] != asked[place]), (place + 1) % len(rows))
+            found.append(_beside(row, rows[other]))
+        return found
 
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
         """lambda_y - v(x, y), eq. 7 and 8, summed over rows."""
@@ -87,7 +94,13 @@ class KTO(Objective):
 
 
 def _beside(row: Row, other: Row) -> Row:
-    own, theirs = row.sequences[0], other.sequences[0]
-    prompt, first = own.tokens[: int(np.argmax(own.learn))], int(np.argmax(theirs.learn))
+    own, theirs, prompt = row.sequences[0], other.sequences[0], _prompt(row)
+    first = int(np.argmax(theirs.learn))
     learn = np.concatenate([np.zeros(len(prompt), dtype=bool), theirs.learn[first:]])
     return replace(row, sequences=(own, Tokens(np.concatenate([prompt, theirs.tokens[first:]]), learn)))
+
+
+def _prompt(row: Row) -> np.ndarray:
+    """Tokens before the answer."""
+    own = row.sequences[0]
+    return own.tokens[: int(np.argmax(own.learn))]

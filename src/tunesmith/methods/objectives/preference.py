@@ -1,12 +1,15 @@
 """What objectives over pairs share: a score of each answer, and what a pair costs by the margin between its two."""
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tunesmith.base import DataError
 from tunesmith.data.batch import Batch
+from tunesmith.data.example import Row
 from tunesmith.models.forward import token_logps
 from tunesmith.models.load import Loaded
 
@@ -46,6 +49,19 @@ class Preference(Objective):
     @abstractmethod
     def cost(self, answers: Answers, margin_R: Tensor) -> Tensor:
         """Float32 [R]: what each pair costs, given by how much the chosen answer's score is above the rejected one's."""
+
+    def check(self, rows: Iterable[Row]) -> None:
+        """As of every objective; and a prompt that counts as a part of both answers would drown what tells them apart.
+
+        Raises:
+            DataError: naming the first row.
+        """
+        held = list(rows)
+        super().check(held)
+        if learnt := next((row for row in held if row.sequences[0].learn[1:2].any()), None):
+            raise DataError(
+                f"{learnt.origin}: its prompt is learnt too, and {self.kind} compares answers; set prepare.supervise=answers"
+            )
 
     def start(self, batch: Batch) -> Tensor:
         """Float32 [R, 2]: the log-probability of each answer that its gain is counted from."""

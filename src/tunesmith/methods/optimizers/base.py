@@ -81,7 +81,13 @@ def _below(names: Iterable[str]) -> dict[str, int]:
     """How many layers each parameter is below the top: the head and the last norm at 0, embeddings below the first layer."""
     layers = {name: int(found[1]) for name in names if (found := LAYER.search(name))}
     top = max(layers.values(), default=-1) + 1
-    return {name: top - layers[name] if name in layers else (top + 1) * ("embed" in name) for name in names}
+    return {name: top - layers[name] if name in layers else (top + 1) * embeds(name) for name in names}
+
+
+def embeds(name: str) -> bool:
+    """Whether a parameter is of embeddings, of tokens or of places, by what architectures call them."""
+    own = name.split(".")[:-1]
+    return any(part in ("wte", "wpe") or ("embed" in part and part != "embed_out") for part in own)
 
 
 def is_matrix(parameter: nn.Parameter) -> bool:

@@ -1,5 +1,6 @@
 """Muon (Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks"): momentum made orthogonal."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -7,7 +8,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from .base import Optimizer, held, is_matrix
+from .base import Optimizer, embeds, held, is_matrix
+
+HEAD = re.compile(r"(lm_head|embed_out|output)\.weight$")
 
 
 class Muon(Optimizer):
@@ -44,7 +47,7 @@ def _within(groups: list[dict[str, Any]], wanted: set[int]) -> list[dict[str, An
 
 
 def _hidden(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim == 2 and is_matrix(parameter) and "embed" not in name and "lm_head" not in name
+    return parameter.ndim == 2 and is_matrix(parameter) and not embeds(name) and not HEAD.search(name)
 
 
 class Together(torch.optim.Optimizer):
