@@ -177,6 +177,53 @@ def test_other_programs_load_what_was_deployed(recipe, tmp_path):
         assert torch.allclose(adapted(**prompt).logits, plain(**prompt).logits, atol=1e-4)
 
 
+def test_a_model_that_was_written_anew_is_another_model(recipe, tmp_path, tiny_folder, build):
+    """Though it is called as before: no stage is taken for done that was made from what stood there then."""
+    own = tmp_path / "own"
+    shutil.copytree(tiny_folder, own)
+    first = open_run(recipe, tmp_path / "run", (f"model={own}",)).stage("initialise")
+    again = open_run(recipe, tmp_path / "run", (f"model={own}",)).stage("initialise")
+    assert again.path == first.path
+    build("llama", seed=8).model.save_pretrained(own)
+    other = open_run(recipe, tmp_path / "run", (f"model={own}",))
+    assert other.stage("initialise").path != first.path
+    assert other.ask_base().path != open_run(recipe, tmp_path / "run").ask_base().path
+
+
+def test_a_folder_that_is_named_is_where_it_goes(recipe, tmp_path):
+    """Whether the settings come from a recipe or from another run, which stays as it is."""
+    first = tunesmith.prepare(recipe, folder=tmp_path / "one")
+    before = Run(tmp_path / "one").states
+    second = tunesmith.prepare(tmp_path / "one", "prepare.max_tokens=64", folder=tmp_path / "two")
+    assert second.path.parent == tmp_path / "two"
+    assert (first.path.name != second.path.name, Run(tmp_path / "one").states) == (True, before)
+
+
+def test_a_gguf_file_is_written_read_back_and_proved(recipe, tmp_path):
+    settings = ("finetune.epochs=0.5", "deploy.ungated=true", "deploy.prompts=4", "deploy.gguf=f16", "evaluate.baselines=false", "evaluate.general=null", "evaluate.shots=0")  # fmt: skip
+    deployed = open_run(recipe, tmp_path / "run", settings).stage("deploy")
+    claims = {claim["claim"]: claim for claim in read_json(deployed / "proof.json")["claims"]}
+    assert claims["tokens of the GGUF file in f16 = of the trained model"]["prompts"] == 4
+    assert 0 < claims["GGUF file in f16 = stored"]["rms_gap"] == deployed.metrics["gguf_gap"] < 0.01
+    assert sorted(path.name for path in deployed.path.iterdir()) == [
+        "manifest.json",
+        "model",
+        "model.gguf",
+        "proof.json",
+    ]
+    weights = sum(one.numel() for one in load(str(deployed / "model"), "fp32").model.parameters())
+    assert 2 * weights < (deployed / "model.gguf").stat().st_size < 2 * weights + 4_000_000  # the rest is the tokenizer
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"), [("{kind: prompt}", "what adapter prompt learns"), ("{kind: moe}", "what adapter moe learns")]
+)
+def test_what_has_no_place_in_a_gguf_file_is_refused_before_training(recipe, tmp_path, adapter, said):
+    with pytest.raises(ConfigError, match=rf"deploy\.gguf: {said}.*leave deploy\.gguf out"):
+        tunesmith.run(recipe, f"initialise.adapter={adapter}", "deploy.gguf=q8_0", folder=tmp_path / "run")
+    assert "finetune" not in Run(tmp_path / "run").states
+
+
 def test_a_gate_that_says_no_keeps_the_model_from_deployment(recipe, tmp_path):
     with pytest.raises(ConfigError, match="did not promote"):
         tunesmith.run(

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from .errors import MachineError
 
 UNFINISHED = re.compile(r"\.(.+\.tmp|tmp\w{6})")
 """Names of files that a kill left half written: ours, and those of safetensors."""
+
+LARGE = 1 << 24
+"""Bytes from which on it takes a while to read a file."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says where a disk, or one's share of it, is full."""
@@ -24,6 +28,19 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """The same; of a large file it is computed once, until the system says that the file was written to."""
+    told = path.stat()
+    if told.st_size < LARGE:
+        return sha256(path)
+    return _sha256_at(path, told.st_size, told.st_mtime_ns, told.st_ino)
+
+
+@lru_cache(maxsize=256)
+def _sha256_at(path: Path, *_: int) -> str:
+    return sha256(path)
 
 
 def canonical(value: Any) -> str:

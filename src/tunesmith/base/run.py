@@ -15,7 +15,7 @@ from typing import Any
 from .artifact import Artifact, commit, environment
 from .errors import ArtifactError, Interrupted, MachineError
 from .events import Events
-from .files import UNFINISHED, digest, read_json, room, sha256, write_json
+from .files import UNFINISHED, digest, known_sha256, read_json, room, write_json
 from .secrets import redacted
 from .spec import Spec
 
@@ -167,7 +167,7 @@ class Run:
             "version": stage.version,
             "spec": spec.model_dump(mode="json"),
             "context": context,
-            "inputs": [{"name": path.name, "sha256": sha256(path)} for path in inputs],
+            "inputs": [{"name": path.name, "sha256": known_sha256(path)} for path in inputs],
             "parents": [
                 {"stage": parent.manifest["stage"], "folder": parent.path.name, "id": parent.id} for parent in parents
             ],
@@ -250,8 +250,8 @@ class Run:
 
 
 def run_of(given: Path, folder: Path | None = None) -> Run:
-    """The run of a recipe (in `runs/NAME` unless a folder is given), or that of its own folder."""
-    return Run(given if given.is_dir() else folder or Path("runs") / given.stem)
+    """The run in a folder, if one is given; else that of a recipe (`runs/NAME`), or of its own folder."""
+    return Run(folder or (given if given.is_dir() else Path("runs") / given.stem))
 
 
 def key(facts: dict[str, Any]) -> str:

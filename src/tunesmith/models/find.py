@@ -9,6 +9,8 @@ from tunesmith.base.files import read_json
 from .gguf import EMBEDDED, convert, embedded
 from .vetting import said, vet
 
+PARTS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+"""Files of a model's folder that are read."""
 PLAIN = "TokenizersBackend"
 """transformers' name for the class that takes everything from tokenizer.json."""
 
@@ -43,12 +45,27 @@ def locate(name: str) -> Path:
     )
 
 
+def files_of(name: str) -> tuple[Path, ...]:
+    """The files that make a model what it is, in order, by the same names as `locate`; none of an embedded model, of which there is but one.
+
+    Raises:
+        ModelError: as `locate`.
+    """
+    path = Path(name).expanduser()
+    if name in EMBEDDED:
+        return ()
+    if path.suffix == ".gguf" and path.is_file():
+        return (path,)
+    folder = locate(name)
+    return tuple(sorted({file for pattern in PARTS for file in folder.glob(pattern)}))
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+        return Path(snapshot_download(name, allow_patterns=list(PARTS)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(

@@ -10,7 +10,7 @@ from tunesmith.base.files import read_json, write_atomic
 from tunesmith.base.run import deployed, run_of
 from tunesmith.base.spec import read_yaml
 from tunesmith.grading import Grader
-from tunesmith.models.load import locate
+from tunesmith.models.find import files_of, locate
 from tunesmith.serving.log import settle
 
 from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, prompting, prune, rivals, sample
@@ -106,6 +106,9 @@ class Pipeline(Stages[Recipe]):
         """
         prepared = self.prepare()
         self.recipe.prune.check(locate(self.recipe.model))
+        self.recipe.deploy.check(
+            self.recipe.model, self.recipe.initialise.adapter, self.recipe.finetune.objective.scores
+        )
         if prepared.id not in self.checked:
             self._check(prepared)
         self._plan(prepared)
@@ -204,7 +207,10 @@ class Pipeline(Stages[Recipe]):
         """The same of the base, which was tuned for nothing; after worked examples, if any are wanted."""
         spec = ask.Ask.of(self.recipe.evaluate)
         worked: dict[str, Any] = {"shots": shots} if shots else {}
-        return self.run.once(ask.STAGE, spec, self.prepare(), **self.about, adapter=self.adapter, **worked)
+        inputs = _named(self.recipe.model)
+        return self.run.once(
+            ask.STAGE, spec, self.prepare(), inputs=inputs, **self.about, adapter=self.adapter, **worked
+        )
 
     def rivals(self) -> Artifact:
         """What classifiers that learnt from the same rows answer."""
@@ -257,8 +263,12 @@ def _read_in_training(tune: finetune.Finetune) -> tuple[Path, ...]:
 
 
 def _named(*models: str) -> tuple[Path, ...]:
-    """Of models that are named by the folder of a run, which may be trained again, the manifests of what was deployed."""
-    return tuple(found / MANIFEST for found in map(deployed, models) if found is not None)
+    """What models are, whatever they are called: files whose content tells it; of one that is named by the folder of a run, the manifest of what was deployed."""
+    found: list[Path] = []
+    for name in models:
+        made = deployed(name)
+        found += files_of(name) if made is None else [made / MANIFEST]
+    return tuple(found)
 
 
 def open_run(given: Path, folder: Path | None = None, assignments: tuple[str, ...] = ()) -> Pipeline:
