@@ -81,7 +81,7 @@ def test_a_full_disk_is_said_and_costs_nothing(bench, tally, many):
         found = sites(bench.count("full", state, command=command))
         wanted = made(bench)
         assert wanted
-        for one in points(found, many(16 if ours else 12, 1), draw):
+        for one in points(found, many(len(found) if ours else 12, 1), draw):
             bench.begin(state)
             ended = bench.run(Fault("full", one.place), command=command)
             assert ended.struck
