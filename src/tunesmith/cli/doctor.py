@@ -21,6 +21,8 @@ EXTRAS = {
     "data": ("pyarrow",),
     "serve": ("fastapi", "uvicorn", "sse_starlette", "prometheus_client"),
     "track": ("tensorboard", "mlflow"),
+    "search": ("optuna", "scipy"),
+    "quant": ("bitsandbytes",),
 }
 TORCH = "2.13.0"
 COMPILE = "apt install gcc, then pip install --force-reinstall --no-deps tunesmith (or --editable .)"
