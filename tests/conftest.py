@@ -1,4 +1,5 @@
 import copy
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tunesmith.models import attention
 from tunesmith.models.load import Loaded, load_tokenizer
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start: two processes test on two cores
 settings.register_profile("untimed", deadline=None)  # a disk may be slow, or the machine busy: no test is timed
 settings.load_profile("untimed")
 

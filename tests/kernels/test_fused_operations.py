@@ -18,6 +18,7 @@ from tunesmith.kernels.joint_linear import PARAMETERS, Joint, Part, joint_linear
 from tunesmith.kernels.joint_linear import reference as joint_reference
 from tunesmith.kernels.products import EXACT, fast_float32
 from tunesmith.kernels.stretch import backward_reference, stretch, stretch_backward, stretch_reference
+from tunesmith.models.gguf import cache_folder
 
 TESTS = Path(__file__).parents[1]
 EXACTLY = {"atol": 2e-5, "rtol": 1e-5}
@@ -308,7 +309,8 @@ def test_every_build_gives_the_same(level, tmp_path):
         "torch.testing.assert_close(token_logps(h, w, t), reference(h, w, t), atol=1e-5, rtol=1e-5)\n"
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', '-k', 'tiles or bf16 or llama', *sys.argv[1:]]))"
     )
-    environment = {"TUNESMITH_KERNELS": level, "PATH": "", "HOME": str(tmp_path)}
+    cache = {"TUNESMITH_CACHE": str(cache_folder()), "OMP_NUM_THREADS": "1"}
+    environment = {"TUNESMITH_KERNELS": level, "PATH": "", "HOME": str(tmp_path), **cache}
     command = [sys.executable, "-c", code, *map(str, tests)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from tunesmith.base import ConfigError, MachineError, Output, ProofError
+from tunesmith.base import ArtifactError, ConfigError, MachineError, Output, ProofError
 from tunesmith.base.files import room, sha256
 from tunesmith.base.signals import deferred
 from tunesmith.kernels.memory import Peak, give_back
@@ -168,7 +168,7 @@ class Training:
                 self.out / "best", lambda reason: self.out.events.write("damaged", reason=reason)
             )
             if found is None or found.step != self.watch.best_step:
-                raise ConfigError(
+                raise ArtifactError(
                     f"{self.out / 'best'}: the best checkpoint (step {self.watch.best_step}) is damaged; delete {self.out.path} and run again"
                 )
             if isinstance(self.optimizer, TorchHybrid):
