@@ -38,6 +38,8 @@ class Objective(Family):
 
     answers: ClassVar[int | None] = None
     """How many answers each row must have; None takes any number."""
+    demonstrates: ClassVar[bool] = False
+    """Whether it learns every answer as a good one, so that none may be marked as unwanted."""
     rollouts: ClassVar[bool] = False
     """Whether it learns from answers that the model itself samples, with the columns `reward(answer)`."""
     whole: ClassVar[bool] = False
@@ -94,19 +96,11 @@ class Objective(Family):
                     f"{row.origin}: {len(row.sequences)} answers, objective {self.kind} learns from {self.answers} (1: a demonstration, 2: chosen and "
                     "rejected); choose another finetune.objective.kind, or give it rows of that shape"
                 )
-
-
-def check_wanted(rows: Iterable[Row], kind: str) -> None:
-    """Refuse answers that are marked as unwanted, for an objective that would learn them as if they were good ones.
-
-    Raises:
-        DataError: naming the first row.
-    """
-    if unwanted := next((row for row in rows if not row.columns.get("label", 1.0)), None):
-        raise DataError(
-            f"{unwanted.origin}: its answer is an unwanted one (label false), which objective {kind} would learn; leave such rows out, or set "
-            "finetune.objective.kind=kto"
-        )
+            if self.demonstrates and not row.columns.get("label", 1.0):
+                raise DataError(
+                    f"{row.origin}: its answer is an unwanted one (label false), which objective {self.kind} would learn; leave such rows out, or set "
+                    "finetune.objective.kind=kto"
+                )
 
 
 def reference(answer: int, model: int = 0) -> str:

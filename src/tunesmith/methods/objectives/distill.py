@@ -1,6 +1,5 @@
 """Distillation (Hinton et al., 2015, arXiv:1503.02531): learn what a teacher finds likely, not only what stands in the answer."""
 
-from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
@@ -8,11 +7,10 @@ from pydantic import Field
 from torch import Tensor
 
 from tunesmith.data.batch import Batch
-from tunesmith.data.example import Row
 from tunesmith.models.forward import candidate_logps
 from tunesmith.models.load import Loaded
 
-from .base import TAUGHT, TAUGHT_LOGP, Loss, Objective, Teaching, check_wanted
+from .base import TAUGHT, TAUGHT_LOGP, Loss, Objective, Teaching
 
 SMALLEST = 1e-7
 """Least probability of the tokens beyond those that a teacher named: about what float32 tells from 0 beside 1."""
@@ -27,6 +25,7 @@ class Distill(Objective):
 
     kind: Literal["distill"] = "distill"
     answers: ClassVar[int | None] = 1
+    demonstrates: ClassVar[bool] = True
     teacher: str | None = None
     """Who teaches, named as `model` is; null is the model that training starts from."""
     top: int = Field(16, ge=1)
@@ -40,16 +39,6 @@ class Distill(Objective):
     def teaching(self) -> Teaching:
         """Its likeliest tokens, at the temperature."""
         return Teaching(self.teacher, self.top, self.temperature)
-
-    def check(self, rows: Iterable[Row]) -> None:
-        """As of every objective; and answers that are marked as unwanted would be learnt.
-
-        Raises:
-            DataError: naming the first row.
-        """
-        held = list(rows)
-        super().check(held)
-        check_wanted(held, self.kind)
 
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
         """weight T^2 KL(teacher, model) + (1 - weight) negative log-likelihood, summed over supervised tokens."""

@@ -1,6 +1,5 @@
 """Supervised fine-tuning: next-token cross-entropy on the tokens of the answer."""
 
-from collections.abc import Iterable
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -8,11 +7,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tunesmith.data.batch import Batch
-from tunesmith.data.example import WEIGHT, Row
+from tunesmith.data.example import WEIGHT
 from tunesmith.models.forward import noisy_embeddings, token_logps
 from tunesmith.models.load import Loaded
 
-from .base import Loss, Objective, check_wanted
+from .base import Loss, Objective
 
 SMALLEST = 1e-6
 """Least doubt of a token in the focal loss: at 0 a power below 1 has no slope."""
@@ -26,6 +25,7 @@ class SFT(Objective):
 
     kind: Literal["sft"] = "sft"
     answers: ClassVar[int | None] = 1
+    demonstrates: ClassVar[bool] = True
     weighs: ClassVar[bool] = True
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of each target that is spread over the whole vocabulary (Szegedy et al., 2016, arXiv:1512.00567); 0.1 where labels may be wrong."""
@@ -44,16 +44,6 @@ class SFT(Objective):
         if self.focus and self.label_smoothing:
             raise ValueError("focus and label_smoothing contradict each other; keep one")
         return self
-
-    def check(self, rows: Iterable[Row]) -> None:
-        """As of every objective; and answers that are marked as unwanted would be learnt as if they were good ones.
-
-        Raises:
-            DataError: naming the first row.
-        """
-        held = list(rows)
-        super().check(held)
-        check_wanted(held, self.kind)
 
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
         """Negative log-likelihood in nats, summed over supervised tokens, with the weights of their rows."""
