@@ -146,7 +146,11 @@ def test_every_turn_of_the_assistant_in_the_answer_is_learnt_with_its_end_and_no
 
 def test_a_turn_of_weight_0_is_read_and_not_learnt(renderer):
     turns = (assistant("red"), user("And?"), assistant("green"))
-    of = lambda *weights: renderer.row(Example("a:1", (user("Shade?"),), (tuple({**turn, "weight": weight} if weight is not None else turn for turn, weight in zip(turns, weights, strict=True)),))).sequences[0]  # noqa: E731  # fmt: skip
+
+    def of(*weights):
+        answer = [{**turn, "weight": weight} if weight is not None else turn for turn, weight in zip(turns, weights, strict=True)]  # fmt: skip
+        return renderer.row(Example("a:1", (user("Shade?"),), (tuple(answer),))).sequences[0]
+
     whole, last = of(1, None, 1), of(0, None, None)
     assert np.array_equal(whole.tokens, last.tokens)
     assert renderer.decode(last.tokens[last.learn]).lstrip().startswith("green")
