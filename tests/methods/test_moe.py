@@ -131,9 +131,9 @@ def test_balance_spreads_the_tokens(fresh, random_rows):
     assert 2 <= found[10.0] < found[0.0] - 0.05  # 2 experts a token is what even spreading comes to
 
 
-def test_what_is_deployed_is_a_mixtral(fresh, random_rows, smollm_tokenizer, tmp_path):
+def test_what_is_deployed_is_a_mixtral(fresh, random_rows, short_tokenizer, tmp_path):
     """Its folder has the names of Mixtral's own weights, transformers and we open it, and it answers as the trained one."""
-    batch, loaded = Batch.of(random_rows(4)), fresh(vocab_size=len(smollm_tokenizer))
+    batch, loaded = Batch.of(random_rows(4)), fresh(vocab_size=len(short_tokenizer))
     adapter = MoE(experts=3)
     adapter.attach(loaded, 0)
     spread(loaded, 0.1)

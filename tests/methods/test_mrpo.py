@@ -151,8 +151,8 @@ def examples():
 
 
 @pytest.fixture
-def split(examples, smollm_tokenizer):
-    renderer = Renderer(smollm_tokenizer)
+def split(examples, short_tokenizer):
+    renderer = Renderer(short_tokenizer)
     return Split([renderer.row(example) for example in examples], examples)
 
 

@@ -35,7 +35,7 @@ def asked(number: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def pool(tiny_folder, smollm_tokenizer) -> Pool:
+def pool(tiny_folder, short_tokenizer) -> Pool:
     colours = ["red"] * 7 + ["green"] * 2 + ["blue"]
     examples = [
         Example(
@@ -46,7 +46,7 @@ def pool(tiny_folder, smollm_tokenizer) -> Pool:
         )
         for number in range(COUNT)
     ]
-    renderer = Renderer(smollm_tokenizer)
+    renderer = Renderer(short_tokenizer)
     view = gathered({"train": examples})["train"]
     return Pool(view, tuple(renderer.row(example) for example in examples), str(tiny_folder))
 

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunesmith.models import attention
-from tunesmith.models.load import Loaded, load_tokenizer
+from tunesmith.models.load import Loaded
 from tunesmith.serving.api import create_app
 from tunesmith.serving.engine import Engine
 from tunesmith.serving.log import RequestLog
@@ -41,13 +41,13 @@ class Running:
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
-    return load_tokenizer("smollm2-135m")
+def tokenizer(short_tokenizer):
+    return short_tokenizer
 
 
 @pytest.fixture(scope="session")
 def tiny(tokenizer):
-    """Makes a random Llama of 0.8 million parameters with a real tokenizer; `seed` tells models apart."""
+    """Makes a random Llama of some ten thousand parameters with a real tokenizer's first words; `seed` tells models apart."""
 
     attention.register()
 

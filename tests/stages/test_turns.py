@@ -43,12 +43,12 @@ def test_what_is_asked_ends_before_what_it_is_compared_with(example, asked, gold
     assert example.gold == gold
 
 
-def test_everyone_asks_for_the_same_turn(smollm_tokenizer):
+def test_everyone_asks_for_the_same_turn(short_tokenizer):
     assert with_shots(TURNS, ()) == with_shots(FLAT, ()) == [USER, FIRST, AGAIN]
     assert question(TURNS) == question(FLAT)
     assert _text(TURNS) == _text(FLAT)
     renderer, spec = (
-        Renderer(smollm_tokenizer),
+        Renderer(short_tokenizer),
         Rollouts(samples=2, max_tokens=3, rewards=[{"grader": {"kind": "exact"}}]),
     )
     sizes = [[len(one) for one in imagined([renderer.row(each)], spec)[0].sequences] for each in (TURNS, FLAT)]

@@ -99,10 +99,10 @@ def tuned(folder: Path, model: Path, prompts: Sequence[list[int]]) -> tuple[Run,
     return run, told, expected
 
 
-def test_the_same_answers_from_memory_to_http(tally, tiny_folder, smollm_tokenizer, tmp_path, monkeypatch, many):
+def test_the_same_answers_from_memory_to_http(tally, tiny_folder, short_tokenizer, tmp_path, monkeypatch, many):
     counted = tally("R13", "in memory = adapter's file = merged = exported (GGUF in f32) = served over HTTP: the same greedy answers to 50 prompts")  # fmt: skip
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
-    renderer, chats = Renderer(smollm_tokenizer), [asked(number) for number in range(many(PROMPTS, PROMPTS))]
+    renderer, chats = Renderer(short_tokenizer), [asked(number) for number in range(many(PROMPTS, PROMPTS))]
     prompts = [renderer.prompt(chat, ()) for chat in chats]
     run, said, expected = tuned(tmp_path, tiny_folder, prompts)
     base = load(str(tiny_folder), "fp32")

@@ -44,7 +44,7 @@ PAID = Reward.model_construct(grader=Short.model_construct(kind="short"), weight
 def policy(build):
     loaded = build("llama", seed=2)
     with torch.no_grad():
-        loaded.model.lm_head.weight *= 6  # so that it can make up its mind
+        loaded.model.lm_head.weight *= 4  # so that it can make up its mind
     LoRA(rank=4).attach(loaded, 0)
     return loaded
 
@@ -222,7 +222,7 @@ def test_ppo_raises_what_pays_and_its_values_know_it(source, policy):
     first, last = ({name: np.mean([one[name] for one in part]) for name in told[0]} for part in (told[:4], told[-8:]))
     assert last["reward"] > first["reward"] + 0.2
     assert last["value_error"] < 0.3 * last["reward"] ** 2
-    assert 0 < last["divergence"] < 12  # nats a token; a random model of 49,152 tokens begins to say one thing
+    assert 0 < last["divergence"] < 12  # nats a token; a random model of 4,096 tokens begins to say one thing
 
 
 def test_the_price_of_leaving_the_start_brings_the_policy_back(source, policy):
@@ -235,7 +235,7 @@ def test_the_price_of_leaving_the_start_brings_the_policy_back(source, policy):
                 weight += 0.05 * torch.sign(weight) + 0.02
     free = PAID.model_copy(update={"weight": 0.0})
     data = source(start=start, objective=PPO(beta=0.5), updates=2, samples=8, count=2, rewards=(free,))
-    told = [one["divergence"] for one in updated(data, policy, 12.0, 0.002)]
+    told = [one["divergence"] for one in updated(data, policy, 24.0, 0.002)]
     assert np.mean(told[-6:]) < 0.6 * np.mean(told[:4])
 
 
