@@ -1,6 +1,7 @@
 """Average precision is scikit-learn's, has intervals, and is paired by what each system says of each row."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,3 +152,17 @@ def test_what_cannot_be_asked_is_refused(grader, golds, message) -> None:
         grader.asked([example(gold) for gold in golds])
     with pytest.raises(ValidationError, match=r"write answer, answer\.FIELD"):
         AveragePrecision(by="topic")
+
+
+def test_rows_of_one_author_are_drawn_as_one() -> None:
+    authors = [f"author {number % 12}" for number in range(ROWS)]
+    tied = [replace(one, origin=f"t:{number}", unit=authors[number]) for number, one in enumerate(EXAMPLES)]
+    apart = [replace(one, unit="") for one in tied]
+    figure, loose = (AveragePrecision().graded(rows, GOOD)[HEADLINE] for rows in (tied, apart))
+    assert figure.point == loose.point
+    assert (figure.units, loose.units) == (12, ROWS)
+    again = replicates(figure, seed=3, resamples=20)
+    drawn = np.random.default_rng(3).integers(0, 12, (20, 12))
+    for value, of in zip(again, drawn, strict=True):
+        rows = np.concatenate([np.arange(number, ROWS, 12) for number in of])
+        assert value == pytest.approx(by_scikit_learn(GOOD, rows))

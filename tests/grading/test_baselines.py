@@ -97,3 +97,13 @@ def test_the_baselines_on_the_bundled_example_are_no_straw_men() -> None:
         shares.append(JsonFields().figures(splits["test"], answers)[HEADLINE].point)
     assert 45 < shares[0] < 60
     assert shares[1] > 70
+
+
+def test_answers_that_nobody_wants_are_not_learnt() -> None:
+    def judged(number: int, answer: str, label: float) -> Example:
+        user, assistant = {"role": "user", "content": f"shade {number}"}, {"role": "assistant", "content": answer}
+        return Example(f"t:{number}", (user,), ((assistant,),), columns={"label": label})
+
+    rows = [judged(number, "green" if number % 3 else "red", float(number % 3 == 0)) for number in range(30)]
+    test = [judged(99, "red", 1.0)]
+    assert majority(rows, test).answers == svm(rows, test).answers == ["red"]

@@ -1,6 +1,7 @@
 """Figures of unequal classes are scikit-learn's, have intervals, and are paired like any other."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,7 +118,8 @@ def test_the_bootstrap_of_macro_f1_is_that_of_its_definition() -> None:
 
 
 def test_results_are_split_by_a_field_of_the_answer() -> None:
-    rows = [example({"role": role}, topic=["x", "y"]) for role in ["program"] * 20 + ["library"] * 12 + ["rare"] * 3]
+    roles = ["program"] * 20 + ["library"] * 12 + ["rare"] * 3
+    rows = [replace(example({"role": role}, topic=["x", "y"]), origin=f"t:{n}") for n, role in enumerate(roles)]
     answers = ['{"role": "program"}'] * len(rows)
     found = scoreboard(
         rows, {"tuned": answers}, [Exact(), Classes(by="answer.role")], slices=("answer.role", "topic", "absent")

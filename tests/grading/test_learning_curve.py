@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tunesmith.grading.learning_curve import FORMS, LearningCurve, by_seed, ends, fit, held_out, resampled
-from tunesmith.grading.statistics import Figure, over_seeds, share
+from tunesmith.grading.learning_curve import FORMS, LearningCurve, by_seed, fit, held_out, resampled
+from tunesmith.grading.statistics import Figure, over_seeds, replicates, share
 
 SIZES = np.array([25, 50, 100, 200, 400, 800, 1600], dtype=np.float64)
 SHORT = {
@@ -134,15 +134,18 @@ def figure(generator, rate, rows=300):
     return Figure(np.stack([generator.random(rows) < rate, np.ones(rows)], 1).astype(float), share, 100.0)
 
 
-def test_scores_are_resampled_over_rows_and_trainings_as_their_intervals_are():
+def test_scores_are_resampled_over_rows_and_trainings():
+    """To what rows say comes the standard error of a mean over trainings; the interval of few trainings is wider, since it does not take their spread for known."""
     generator = np.random.default_rng(0)
     each = [[figure(generator, rate) for rate in rates] for rates in ((0.2, 0.5, 0.8), (0.6, 0.6, 0.6))]
     found = resampled(each, resamples=4000)
     for column, figures in zip(found.T, each, strict=True):
-        interval = over_seeds(figures)
-        low, high = ends(column[:, None])
-        assert column.mean() == pytest.approx(interval.value, abs=0.6)
-        assert high[0] - low[0] == pytest.approx(interval.high - interval.low, rel=0.25)
+        points = [one.point for one in figures]
+        by_rows = np.mean([replicates(one) for one in figures], axis=0).std()
+        assert column.mean() == pytest.approx(np.mean(points), abs=0.6)
+        known = math.hypot(by_rows, np.std(points, ddof=1) / math.sqrt(3))
+        assert 0.95 < column.std() / known < 1.4  # a training's luck with single rows is in both
+        assert over_seeds(figures).high - over_seeds(figures).low > 3.8 * known
 
 
 def test_a_size_trained_once_is_as_unsure_of_its_seed_as_the_nearest_that_was_not():

@@ -139,3 +139,14 @@ def test_a_missing_or_foreign_file_is_one_line(tmp_path):
 def test_any_text_can_be_judged_and_redacted(text):
     assert is_json(text) in (True, False)
     assert len(Redactor(RequestLogging(text_limit=5))(text)) <= 5
+
+
+def test_old_requests_go_from_a_quiet_server_too(tmp_path, monkeypatch):
+    log = RequestLog(tmp_path / "log", RequestLogging(days=1))
+    log.write(record(time=time.time() - 2 * 86_400, prompt="old"))
+    log._writer.submit(lambda: None).result()
+    real = time.monotonic
+    monkeypatch.setattr("tunesmith.serving.log.time.monotonic", lambda: real() + 7_200)
+    log.write(record(prompt="new"))
+    log.close()
+    assert [one.prompt for one in read_log(tmp_path / "log")] == ["new"]

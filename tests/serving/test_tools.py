@@ -39,3 +39,17 @@ def test_arguments_that_are_no_object_are_refused(arguments):
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
     with pytest.raises(ValidationError, match="arguments is no JSON object"):
         asked(messages=[TALK[0], {"role": "assistant", "tool_calls": [call]}])
+
+
+def test_an_answer_may_come_back_as_clients_hold_it():
+    held = {
+        "role": "assistant",
+        "content": "Hi",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+    }
+    found = asked(messages=[{"role": "user", "content": "Hello"}, held, {"role": "user", "content": "Bye"}])
+    assert found.messages[1].message == {"role": "assistant", "content": "Hi"}

@@ -36,7 +36,7 @@ def trained(tiny_folder, tmp_path_factory):
         folder = base / name
         folder.mkdir()
         rows = [
-            {"messages": [{"role": "user", "content": f"{name} {n}?"}, {"role": "assistant", "content": COLOURS[(n + shift) % 4]}]}
+            {"messages": [{"role": "user", "content": f"{name}\u2028{n}?"}, {"role": "assistant", "content": COLOURS[(n + shift) % 4]}]}
             for n in range(32)
         ]  # fmt: skip
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -271,6 +271,7 @@ class TestRunsThatCannotBeOne:
                 (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
             example = Example("t:1", ({"role": "user", "content": "?"},)) if text is None else Example("t:1", text=text)
             (folder / "test.jsonl").write_text(json.dumps(example.to_json()) + "\n")
+            (folder / "summary.json").write_text("{}")
             about = {
                 "context": {"adapter": adapter or {"kind": "lora", "rank": rank}},
                 "spec": {"objective": {"kind": objective}},

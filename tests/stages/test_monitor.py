@@ -39,7 +39,13 @@ TRAIN, TEST = read("train")[:800], read("test")
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Artifact:
     folder = tmp_path_factory.mktemp("prepared")
-    (folder / "train.jsonl").write_text("".join(json.dumps(example.to_json()) + "\n" for example in TRAIN))
+    return learnt(folder, TRAIN)
+
+
+def learnt(folder: Path, examples: list[Example]) -> Artifact:
+    """What the stage `prepare` left of some rows, as far as it matters here."""
+    (folder / "train.jsonl").write_text("".join(json.dumps(example.to_json()) + "\n" for example in examples))
+    (folder / "summary.json").write_text("{}")
     return Artifact(folder, {})
 
 
@@ -93,13 +99,13 @@ def watch(
 ) -> tuple[list[str], dict]:
     """Names of the checks that alerted, and the whole report."""
     folder.mkdir(exist_ok=True, parents=True)
-    keeping = spec.pop("keeping", RequestLogging())
+    keeping, since = spec.pop("keeping", RequestLogging()), spec.pop("since", 0.0)
     log = RequestLog(folder / "requests.sqlite", keeping)
     for record in records:
         log.write(record)
     log.close()
     out = Output(folder, Events(folder / "events.jsonl"))
-    monitor(Monitor(**spec), prepared, evaluated, out=out, log=str(folder / "requests.sqlite"))
+    monitor(Monitor(**spec), prepared, evaluated, out=out, log=str(folder / "requests.sqlite"), since=since)
     report = json.loads((folder / "report.json").read_text())
     assert out.metrics["alerts"] == report["alerts"]
     return [alert.partition(":")[0] for alert in report["alerts"]], report
@@ -228,3 +234,27 @@ def test_one_prompt_asked_a_thousand_times_is_not_learnt_by_heart():
 def test_where_the_evaluation_asked_for_no_answers_those_of_training_are_expected(tmp_path):
     (tmp_path / "answers.jsonl").write_text('{"answers": {}}\n' * 3)
     assert _expected(TRAIN[:2], Artifact(tmp_path, {})) == [example.gold for example in TRAIN[:2]]
+
+
+def test_conversations_arrive_as_a_request_for_each_turn(tmp_path):
+    """Three turns each, of which a client sends the first alone, then the first two, then all."""
+    talks = []
+    for number, three in enumerate(zip(TRAIN[:600:3], TRAIN[1:600:3], TRAIN[2:600:3], strict=True)):
+        turns = [turn for one in three for turn in (one.prompt[-1], {"role": "assistant", "content": one.gold})]
+        talks.append(Example(f"talk:{number}", (turns[0],), (tuple(turns[1:]),)))
+    records = []
+    for talk in random.Random(0).sample(talks, 80):
+        said_before = [*talk.prompt, *talk.answers[0]]
+        for place in (1, 3, 5):
+            prompt = "\n".join(turn["content"] for turn in said_before[:place])
+            records.append(said(asked(served(TRAIN[0], 0.5), prompt), said_before[place]["content"]))
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps({"answers": {"tuned": "{}"}}) + "\n" for _ in range(9)))
+    alerts, _ = watch(tmp_path / "log", learnt(tmp_path, talks), Artifact(tmp_path, {}), records)
+    assert alerts == []
+
+
+def test_what_an_older_model_answered_does_not_count(tmp_path, prepared, evaluated):
+    now = time.time()
+    broken = [said(replace(record, time=now - 60), "no") for record in traffic(9)]
+    alerts, report = watch(tmp_path, prepared, evaluated, [*broken, *traffic(10, 150)], since=now - 30)
+    assert (alerts, report["requests"]) == ([], 150)

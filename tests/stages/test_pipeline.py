@@ -21,6 +21,8 @@ from tunesmith.base import Artifact, ConfigError, Run, Spec, Stage
 from tunesmith.base.files import read_json
 from tunesmith.data.batch import Batch
 from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.grading.reward_model import RewardModel
+from tunesmith.models.find import files_of
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import load
@@ -371,3 +373,4 @@ def test_every_file_that_judges_pays_or_is_measured_on_is_part_of_a_key(recipe, 
     (found,) = (tmp_path / "judge").glob("deploy-*")
     assert read["finetune"] == read["prune"] == (found / "manifest.json",)
     assert read["evaluate"] == (tmp_path / "general.jsonl",)
+    assert RewardModel(run=str(tiny_folder)).inputs == files_of(str(tiny_folder)) != ()

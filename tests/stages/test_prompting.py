@@ -290,6 +290,23 @@ def test_the_best_prompt_stands_beside_tuned_and_the_gate_asks_tuned_to_beat_it(
         assert said in page
 
 
+def test_the_best_prompt_is_asked_the_rows_that_everything_is_measured_on(recipe, tmp_path):
+    settings_ = (
+        "evaluate.rows=5",
+        "prompt.ways=[zero-shot, random]",
+        "prompt.measure=best",
+        "evaluate.graders=[{kind: chrf}]",
+    )
+    pipeline = open_run(recipe, tmp_path / "run", settings_)
+    found, evaluated = pipeline.stage("prompt"), pipeline.stage("evaluate")
+    drawn = [row.origin for row in load_examples(pipeline.prepare().path, "test", 5)]
+    assert drawn != [row.origin for row in load_examples(pipeline.prepare().path, "test")[:5]]
+    lines = [json.loads(line) for line in (evaluated / "answers.jsonl").read_text().splitlines()]
+    assert [line["origin"] for line in lines] == drawn
+    best = next(way for way in found.metrics["ways"] if way["chosen"])
+    assert read_json(evaluated / "results.json")["task"]["graders"]["chrf"]["systems"]["prompted"] == best["test"]
+
+
 def test_a_merged_run_is_to_beat_the_best_prompt_too_and_is_not_promoted_untold_about_documents(made, tmp_path):
     _, _, pipeline = made
     evaluated = pipeline.stage("evaluate")

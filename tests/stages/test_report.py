@@ -11,8 +11,10 @@ from synthetic_run import EVIL, RIGHT, ROWS, Free, run_until, search, step
 from tunesmith.base import Artifact, Interrupted, ModelError, Output, ProofError, Run, Spec, Stage
 from tunesmith.base.files import write_json
 from tunesmith.base.proof import Proof
+from tunesmith.data.example import Example
+from tunesmith.grading.json_fields import JsonFields
 from tunesmith.stages.report import write
-from tunesmith.stages.report.answers import KINDS
+from tunesmith.stages.report.answers import KINDS, card, rows_of
 from tunesmith.stages.report.course import followed
 from tunesmith.stages.report.source import Source
 
@@ -145,6 +147,36 @@ def test_data_method_proof_lineage_and_cost(page: Reader, whole: Run) -> None:
         whole.artifact("finetune").id[:12],
     ):
         assert said in page.text
+
+
+def test_answers_to_some_of_the_test_rows_are_judged_by_their_own(tmp_path: Path) -> None:
+    run = run_until(tmp_path / "run", "evaluate")
+    (path,) = run.path.glob("evaluate-*/answers.jsonl")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    chosen = [
+        {**lines[place], "answers": dict.fromkeys(("base", "tuned"), lines[place]["gold"])} for place in (40, 3, 17)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in chosen))
+    rows = rows_of(Artifact(next(run.path.glob("prepare-*")), {}), Artifact(path.parent, {}))
+    assert [JsonFields().score(row["answers"]["tuned"], row["example"]).share for row in rows] == [1.0, 1.0, 1.0]
+    assert [row["example"].gold for row in rows] == [row["gold"] for row in rows]
+
+
+def test_fields_may_be_called_as_figures_are(tmp_path: Path) -> None:
+    gold = {"headline": "x", "valid JSON": "y"}
+    example = Example(
+        "a:1", ({"role": "user", "content": "?"},), (({"role": "assistant", "content": json.dumps(gold)},),)
+    )
+    said = {"base": json.dumps({**gold, "valid JSON": "z"}), "tuned": json.dumps(gold)}
+    scores = {name: JsonFields().score(answer, example) for name, answer in said.items()}
+    shown = card(
+        {"origin": "a:1", "kind": "better", "prompt": "?", "gold": example.gold, "answers": said, "scores": scores},
+        JsonFields(),
+    )
+    marks = {
+        field["name"]: {name: each["right"] for name, each in field["systems"].items()} for field in shown["fields"]
+    }
+    assert marks == {"headline": {"base": True, "tuned": True}, "valid JSON": {"base": False, "tuned": True}}
 
 
 def test_answers_without_fields_are_marked_as_a_whole(tmp_path: Path) -> None:

@@ -256,6 +256,7 @@ def test_a_budget_pays_for_other_models_that_read_the_rows_and_for_the_rows_that
         ("roads.sft.finetune.objective.kind=sfd", r"sft: finetune.objective.kind: 'sfd' does not exist"),
         ("roads.sft.prune={method: {kind: magnitude}}", r"sft: prune: what pruning spends is no part of the budget"),
         ("base.prune={method: {kind: magnitude}}", r"pairs: prune: what pruning spends is no part of the budget"),
+        ("base.evaluate.graders=[{kind: perplexity}]", r"base.evaluate.graders: perplexity: roads are compared by what they answer"),
         ("rodes={}", r"rodes: no such field; did you mean 'roads'"),
     ],
 )  # fmt: skip

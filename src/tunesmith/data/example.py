@@ -35,6 +35,8 @@ class Example:
     """Named numbers beside the row: label, reward, weight."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """The record's other fields, for slices, stratified and group-wise splits."""
+    unit: str = ""
+    """What it has in common with rows that go with it, such as their author (`prepare.group`); empty where that is its origin."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value, which shares what the example holds; `from_json` gives the example back."""
@@ -46,6 +48,7 @@ class Example:
             "tools": self.tools,
             "columns": dict(self.columns),
             "meta": dict(self.meta),
+            **({"unit": self.unit} if self.unit else {}),
         }
 
     @classmethod
@@ -72,6 +75,11 @@ class Example:
             return self.text
         last = self.answers[0][self.turn] if self.answers and self.answers[0] else {}
         return str(last.get("content") or "") if last.get("role") == "assistant" else ""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether its answer is one to give; answers that people judged one by one may not be."""
+        return bool(self.columns.get("label", 1.0))
 
     def strings(self) -> Iterator[str]:
         """Every text a person wrote in it, in order."""

@@ -1,12 +1,15 @@
 """What the prepare stage leaves behind, read back: examples and rows of a split, aligned with each other."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from tunesmith.base import DataError
 from tunesmith.base.files import read_json
 
 from .example import Example, Row
 from .rows_file import load_rows
+from .split import field_value
 from .subset import subset
 
 SPLITS = ("train", "validation", "test")
@@ -22,9 +25,19 @@ def load_examples(folder: Path, split: str, most: int | None = None) -> list[Exa
     """
     with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
         found = [Example.from_json(json.loads(line)) for line in file]
+    if group := read_json(folder / "summary.json").get("group"):
+        found = [replace(example, unit=unit(example, group)) for example in found]
     if most is None or most >= len(found):
         return found
     return [found[place] for place in subset(load_split(folder, split), most, 0)]
+
+
+def unit(example: Example, group: str) -> str:
+    """What a row has in common with others by a field; nothing where it lacks the field, as rows of a file of their own may."""
+    try:
+        return field_value(example, group)
+    except DataError:
+        return ""
 
 
 def load_split(folder: Path, split: str, most: int | None = None) -> list[Row]:

@@ -3,11 +3,12 @@
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.base import DataError, Family
 from tunesmith.data.example import Example
@@ -20,6 +21,13 @@ Chances = Mapping[str, Mapping[str, float]]
 
 HEADLINE = "headline"
 """Name of a grader's first figure among its `figures`; the others are its parts."""
+
+
+def units(examples: Sequence[Example]) -> NDArray[np.int64] | None:
+    """Number of the unit that each row is of: its author or whatever `prepare.group` names, else its origin, which parts of a text share; None where no two share one."""
+    numbers: dict[str, int] = {}
+    found = [numbers.setdefault(example.unit or example.origin, len(numbers)) for example in examples]
+    return None if len(numbers) == len(examples) else np.array(found, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,11 @@ class Grader(Family):
             DataError: an example cannot be graded this way.
             MachineError: a package is missing.
         """
+
+    def graded(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, Figure]:
+        """`figures`, of which rows that belong together are drawn as one: parts of a text, and what `prepare.group` keeps together."""
+        unit_N = units(examples)
+        return {name: replace(figure, unit_N=unit_N) for name, figure in self.figures(examples, outputs).items()}
 
     @property
     def inputs(self) -> tuple[Path, ...]:

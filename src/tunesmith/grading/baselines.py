@@ -53,6 +53,7 @@ STRENGTHS = (0.5, 2.0, 8.0)
 
 def majority(train: Sequence[Example], test: Sequence[Example]) -> Baseline:
     """Answer every test row with the most frequent training value of each field that its gold answer has."""
+    train = [example for example in train if example.wanted]
     labels, reason = _labels(train, test)
     if labels is None:
         return Baseline(None, reason)
@@ -68,6 +69,7 @@ def svm(train: Sequence[Example], test: Sequence[Example], *, seed: int = SEED) 
     Raises:
         MachineError: scikit-learn is not installed.
     """
+    train = [example for example in train if example.wanted]
     labels, reason = _labels(train, test)
     if labels is None:
         return Baseline(None, reason)

@@ -34,7 +34,7 @@ class JsonFields(AnswerGrader):
         """Hits among the gold fields."""
         gold, found = self._gold(example), self._fields(answer)
         hits = {name: float(found.get(name) == value) for name, value in gold.items()}
-        parts = {_part(name): (hit, 1.0) for name, hit in hits.items()}
+        parts = {part_name(name): (hit, 1.0) for name, hit in hits.items()}
         wrong = [
             f"{name}: {found.get(name, 'missing')}, expected {gold[name]}" for name, hit in hits.items() if not hit
         ]
@@ -57,7 +57,7 @@ class JsonFields(AnswerGrader):
                 asked = [_label(name, gold) for gold in golds]
                 guesses = [_label(name, fields) if label else set() for fields, label in zip(found, asked, strict=True)]
                 statistics = confusion(asked, guesses, [(name, value) for value in classes])
-                figures[f"{_part(name)} {MACRO}"] = Figure(statistics, macro_f1, top=100.0)
+                figures[f"{part_name(name)} {MACRO}"] = Figure(statistics, macro_f1, top=100.0)
         return figures
 
     def _fields(self, answer: str) -> dict[str, str]:
@@ -77,6 +77,6 @@ def _label(name: str, fields: Mapping[str, str]) -> set[Label]:
     return {(name, fields[name])} if name in fields else set()
 
 
-def _part(field: str) -> str:
+def part_name(field: str) -> str:
     """What the figure of a field is called: its own name, unless figures of another kind are called so."""
     return f"field {field}" if field in (HEADLINE, VALID) else field

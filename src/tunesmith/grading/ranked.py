@@ -17,11 +17,12 @@ class Ranked(Figure):
 
     @property
     def rows(self) -> int:
-        """Rows that are of one of the classes."""
-        return int((np.hsplit(self.statistics, 2)[1] == 1).any(axis=1).sum())
+        """Units of rows that are of one of the classes."""
+        return self._count((np.hsplit(self.statistics, 2)[1] == 1).any(axis=1))
 
-    def gathered(self, weight_RN: Array) -> Array:
+    def gathered(self, weight_RU: Array) -> Array:
         """Average precision and prevalence of each class, [R, 2C], in percent; NaN where no row is of it."""
+        weight_RN = weight_RU if self.unit_N is None else weight_RU[:, self.unit_N]
         precisions, prevalences = [], []
         for score_N, truth_N in zip(*(half.T for half in np.hsplit(self.statistics, 2)), strict=True):
             asked = ~np.isnan(score_N)

@@ -13,6 +13,7 @@ from tunesmith.base.artifact import MANIFEST
 from tunesmith.base.run import deployed
 from tunesmith.data.example import Example, Row
 from tunesmith.data.render import Renderer
+from tunesmith.models.find import files_of
 from tunesmith.models.load import Loaded, Precision, locate
 from tunesmith.models.scorer import load_scorer, score_rows
 
@@ -33,9 +34,9 @@ class RewardModel(Paying):
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """The manifest of what was deployed."""
+        """The manifest of what was deployed, or the files of a model that is no run's."""
         found = deployed(self.run)
-        return () if found is None else (found / MANIFEST,)
+        return files_of(self.run) if found is None else (found / MANIFEST,)
 
     @property
     def memory(self) -> int:

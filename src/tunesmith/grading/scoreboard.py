@@ -65,7 +65,7 @@ def scoreboard(
     parts = groups(examples, slices)
     blocks = {}
     for place, grader in enumerate(graders):
-        figures = {name: grader.figures(examples, outputs) for name, outputs in given[grader.reads].items()}
+        figures = {name: grader.graded(examples, outputs) for name, outputs in given[grader.reads].items()}
         if not figures:
             raise ConfigError(
                 f"graders.{place}: {grader.kind!r} reads {grader.reads}, and no system has any; leave it out"

@@ -8,7 +8,7 @@ ranks gathers its rows another way (`ranked.py`).
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from statistics import NormalDist
 from typing import Any, Self
 
@@ -36,37 +36,59 @@ class Figure:
     """From sums [..., K] to figures [...]."""
     top: float | None = None
     """The best possible figure where 0 is the worst; None if there is no such limit (perplexity)."""
+    unit_N: NDArray[np.int64] | None = None
+    """Number of each row's unit, of U: rows of one unit, such as parts of a text, are drawn together. None where each row is a unit."""
+
+    @property
+    def units(self) -> int:
+        """How many units there are."""
+        return len(self.statistics) if self.unit_N is None else int(self.unit_N.max()) + 1
 
     @property
     def rows(self) -> int:
-        """Number of rows that say something."""
-        return int(self.statistics.any(axis=1).sum())
+        """Number of units that say something."""
+        return self._count(np.asarray(self.statistics.any(axis=1)))
 
     @property
     def point(self) -> float:
         """The figure over all rows."""
-        return float(self.over(np.ones((1, len(self.statistics))))[0])
+        return float(self.over(np.ones((1, self.units)))[0])
 
-    def gathered(self, weight_RN: Array) -> Array:
-        """What rows come to if they count so often, [R, K]: their sums."""
-        return weight_RN @ self.statistics
+    @cached_property
+    def _sums(self) -> Array:
+        """What each unit adds, [U, K]."""
+        if self.unit_N is None:
+            return self.statistics
+        sums_UK = np.zeros((self.units, self.statistics.shape[1]))
+        np.add.at(sums_UK, self.unit_N, self.statistics)
+        return sums_UK
 
-    def over(self, weight_RN: Array) -> Array:
-        """The figure, [R], if rows count so often."""
-        return self.value(self.gathered(weight_RN))
+    def _count(self, said_N: NDArray[np.bool_]) -> int:
+        """Units of rows."""
+        return int(said_N.sum()) if self.unit_N is None else len(np.unique(self.unit_N[said_N]))
+
+    def gathered(self, weight_RU: Array) -> Array:
+        """What units come to if they count so often, [R, K]: their sums."""
+        return weight_RU @ self._sums
+
+    def over(self, weight_RU: Array) -> Array:
+        """The figure, [R], if units count so often."""
+        return self.value(self.gathered(weight_RU))
 
     def take(self, rows: NDArray[np.int64]) -> Self:
         """The same figure over some of the rows."""
-        return replace(self, statistics=self.statistics[rows])
+        unit_N = None if self.unit_N is None else np.unique(self.unit_N[rows], return_inverse=True)[1]
+        return replace(self, statistics=self.statistics[rows], unit_N=unit_N)
 
     def beside(self, other: Self) -> Self:
         """The same figure over this system's rows with another's behind them."""
-        return replace(self, statistics=np.concatenate([self.statistics, other.statistics]))
+        unit_N = None if self.unit_N is None else np.concatenate([self.unit_N, self.unit_N + self.units])
+        return replace(self, statistics=np.concatenate([self.statistics, other.statistics]), unit_N=unit_N)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its 95 % interval; `n` is the number of rows it rests on."""
+    """A figure and its 95 % interval; `n` is the number of rows, or units of them, that it rests on."""
 
     value: float
     low: float
@@ -87,7 +109,7 @@ class Difference(Interval):
     detectable: float | None
     """Smallest true difference that this test would have found four times in five; None where no row differed."""
     relative: Interval | None
-    """First over second minus one, in percent; None where zero is an ordinary value of the second."""
+    """First over second minus one, in percent; None where it was not wanted, or the second is zero."""
 
     def to_json(self) -> dict[str, Any]:
         """The same as a JSON value."""
@@ -101,11 +123,11 @@ def share(sums: Array) -> Array:
 
 
 def replicates(figure: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) -> Array:
-    """The figure on each of `resamples` bootstrap samples of its rows, [R].
+    """The figure on each of `resamples` bootstrap samples of its rows, or of their units, [R].
 
-    Samples depend on the seed and the number of rows only, so systems on the same rows are resampled alike (paired).
+    Samples depend on the seed and the number of units only, so systems on the same rows are resampled alike (paired).
     """
-    count = len(figure.statistics)
+    count = figure.units
     drawn = _kept(seed, count, resamples) if count * resamples <= _CELLS else _drawn(seed, count, resamples)
     return np.concatenate([figure.over(counts_RN) for counts_RN in drawn])
 
@@ -148,7 +170,7 @@ def difference(
     if first.top is not None and ends[0] == ends[1]:
         ends = _unseen(point, -first.top, first.top, rows)
     change = None
-    if relative:
+    if relative and second.point > 0:
         ratio = 100.0 * (first.point / second.point - 1.0)
         change = Interval(ratio, *_ends(ratio, 100.0 * (values / others - 1.0)), rows)
     p = permutation(first, second, seed=seed, resamples=resamples)
@@ -160,8 +182,8 @@ def over_seeds(
 ) -> Interval:
     """The mean of one system's figures over trainings that differ in their seed, or of its differences from another's.
 
-    Rows are resampled alike for all, trainings with them: what another set of rows and other seeds would have given. The spread between a
-    few trainings is widened by sqrt(S / (S - 1)), by which resampling S things falls short of it.
+    Rows are resampled alike for all, and to each resample is added what another set of S seeds may differ by: their standard error times a draw of Student's
+    t with S - 1 degrees of freedom. Two or three trainings say little of how far trainings lie apart, and such an interval is as wide as that.
 
     Args:
         figures: one per training, all on the same rows.
@@ -177,9 +199,8 @@ def over_seeds(
     point, count = float(points_S.mean()), len(points_S)
     values_R = values_SR.mean(axis=0)
     if count > 1:
-        drawn_RS = np.random.default_rng([seed, count]).integers(0, count, size=(resamples, count))
-        again_R = np.take_along_axis(values_SR.T, drawn_RS, axis=1).mean(axis=1)
-        values_R = values_R + math.sqrt(count / (count - 1)) * (again_R - values_R)
+        drawn_R = np.random.default_rng([seed, count]).standard_t(count - 1, size=resamples)
+        values_R = values_R + drawn_R * float(points_S.std(ddof=1)) / math.sqrt(count)
     rows, top = max(figure.rows for figure in (*figures, *others)), figures[0].top
     low, high = _ends(point, values_R)
     if top is not None:
@@ -192,7 +213,7 @@ def permutation(first: Figure, second: Figure, *, seed: int = SEED, resamples: i
     """Two-sided p-value of swapping the two outputs at random on each row; for right or wrong it is McNemar's test."""
     generator = np.random.default_rng(seed)
     observed = abs(first.point - second.point)
-    both, count = first.beside(second), len(first.statistics)
+    both, count = first.beside(second), first.units
     as_extreme = 0
     for size in _blocks(resamples, count):
         swapped_RN = generator.integers(0, 2, size=(size, count), dtype=np.int8).astype(np.float64)

@@ -27,7 +27,8 @@ class Guard:
         self.app = app
         self.settings = settings
         self.expected = f"Bearer {token}".encode()
-        self.names = {name.lower() for name in (settings.host, *LOOPBACK, *settings.allowed_hosts)}
+        self.allowed = {name.lower() for name in settings.allowed_hosts}
+        self.names = {settings.host.lower(), *LOOPBACK, *self.allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] == OPEN:
@@ -59,7 +60,7 @@ class Guard:
 
     def _same(self, origin: str, host: str) -> bool:
         """Whether a page of `origin` is of this server, or of a host that was allowed by name."""
-        return _place(origin) == host.lower() or _name(origin) in self.settings.allowed_hosts
+        return _place(origin) == host.lower() or _name(origin) in self.allowed
 
     async def _read(self, receive: Receive) -> bytes | None:
         """The request's body; None if the client left while sending it."""

@@ -29,6 +29,8 @@ REDACTED = (
 )
 """What is always taken out of stored text. Every repetition is bounded, and where one could be read in many ways it takes all it can, so the time is linear in the text."""
 PRUNE_EVERY = 1_000
+PRUNE_SECONDS = 3_600.0
+"""Old requests go after so many new ones, or after so long."""
 CLIENT_LEFT = 499
 """Status of a request whose client did not wait for the answer."""
 
@@ -128,11 +130,12 @@ class RequestLog:
                 f"insert into requests ({', '.join(_COLUMNS)}) values ({marks})", astuple(Record(**kept))
             )
         self._written += 1
-        if self._written % PRUNE_EVERY == 0:
+        if self._written % PRUNE_EVERY == 0 or time.monotonic() - self._pruned > PRUNE_SECONDS:
             self._prune()
 
     def _prune(self) -> None:
         """Drop what is too old or too much."""
+        self._pruned = time.monotonic()
         with self._file:
             self._file.execute("delete from requests where time < ?", (time.time() - self.keeping.days * 86_400,))
             self._file.execute(

@@ -86,6 +86,16 @@ class Turn(Closed):
     tool_call_id: str | None = None
     refusal: None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nothing(cls, given: Any) -> Any:
+        """Clients send our own answers back as their libraries hold them, with every field that OpenAI has, most of them empty."""
+        return (
+            {name: value for name, value in given.items() if value not in (None, [])}
+            if isinstance(given, dict)
+            else given
+        )
+
     @model_validator(mode="after")
     def _speaks(self) -> "Turn":
         if self.content is None and not self.tool_calls:

@@ -62,7 +62,7 @@ class Trained:
     def figures(self, grader: Grader, examples: Sequence[Example]) -> list[dict[str, Figure]]:
         """Per seed what a grader says."""
         outputs: Sequence[Sequence[Any]] = getattr(self, grader.reads)
-        return [grader.figures(examples, each) for each in outputs]
+        return [grader.graded(examples, each) for each in outputs]
 
 
 def variants(given: Path, assignments: tuple[str, ...], vary: Sequence[str]) -> list[Variant]:

@@ -128,8 +128,8 @@ def compare(
 
 def _answers(evaluated: Artifact, rivals: Sequence[str]) -> dict[str, list[str]]:
     """What base and the run's own model answered, and those of its rivals that it was compared with."""
-    lines = (evaluated / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    given = [json.loads(line)["answers"] for line in lines]
+    with (evaluated / "answers.jsonl").open(encoding="utf-8") as file:  # `splitlines` would end a line at U+2028 too
+        given = [json.loads(line)["answers"] for line in file]
     names = {**SYSTEMS, **{rival: rival for rival in rivals if rival in given[0] and rival not in SYSTEMS}}
     return {name: [one[system] for one in given] for system, name in names.items()}
 

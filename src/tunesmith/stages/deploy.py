@@ -218,6 +218,7 @@ def card(
         "card.md.j2",
         base=model,
         adapter=adapter,
+        beside={"prompt": prompt.FILE, "prefix": prompt.FILE, "memory": memory.FILE}.get(adapter["kind"]),
         data=read_json(prepared / "summary.json"),
         training=finetuned.metrics,
         settings=finetuned.manifest["spec"],
@@ -233,5 +234,5 @@ def _render(name: str, **facts: Any) -> str:
     return environment.from_string(template).render(facts)
 
 
-STAGE = Stage("deploy", 1, deploy)
+STAGE = Stage("deploy", 2, deploy)
 MERGED = Stage("deploy", 1, deploy_merged)

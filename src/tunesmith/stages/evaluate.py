@@ -182,7 +182,7 @@ def _readable(test: list[Example], graders: list[str]) -> None:
     """
     for example in test:
         said = example.answers[0][example.turn] if example.answers and example.answers[0] else {}
-        if not example.columns.get("label", 1.0):
+        if not example.wanted:
             wrong = "its answer is an unwanted one, which graders would take for right; hold out wanted answers (prepare.test)"
         elif said.get("tool_calls"):
             wrong = "its last turn calls a tool, which is no text to compare an answer with; set evaluate.graders=[{kind: perplexity}], or hold out rows that end with text"
@@ -200,7 +200,7 @@ def _systems(
     sampling = Sampling(max_tokens=spec.max_tokens)
     answers = {"base": kept(out, "base", lambda: answer(loaded, test, sampling))}
     notes = {"base": "zero-shot: the prompt as it is", "tuned": "the prompt as it is"}
-    if spec.shots and train[0].text is None:
+    if spec.shots and any(example.text is None for example in train):
         shots = worked(loaded, train, test, spec.shots, spec.max_tokens)
         answers["few-shot"] = kept(out, "few-shot", lambda: answer(loaded, test, sampling, as_shots(shots)))
         left = f"; {spec.shots} do not fit before every request" if len(shots) < min(spec.shots, len(train)) else ""
@@ -289,4 +289,4 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-STAGE = Stage("evaluate", 3, evaluate)
+STAGE = Stage("evaluate", 4, evaluate)

@@ -67,10 +67,11 @@ def with_shots(example: Example, shots: Sequence[Message]) -> list[Message]:
 def worked(
     loaded: Loaded, train: Sequence[Example], asked: Sequence[Example], count: int, max_tokens: int
 ) -> list[Example]:
-    """Demonstrations to put before each request: so many of the training rows, drawn by chance and always the same ones, in their order.
+    """Demonstrations to put before each request: so many of the training rows with a wanted answer, drawn by chance and always the same ones, in their order.
 
     Where not all fit before every request and its answer, the first are left out.
     """
+    train = [example for example in train if example.answers and example.wanted]
     places = sorted(np.random.default_rng(0).permutation(len(train))[:count].tolist())
     shots, renderer, most = [train[place] for place in places], Renderer(loaded.tokenizer), room(loaded, max_tokens)
     talks = [example for example in asked if example.text is None]

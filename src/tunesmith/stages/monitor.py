@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,23 @@ class Monitor(Spec):
     """Of the classifier's folds and samples."""
 
 
-def monitor(spec: Monitor, prepared: Artifact, evaluated: Artifact | None = None, *, out: Output, log: str) -> None:
+def monitor(
+    spec: Monitor, prepared: Artifact, evaluated: Artifact | None = None, *, out: Output, log: str, since: float = 0.0
+) -> None:
     """Write `report.json` and `report.md`; the metric `alerts` holds a sentence for everything that needs a person.
+
+    Args:
+        spec: the limits.
+        prepared: what was learnt from.
+        evaluated: what the tuned model answered to the test rows.
+        out: where the report goes.
+        log: the request log.
+        since: when the model was deployed (seconds since 1970); what was asked before, another answered.
 
     Raises:
         ArtifactError: `log` is missing or is not a request log.
     """
-    records = list(read_log(Path(log), model=spec.model, newest=spec.newest))
+    records = list(read_log(Path(log), model=spec.model, since=since, newest=spec.newest))
     asked = [record for record in records if record.status != CLIENT_LEFT]
     answered = [record for record in asked if record.status == 200]
     examples = load_examples(prepared.path, "train")
@@ -77,17 +87,30 @@ def monitor(spec: Monitor, prepared: Artifact, evaluated: Artifact | None = None
 
 
 def _expected(examples: Sequence[Example], evaluated: Artifact | None) -> list[str]:
-    """Answers as they should look: those of the tuned model in the evaluation, where it was asked for any, else those it was trained on."""
-    if evaluated is None:
-        return [example.gold for example in examples]
+    """Answers as they should look: those of the tuned model in the evaluation, where it was asked for any and they are all that clients ask for; else
+    those it was trained on."""
+    learnt = [answer for example in examples for _, answer in _exchanges(example)]
+    if evaluated is None or len(learnt) > len(examples):
+        return learnt
     with (evaluated / "answers.jsonl").open(encoding="utf-8") as file:
         given = [json.loads(line)["answers"] for line in file]
-    return [each["tuned"] for each in given if "tuned" in each] or [example.gold for example in examples]
+    return [each["tuned"] for each in given if "tuned" in each] or learnt
 
 
-def _prompt(example: Example) -> str:
-    """What an example asks in the form that the server logs."""
-    return "\n".join(str(message.get("content") or "") for message in example.asked)
+def _exchanges(example: Example) -> Iterator[tuple[str, str]]:
+    """What a client asks on its way through a conversation, in the form that the server logs, and what it is answered: once for each turn of the assistant."""
+    if example.text is not None:
+        yield "", example.text
+    answer = example.answers[0] if example.answers else ()
+    for place, message in enumerate(answer):
+        if message["role"] == "assistant":
+            before = (*example.prompt, *answer[:place])
+            yield "\n".join(str(one.get("content") or "") for one in before), str(message.get("content") or "")
+
+
+def _prompts(examples: Sequence[Example]) -> list[str]:
+    """What is asked, of rows that ask anything."""
+    return [asked for example in examples if example.prompt for asked, _ in _exchanges(example)]
 
 
 def _too_few(spec: Monitor, name: str, records: Sequence[Record]) -> Check | None:
@@ -98,7 +121,7 @@ def _too_few(spec: Monitor, name: str, records: Sequence[Record]) -> Check | Non
 
 def _prompt_length(spec: Monitor, examples: Sequence[Example], answered: Sequence[Record]) -> Check:
     name = "prompt length"
-    reference = [len(_prompt(example)) for example in examples if example.prompt]
+    reference = [len(asked) for asked in _prompts(examples)]
     if not reference:
         return unjudged(name, len(answered), "the training rows have no prompts")
     few = _too_few(spec, name, answered)
@@ -108,7 +131,7 @@ def _prompt_length(spec: Monitor, examples: Sequence[Example], answered: Sequenc
 def _vocabulary(spec: Monitor, examples: Sequence[Example], answered: Sequence[Record], redact: Redactor) -> Check:
     name = "vocabulary"
     texts = [record.prompt for record in answered if record.prompt is not None]
-    reference = [redact(_prompt(example)) for example in examples if example.prompt]
+    reference = [redact(asked) for asked in _prompts(examples)]
     if not reference:
         return unjudged(name, len(texts), "the training rows have no prompts")
     if answered and not texts:
@@ -217,4 +240,4 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-STAGE = Stage("monitor", 1, monitor)
+STAGE = Stage("monitor", 2, monitor)

@@ -243,8 +243,15 @@ class Pipeline(Stages[Recipe]):
                 f"{log}: no requests were logged yet; serve the model with `tunesmith serve {self.run.path}`"
             )
         settle(log)
+        since = self.run.artifact("deploy").manifest["created"]
         return self.run.once(
-            monitor.STAGE, self.recipe.monitor, self.prepare(), self.evaluate(), inputs=(log,), log=str(log)
+            monitor.STAGE,
+            self.recipe.monitor,
+            self.prepare(),
+            self.evaluate(),
+            inputs=(log,),
+            log=str(log),
+            since=since,
         )
 
 

@@ -273,6 +273,7 @@ def _summary(spec: Prepare, taken: Taken, tables: Mapping[str, Table], cleaned: 
     """What came in, what became of it, and what cleaners found."""
     summary = {
         "sources": taken.sources,
+        "group": spec.group,
         "counts": taken.ledger.counts(),
         "splits": {
             name: {**table.lengths.table(), "ledger": taken.ledger.counts(name)} for name, table in tables.items()

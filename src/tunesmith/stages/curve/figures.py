@@ -75,7 +75,7 @@ class Graded:
         examples, reads = measured.examples, grader.reads == "answers"
         names = measured.points[0].rivals if reads else ()
         rivals = {
-            name: [[grader.figures(examples, one) for one in point.rivals[name]] for point in measured.points]
+            name: [[grader.graded(examples, one) for one in point.rivals[name]] for point in measured.points]
             for name in names
             if all(name in point.rivals for point in measured.points)
         }

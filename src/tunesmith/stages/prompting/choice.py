@@ -43,9 +43,7 @@ def divide(train: Sequence[Example], test: Sequence[Example], development: int, 
             "prompt: plain text asks for no answer, so no prompt can be better; give rows of prompt and answer"
         )
     taken = {_asks(example) for example in test}
-    wanted = [
-        example for example in train if example.columns.get("label", 1.0)
-    ]  # answers that were refused teach nothing
+    wanted = [example for example in train if example.wanted]  # answers that were refused teach nothing
     different = {_asks(example): example for example in reversed(wanted)}
     left = [example for key, example in reversed(different.items()) if key not in taken]
     if len(left) < development + shots:

@@ -36,7 +36,7 @@ class Trying:
     def score(self, way: Way, name: str) -> Scored:
         """Answer the development rows, or take the answers that an earlier attempt kept."""
         answers = kept(self.out, name, lambda: self.prompter.answers(way, self.development), "development")  # fmt: skip
-        figure = self.grader.figures(self.development, answers)[HEADLINE]
+        figure = self.grader.graded(self.development, answers)[HEADLINE]
         asked = self.prompter.requests(way, self.development)
         merit = figure.point if self.grader.better == "higher" else -figure.point
         return Scored(way, figure, merit, asked.tokens, asked.shortened)
@@ -60,8 +60,8 @@ def prompt(
     prompter = Prompter(load(model, served(precision)), divided.pool, spec.indexed, common, max_tokens)
     found, trajectory = _tried(spec, prompter, Trying(prompter, divided.development, grader, out), seed)
     best = max(found, key=lambda each: each.rank)
-    every = load_examples(prepared.path, "test")
-    test, told = every[:rows], [_told(each, each is best) for each in found]
+    every, test = load_examples(prepared.path, "test"), load_examples(prepared.path, "test", rows)
+    told = [_told(each, each is best) for each in found]
     for each, about in zip(found, told, strict=True):
         if test and (each is best or spec.measure == "all"):
             about.update(_tested(each.way, prompter, test, grader, out, seed))
@@ -114,7 +114,7 @@ def _tested(
     """A way's score on the test rows, and what its requests are like there."""
     answers = kept(out, way.name, lambda: prompter.answers(way, test))
     asked = prompter.requests(way, test)
-    figure = interval(grader.figures(test, answers)[HEADLINE], seed=seed)
+    figure = interval(grader.graded(test, answers)[HEADLINE], seed=seed)
     return {"test": figure.to_json(), "tokens": asked.tokens, "shortened": asked.shortened}
 
 
@@ -161,4 +161,4 @@ def _prove(divided: Divided, test: list[Example], trajectory: list[dict[str, Any
     return proof
 
 
-STAGE = Stage("prompt", 2, prompt)
+STAGE = Stage("prompt", 3, prompt)

@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.base import Artifact
 from tunesmith.data.example import Example
 from tunesmith.grading import AnswerGrader, Grader
-from tunesmith.grading.json_fields import JsonFields
+from tunesmith.grading.json_fields import JsonFields, part_name
 from tunesmith.grading.reading import read_object
 
 from .source import Source
@@ -62,14 +62,13 @@ def the_grader(evaluated: Artifact) -> AnswerGrader | None:
 
 
 def rows_of(prepared: Artifact, evaluated: Artifact) -> Rows:
+    """What was answered, each row with its example; of the test rows that may be some."""
     with (
         (prepared / "test.jsonl").open(encoding="utf-8") as tests,
         (evaluated / "answers.jsonl").open(encoding="utf-8") as answers,
     ):
-        return [
-            {"example": Example.from_json(json.loads(test)), **json.loads(answer)}
-            for test, answer in zip(tests, answers, strict=False)
-        ]
+        known = {example.origin: example for example in (Example.from_json(json.loads(test)) for test in tests)}
+        return [{"example": known[row["origin"]], **row} for row in map(json.loads, answers)]
 
 
 def _kind(before: float, after: float) -> str:
@@ -113,7 +112,7 @@ def _fields(row: Mapping[str, Any], grader: JsonFields) -> Rows:
             "name": field,
             "expected": _written(value),
             "systems": {
-                name: {"text": _said(found[name], field), "right": score.parts[field][0] == 1.0} for name, score in row["scores"].items()
+                name: {"text": _said(found[name], field), "right": score.parts[part_name(field)][0] == 1.0} for name, score in row["scores"].items()
             },
         }
         for field, value in gold.items()

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.base import Artifact, DataError, Run
+from tunesmith.base import Artifact, ConfigError, DataError, Run
 from tunesmith.base.files import write_atomic
 from tunesmith.data.prepared import load_examples
 
@@ -145,4 +145,10 @@ def open_contest(given: Path, folder: Path | None = None, assignments: tuple[str
     Raises:
         ConfigError: the file is missing or wrong.
     """
-    return Contest(read_showdown(given, assignments), Run(folder or Path("runs") / given.stem))
+    contest = Contest(read_showdown(given, assignments), Run(folder or Path("runs") / given.stem))
+    graders = contest.spec.recipe(START, contest.find).evaluate.graders
+    if not any(grader.reads == "answers" for grader in graders):
+        raise ConfigError(
+            f"base.evaluate.graders: {', '.join(grader.kind for grader in graders)}: roads are compared by what they answer; add a grader that judges answers"
+        )
+    return contest
