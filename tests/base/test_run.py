@@ -149,6 +149,17 @@ def test_files_that_a_kill_left_half_written_are_gone_when_a_stage_goes_on(run, 
     assert sorted(path.name for path in made.path.iterdir()) == [".kept", "manifest.json", "soup.txt"]
 
 
+def test_the_time_of_a_stage_is_that_of_all_its_attempts(run, kitchen):
+    stage = Stage("cook", 1, kitchen)
+    kitchen.at_end, kitchen.error = lambda: time.sleep(0.3), ValueError("burnt")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="burnt"):
+            run.once(stage, Cook())
+    kitchen.at_end, kitchen.error = lambda: None, None
+    assert 0.6 <= run.once(stage, Cook()).manifest["seconds"] < 5
+    assert run.once(stage, Cook(salt=9)).manifest["seconds"] < 0.3
+
+
 def test_an_interrupt_before_a_stage_begins_its_work_is_noted(run, kitchen):
     run.once(Stage("cook", 1, kitchen), Cook())
     for name in ("cook", "serve"):

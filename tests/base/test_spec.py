@@ -5,7 +5,7 @@ import yaml
 from pydantic import Field
 
 from tunesmith.base import ConfigError, Family, Spec
-from tunesmith.base.spec import merged, override, read_yaml, validate
+from tunesmith.base.spec import dump_yaml, merged, overridden, override, parse_yaml, read_yaml, validate
 
 
 class Engine(Family):
@@ -140,6 +140,25 @@ class TestOverride:
         override(tree, "engine.kind=petrol")
         assert tree == {"engine": {"cylinders": 6, "kind": "petrol"}}
 
+    @pytest.mark.parametrize(
+        "given", [{}, {"engine": {"cylinders": 6}}, {"engine": {"kind": "petrol", "cylinders": 6}}]
+    )
+    def test_a_kind_comes_before_its_fields_and_drops_those_of_the_default_too(self, given):
+        tree = {**given, "name": "a"}
+        overridden(tree, ("engine.battery=80", "engine.kind=electric"), Car)
+        assert validate(Car, tree, "x") == Car(name="a", engine=Electric(battery=80))
+
+    def test_what_is_further_out_comes_first_and_the_last_of_two_counts(self):
+        tree = {"engine": {"kind": "petrol"}}
+        overridden(tree, ("engine.range=1", "name=a", "engine={kind: electric}", "name=b"), Car)
+        assert tree == {"engine": {"kind": "electric", "range": 1}, "name": "b"}
+
+    def test_a_kind_takes_the_place_of_nothing_and_of_a_word(self):
+        tree = {"engine": None, "spare": "auto"}
+        override(tree, "engine.kind=petrol")
+        override(tree, "spare.kind=electric")
+        assert tree == {"engine": {"kind": "petrol"}, "spare": {"kind": "electric"}}
+
     @pytest.mark.parametrize("assignment", ["name", "=3", "name=[", "name.below=1"])
     def test_refuses_in_one_line(self, assignment):
         with pytest.raises(ConfigError) as caught:
@@ -240,6 +259,19 @@ def test_yaml_that_is_meant_to_harm_is_refused(tmp_path, text, reason):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ConfigError, match=reason):
         read_yaml(tmp_path / "recipe.yaml")
+
+
+def test_a_name_that_stands_twice_is_refused_where_it_stands(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("finetune:\n  epochs: 1\nfinetune: {batch: 4}\n")
+    with pytest.raises(ConfigError, match=r"recipe.yaml:3: .*'finetune' stands here twice"):
+        read_yaml(tmp_path / "recipe.yaml")
+
+
+def test_numbers_are_read_as_people_write_them_and_texts_come_back():
+    found = parse_yaml("[1e-4, 1E+2, -2.5e3, .5e-1, 1_0e2, 7, 1.5, e5, 1e, 0x1f, 12]")
+    assert found == [0.0001, 100.0, -2500.0, 0.05, 1000.0, 7, 1.5, "e5", "1e", 31, 12]
+    texts = {"a": "1e-4", "b": ["1e5", "x", 3.0]}
+    assert parse_yaml(dump_yaml(texts)) == texts
 
 
 def test_aliases_and_merges_that_are_meant_well_are_read(tmp_path):

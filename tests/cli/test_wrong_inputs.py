@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from transformers import BertConfig
 
+from tunesmith.base import Artifact
+from tunesmith.cli.serving import _warn_of_age
+
 GOOD = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]}
 
 
@@ -41,10 +44,64 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
         ("model=absent", ["'absent'", "smollm2-135m"]),
         ("model=./absent.gguf", ["absent.gguf", "not found"]),
         ("prepare.max_tokens=8", ["max_tokens"]),
+        ("seed=-1", ["seed", "greater than or equal to 0"]),
+        ("seed=20240131235959", ["seed", "less than 4294967296"]),
+        ("evaluate.graders=[{}]", ["evaluate.graders.0", "`tunesmith explain evaluate.graders`"]),
     ],
 )
 def test_wrong_setting(tunesmith, task, assignment, words):
     refused(tunesmith("initialise", task(), assignment), *words)
+
+
+def test_patience_with_nothing_to_judge_by(tunesmith, task):
+    settings = ("prepare.validation_fraction=0", "finetune.validation.patience=3")
+    refused(tunesmith("initialise", task(), *settings), "finetune.validation.patience", "prepare.validation_fraction")
+
+
+def test_a_report_of_nothing(tunesmith, tmp_path):
+    refused(tunesmith("report", "typo"), "typo", "not the folder of a run")
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_recipe_below_a_file(tunesmith, task):
+    refused(tunesmith("run", f"{task()}/x"), "not a recipe")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"),
+    ],
+)
+def test_memory_that_runs_out(tunesmith, task, monkeypatch, error):
+    def out(*_, **__):
+        raise error
+
+    monkeypatch.setattr("tunesmith.stages.pipeline.open_run", out)
+    monkeypatch.setattr("tunesmith.cli.running.open_any", out, raising=False)
+    refused(tunesmith("initialise", task()), "ran out of memory", "micro_batch")
+
+
+def test_every_setting_can_be_explained(tunesmith):
+    for path in (
+        "prepare.source",
+        "finetune.optimizer.learning_rate",
+        "finetune.optimizer.betas",
+        "finetune.optimizer.rates",
+        "evaluate.graders",
+        "prune.method",
+        "finetune.validation.metric",
+    ):
+        code, printed, error = tunesmith("explain", path)
+        assert (code, "Undefined" in printed) == (0, False), (path, printed, error)
+
+
+def test_a_preview_goes_where_the_run_is(tunesmith, task, tmp_path):
+    assert tunesmith("data", "preview", task(), "--run", "elsewhere")[0] == 0
+    assert (tmp_path / "elsewhere").is_dir()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_missing_recipe(tunesmith):
@@ -167,3 +224,11 @@ def _limited(arguments: list[str], folder: Path, limit=None) -> tuple[int, str, 
         cwd=folder, preexec_fn=limit, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
+
+
+def test_an_older_model_is_not_served_in_silence(tmp_path, capsys):
+    made = Artifact(tmp_path / "deploy-a", {"parents": [{"stage": "finetune", "folder": "finetune-a"}]})
+    for name in ("finetune-a", "finetune-b"):
+        (tmp_path / "stages.json").write_text(json.dumps({"finetune": {"state": "done", "artifact": name}}))
+        _warn_of_age(tmp_path, made)
+        assert ("was trained or measured again since" in " ".join(capsys.readouterr().err.split())) == (name == "finetune-b")

@@ -172,7 +172,6 @@ def test_memory_falls_with_micro_batch_and_time_grows_with_epochs(micro_batch, r
 def test_fits_is_decided_by_the_peak():
     found = estimated(CONFIGS["llama"], LoRA(), available=1 << 20)
     assert not found.fits
-    assert found.reason == "needs about 0.1 GB more, 0.0 GB free"
     assert estimated(CONFIGS["llama"], LoRA()).fits
 
 

@@ -29,6 +29,7 @@ from tunesmith.models.load import load
 from tunesmith.stages import finetune
 from tunesmith.stages.judge import answer
 from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.validation import Judge
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,6 +104,26 @@ def test_killed_runs_end_with_the_same_bits(recipe, tmp_path):
     assert last.wait(120) == 0, last.stderr.read()
     assert content(killed) == expected
     assert [event["step"] for event in Run(killed).events.read("resumed")]
+
+
+def test_what_was_best_in_steps_that_are_done_anew_is_forgotten(recipe, tmp_path, monkeypatch):
+    """As on a machine with another number of processors, whose sums differ: the second time other weights are the best."""
+    settings = ("finetune.validation.every=2", "finetune.checkpoint_every=100", "finetune.epochs=1.0")
+    told = iter([1.0, 0.5, 1.0, 1.5, 1.2, 1.4, 1.1, 1.3, 1.6, 1.7, 1.8, 1.9])
+    monkeypatch.setattr(Judge, "_value", lambda self, loaded: next(told))
+    note = finetune.Training._note
+
+    def cut_off(self, step, seconds):
+        note(self, step, seconds)
+        if step.number == 4:
+            raise KeyError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.Training, "_note", cut_off)
+        with pytest.raises(KeyError, match="power cut"):
+            open_run(recipe, tmp_path / "run", settings).locked("finetune")
+    done = open_run(recipe, tmp_path / "run", settings).locked("finetune")
+    assert done.metrics["best_step"] == 2
 
 
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])

@@ -37,3 +37,12 @@ class Interrupted(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__("interrupted; run the same command again to go on from here")
         self.exit_code = 128 + signal_number
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, a GPU's, or what torch asked of the system, which has no error of its own. Torch need not be there to ask."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

@@ -208,7 +208,7 @@ class Run:
     ) -> Artifact:
         work = self.path / f"{final.name}.partial"
         out = Output(work, self.events.tagged(artifact=final.name))
-        start = time.monotonic()
+        start, spent = time.monotonic(), _spent(out.events)
         with self._told(stage.name, final.name), room(work):
             work.mkdir(parents=True, exist_ok=True)
             for left in [path for path in work.rglob(".*") if UNFINISHED.fullmatch(path.name)]:
@@ -216,7 +216,7 @@ class Run:
             self._note(stage.name, state="running", artifact=final.name)
             self.events.write("started", stage=stage.name, artifact=final.name)
             stage.function(spec, *parents, out=out, **context)
-            seconds = round(time.monotonic() - start, 2)
+            seconds = round(spent + time.monotonic() - start, 2)
             extra = {"metrics": out.metrics, "seconds": seconds, "environment": environment()}
             made = commit(work, final, {**facts, **extra})
             self._note(stage.name, state="done", artifact=final.name, seconds=seconds)
@@ -235,7 +235,7 @@ class Run:
             reason = redacted(str(error) or type(error).__name__)
             with suppress(MachineError):  # a disk that is full may have no room for this either
                 self._note(stage, state=state, artifact=artifact, error=reason)
-                self.events.write(state, stage=stage, reason=reason)
+                self.events.write(state, stage=stage, artifact=artifact, reason=reason)
             raise
 
     def interrupted(self, stage: str) -> None:
@@ -247,6 +247,17 @@ class Run:
 
     def _note(self, stage: str, **state: Any) -> None:
         write_json(self.path / "stages.json", {**self.states, stage: state})
+
+
+def _spent(events: Events) -> float:
+    """Seconds that earlier attempts at an artifact took, as far as its events tell."""
+    spent, begun, last = 0.0, None, 0.0
+    for event in events.read():
+        if event["event"] in ("started", "done"):
+            spent = 0.0 if event["event"] == "done" else spent + (last - begun if begun is not None else 0.0)
+            begun = event["time"] if event["event"] == "started" else None
+        last = event["time"]
+    return spent + (last - begun if begun is not None else 0.0)
 
 
 def run_of(given: Path, folder: Path | None = None) -> Run:

@@ -1,6 +1,8 @@
 """The one base class of everything a user may write in a recipe, and how a recipe is read."""
 
 import difflib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar, get_args
 
@@ -42,6 +44,24 @@ class Spec(BaseModel):
 S = TypeVar("S", bound=Spec)
 
 
+class Loader(yaml.SafeLoader):
+    """YAML in which `1e-4` is a number, as YAML 1.2 has it, and `1.0e-4` alone in the YAML 1.1 that PyYAML reads."""
+
+
+class Dumper(yaml.SafeDumper):
+    """What `Loader` reads back as it was."""
+
+
+for reader in (Loader, Dumper):
+    number = re.compile(r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$")
+    reader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+
+
+def dump_yaml(value: Any) -> str:
+    """A JSON value as YAML, in the order that it has."""
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 LONGEST, MOST = 200_000, 50_000
 """Characters of a YAML text, and values in it with every alias counted as what it stands for."""
 
@@ -50,12 +70,12 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        yaml.YAMLError, RecursionError: it is none.
+        yaml.YAMLError, RecursionError: it is none, or a name stands twice in a mapping.
         ValueError: a value is none of its type, or the text is too long, or would be with its aliases written out.
     """
     if len(text) > LONGEST:
         raise ValueError(f"longer than {LONGEST:,} characters")
-    loader = yaml.SafeLoader(text)
+    loader = Loader(text)
     node = loader.get_single_node()
     if node is None:
         return None
@@ -70,7 +90,20 @@ def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
         known[node] = MOST  # of a node within itself there is no end
         below = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))] if isinstance(node, yaml.CollectionNode) else []  # fmt: skip
         known[node] = 1 + sum(_values(part, known) for part in below)
+        _check_names(node)
     return known[node]
+
+
+def _check_names(node: yaml.Node) -> None:
+    """Refuse a name that stands twice in a mapping: YAML forbids it, and PyYAML takes the last without a word."""
+    names = set()
+    for name, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(name, yaml.ScalarNode) and name.value != "<<":
+            if (name.tag, name.value) in names:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name.value!r} stands here twice", name.start_mark
+                )
+            names.add((name.tag, name.value))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -85,8 +118,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: no such file; give the path of a recipe, for example recipes/quickstart.yaml"
         ) from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a recipe ({error}); give the path of a YAML file") from None
+    except (IsADirectoryError, NotADirectoryError, PermissionError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a recipe ({error}); give the path of a YAML file that you may read") from None
     try:
         found = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -100,10 +133,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return found
 
 
-def override(tree: dict[str, Any], assignment: str) -> None:
+def overridden(tree: dict[str, Any], assignments: Sequence[str], *specs: type[Spec]) -> None:
+    """Apply every `path.to.field=value` to `tree` in place, in any order: what is further out comes first, and a `kind` before the fields of its member.
+
+    Args:
+        tree: settings.
+        assignments: what is laid over them.
+        specs: as for `merged`.
+
+    Raises:
+        ConfigError: an assignment is none.
+    """
+    for each in sorted(assignments, key=lambda one: one.partition("=")[0].removesuffix(".kind").count(".")):
+        override(tree, each, *specs)
+
+
+def override(tree: dict[str, Any], assignment: str, *specs: type[Spec]) -> None:
     """Apply one `path.to.field=value` (the value is YAML) to `tree` in place.
 
-    A new `kind` replaces the whole member, since the fields of the old one need not exist in the new.
+    A new `kind` replaces the whole member, since the fields of the old one need not exist in the new; one that `tree` leaves out is the default's.
     """
     path, equals, text = assignment.partition("=")
     if not equals or not path:
@@ -113,14 +161,24 @@ def override(tree: dict[str, Any], assignment: str) -> None:
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"{assignment!r}: the value is not valid YAML; quote it") from None
     *parents, last = path.split(".")
-    for name in parents:
-        below = tree.setdefault(name, {})
+    default = None
+    for place, name in enumerate(parents, 1):
+        below = tree.get(name)
+        if below is None or (last == "kind" and place == len(parents) and not isinstance(below, dict)):
+            below = tree[name] = {}  # nothing was chosen yet, or a word that stands for a choice
         if not isinstance(below, dict):
             raise ConfigError(f"{assignment!r}: {name!r} is a value, it has no fields below it")
-        tree = below
-    if last == "kind" and tree.get("kind", value) != value:
+        tree, (default, specs) = below, _below(specs, name)
+    if last == "kind" and tree and tree.get("kind", default) not in (None, value):
         tree.clear()
     tree[last] = value
+
+
+def _below(specs: Sequence[type[Spec]], name: str) -> tuple[str | None, tuple[type[Spec], ...]]:
+    """The kind that a field has where none is given, and what may stand in it."""
+    fields = [spec.model_fields[name] for spec in specs if name in spec.model_fields]
+    default = next(filter(None, (getattr(field.default, "kind", None) for field in fields)), None)
+    return default, tuple(found for field in fields for found in _specs(field.annotation))
 
 
 def merged(tree: dict[str, Any], changes: dict[str, Any], *specs: type[Spec]) -> dict[str, Any]:
@@ -135,11 +193,10 @@ def merged(tree: dict[str, Any], changes: dict[str, Any], *specs: type[Spec]) ->
     for name in tree.keys() & changes.keys():
         under, over = tree[name], changes[name]
         if isinstance(under, dict) and isinstance(over, dict):
-            fields = [spec.model_fields[name] for spec in specs if name in spec.model_fields]
-            default = next(filter(None, (getattr(field.default, "kind", None) for field in fields)), None)
+            default, held = _below(specs, name)
             kind = under.get("kind", default)
             if kind is None or over.get("kind", kind) == kind:
-                found[name] = merged(under, over, *(spec for field in fields for spec in _specs(field.annotation)))
+                found[name] = merged(under, over, *held)
     return found
 
 
@@ -177,7 +234,7 @@ def _explain(spec: type[Spec], tree: dict[str, Any], problem: Any) -> str:
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{dotted}.kind: {context['tag']!r} does not exist; {hint}there are {context['expected_tags']}"
     if problem["type"] == "union_tag_not_found":
-        return f"{dotted}: 'kind' is missing; write {dotted}: {{kind: ...}}, see `tunesmith explain {dotted.split('.')[-1]}`"
+        return f"{dotted}: 'kind' is missing; write {dotted}: {{kind: ...}}, see `tunesmith explain {'.'.join(part for part in dotted.split('.') if not part.isdigit())}`"
     if problem["type"] == "missing":
         return f"{'.'.join([*_written(tree, place), place[-1]])}: is required and missing"
     message = problem["msg"].removeprefix("Value error, ")

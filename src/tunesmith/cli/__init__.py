@@ -11,6 +11,7 @@ from typing import NoReturn
 import typer
 
 from tunesmith.base import Interrupted, TunesmithError
+from tunesmith.base.errors import exhausted
 from tunesmith.base.files import room, said_by
 from tunesmith.base.launched import several
 from tunesmith.base.secrets import redacted
@@ -34,8 +35,6 @@ def main() -> None:
             code = app(standalone_mode=False)
     except (TunesmithError, Interrupted) as error:
         fail(str(error), error.exit_code)
-    except MemoryError:
-        fail("this machine ran out of memory; set finetune.micro_batch=1, or a smaller model; see `tunesmith plan`", 2)
     except Exception as error:  # noqa: BLE001  the edge of the program: what the user cannot mend is raised on
         fail(_advice(error), 2)
     leave(code if isinstance(code, int) else 0)
@@ -46,6 +45,8 @@ def _advice(error: Exception) -> str:
     usage_error = typer.BadParameter.mro()[2]  # ClickException, of whichever click this typer carries
     if isinstance(error, usage_error):
         return f"{error.format_message()}; see `tunesmith --help`"  # type: ignore[attr-defined]
+    if exhausted(error):
+        return "this machine ran out of memory; set finetune.micro_batch=1, or a smaller model; see `tunesmith plan`"
     for number, advice in ADVICE.items():
         if said_by(error, number):
             return f"{getattr(error, 'filename', None) or 'writing'}: {advice}"

@@ -242,9 +242,12 @@ def track(
 
 @data.command()
 def preview(
-    given: Given, overrides: Overrides = None, rows: Annotated[int, typer.Option(help="How many rows.")] = 3
+    given: Given,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(help="How many rows.")] = 3,
+    folder: Folder = None,
 ) -> None:
     """Show rows as tokens, with those that are learnt marked."""
     from .showing import preview_rows
 
-    preview_rows(given, tuple(overrides or ()), rows)
+    preview_rows(given, folder, tuple(overrides or ()), rows)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tunesmith.base import Artifact, Run
+from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import read_json
 from tunesmith.base.spec import validate
 from tunesmith.stages.headline import cells, prompt_cells
@@ -231,5 +231,11 @@ def run_showdown(given: Path, folder: Path | None, assignments: tuple[str, ...])
 
 
 def write_report(folder: Path) -> None:
-    """Write the report of an existing run."""
+    """Write the report of an existing run.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: is not the folder of a run; give one, for example runs/quickstart")
     print(_report(Run(folder)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tunesmith.base import Interrupted, MachineError, Run
+from tunesmith.base import Artifact, Interrupted, MachineError, Run
 from tunesmith.base.spec import validate
 from tunesmith.serving.settings import Serve
 from tunesmith.stages.pipeline import LOG, open_any
@@ -37,6 +37,8 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
     settings = validate(Serve, {**recipe.serve.model_dump(), **changes}, "serve")
     deployed = [Run(one).artifact("deploy") for one in folders]
     adapters = adapters_of(folders, deployed)
+    for folder, artifact in zip(folders, deployed, strict=True):
+        _warn_of_age(folder, artifact)
     token, made = find_token(settings)
     with contextlib.closing(open_port(settings)) as socket:
         console.print("loading the models")
@@ -50,3 +52,12 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
             run_server(application, socket)
         except Interrupted:  # how a server is stopped
             console.print("stopped")
+
+
+def _warn_of_age(folder: Path, deployed: Artifact) -> None:
+    """Say so if what a run deployed is not what it trained and measured last: the gate may have refused that."""
+    states = Run(folder).states
+    if any(one["folder"] != states.get(one["stage"], {}).get("artifact") for one in deployed.manifest["parents"]):
+        console.print(
+            f"[yellow]warning[/] {folder}: was trained or measured again since, and not deployed; what is served is what was deployed before ({deployed.path.name})"
+        )

@@ -112,13 +112,15 @@ def _print_spec(title: str, spec: type[Spec]) -> None:
     source = sys.modules[spec.__module__].__doc__
     console.print(f"  source: {(source or '').strip().splitlines()[0]}")
     for name, field in spec.model_fields.items():
-        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        console.print(f"  {name} = {default}\n      {' '.join((field.description or '').split())}", markup=False)
+        console.print(
+            f"  {name} = {_default(field)}\n      {' '.join((field.description or '').split())}", markup=False
+        )
 
 
 def _explain_setting(spec: type[Spec], path: str) -> None:
     current: Any = spec
-    for part in path.split("."):
+    *_, last = parts = path.split(".")
+    for part in parts:
         if not (isinstance(current, type) and issubclass(current, Spec)) or part not in current.model_fields:
             names = (
                 ", ".join(current.model_fields) if isinstance(current, type) and issubclass(current, Spec) else "none"
@@ -130,11 +132,16 @@ def _explain_setting(spec: type[Spec], path: str) -> None:
             for kind in (field.annotation, *get_args(field.annotation))
             if isinstance(kind, type) and issubclass(kind, Spec)
         ]
-        current = classes[0] if classes else field
+        usual = type(field.default) if isinstance(field.default, Spec) and part is not last else None
+        current = usual or (classes[0] if classes else field)
     if isinstance(current, type):
         _print_family(current) if issubclass(current, Family) and len(current.members()) else _print_spec(path, current)
         return
-    console.print(f"{path} = {current.default!r}\n  {' '.join((current.description or '').split())}", markup=False)
+    console.print(f"{path} = {_default(current)}\n  {' '.join((current.description or '').split())}", markup=False)
+
+
+def _default(field: Any) -> str:
+    return "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
 
 
 def print_schema() -> None:
@@ -144,14 +151,14 @@ def print_schema() -> None:
     print(json.dumps(Recipe.model_json_schema(), indent=2, ensure_ascii=False))
 
 
-def preview_rows(given: Path, assignments: tuple[str, ...], rows: int) -> None:
+def preview_rows(given: Path, folder: Path | None, assignments: tuple[str, ...], rows: int) -> None:
     """Prepare if needed, then print rows with the tokens that are learnt marked."""
     from tunesmith.data.prepared import load_split
     from tunesmith.data.preview import preview
     from tunesmith.models.find import load_tokenizer
     from tunesmith.stages.pipeline import open_run
 
-    pipeline = open_run(given, None, assignments)
+    pipeline = open_run(given, folder, assignments)
     with pipeline.run.lock():
         prepared = pipeline.prepare()
     tokenizer = load_tokenizer(pipeline.recipe.model)

@@ -94,11 +94,6 @@ class Estimate:
         """Whether it can run here."""
         return self.needed <= self.available
 
-    @property
-    def reason(self) -> str:
-        """Why it does or does not fit, in a few words."""
-        return f"needs about {gigabytes(self.needed)} more, {gigabytes(self.available)} free"
-
 
 def gigabytes(size: int) -> str:
     """A size for people."""

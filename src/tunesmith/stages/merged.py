@@ -4,11 +4,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from tunesmith.base import Artifact, ConfigError, Spec
-from tunesmith.base.spec import override, read_yaml, validate
+from tunesmith.base.spec import dump_yaml, overridden, read_yaml, validate
 from tunesmith.serving.settings import Serve
 
 from . import comparison, deploy, merge
@@ -25,7 +24,7 @@ class Merged(Spec):
     """Folders of finished runs that were tuned from one base in one precision."""
     merge: Merge = Merge()
     """How what they learnt becomes one."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     """Where the draws of methods that drop at random come from."""
     deploy: Deploy = Deploy()
     """How the result is written out."""
@@ -41,7 +40,7 @@ class Merged(Spec):
 
     def to_yaml(self) -> str:
         """Every setting, defaults included, as a recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def is_merged(tree: dict[str, Any]) -> bool:
@@ -67,8 +66,7 @@ def merged_from(runs: list[Path], assignments: tuple[str, ...]) -> Merged:
 
 
 def _read(tree: dict[str, Any], assignments: tuple[str, ...], origin: str) -> Merged:
-    for assignment in assignments:
-        override(tree, assignment)
+    overridden(tree, assignments, Merged)
     return validate(Merged, tree, origin)
 
 

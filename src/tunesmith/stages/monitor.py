@@ -45,7 +45,7 @@ class Monitor(Spec):
     """Share of requests that may fail."""
     p95_seconds: float | None = Field(None, gt=0)
     """Seconds within which 95 of 100 answers must be complete; null only reports latency."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     """Of the classifier's folds and samples."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from tunesmith.base import Events, MachineError, ModelError, Output
-from tunesmith.base.spec import override, validate
+from tunesmith.base.spec import overridden, validate
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
 from tunesmith.methods.adapters import Adapter
@@ -90,8 +90,7 @@ def _of_recovery(setting: str) -> str:
 
 def _plan(recipe: Recipe, settings: tuple[str, ...], rows: Sequence[Row], config: Any, machine: dict[str, Any]) -> Plan:
     tree = recipe.model_dump(mode="json")
-    for each in settings:
-        override(tree, each)
+    overridden(tree, settings, Recipe)
     changed = validate(Recipe, tree, "plan")
     tune, precision, adapter = changed.finetune, resolve_precision(changed.precision), changed.initialise.adapter
     rows = [rows[place] for place in tune.places(rows, changed.seed)]

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from tunesmith.base import ConfigError, Spec
-from tunesmith.base.spec import merged, override, read_yaml, validate
+from tunesmith.base.spec import dump_yaml, merged, overridden, read_yaml, validate
 from tunesmith.models.load import Precision
 from tunesmith.models.quantize import KINDS
 from tunesmith.serving.settings import Serve
@@ -37,7 +36,7 @@ class Recipe(Spec):
     """What matrix products are computed in; auto takes bf16 where the machine multiplies it natively. int8 trains faster on a base that is
     rounded to it, at some loss of exactness. nf4 keeps the base in four bits, a quarter of bf16's memory, and computes in bf16: with the adapter
     lora that is QLoRA (arXiv:2305.14314). After either, evaluating and serving take auto, on the base as it was rounded with what was learnt beside it."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     """Where every random draw comes from: the same seed on the same machine gives the same bits."""
     prepare: Prepare
     """Which rows are learnt from and which are held out."""
@@ -153,6 +152,16 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _judged_by_rows(self) -> Self:
+        held = self.prepare.validation is not None or self.prepare.validation_fraction
+        for name, tune in (("finetune", self.finetune), ("prune.recovery", self.prune.recovery)):
+            if tune is not None and tune.validation.patience and not held:
+                raise ValueError(
+                    f"{name}.validation.patience: nothing is judged without validation rows; set prepare.validation_fraction, or patience to 0"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _search_can_be_made(self) -> Self:
         if self.search.trials:
             check(self)
@@ -160,7 +169,7 @@ class Recipe(Spec):
 
     def to_yaml(self) -> str:
         """Every setting, defaults included, as a recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 PATHS = (
@@ -180,8 +189,7 @@ def read_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
         ConfigError: the file or an override is wrong; names the field and what exists.
     """
     tree = _whole(path)
-    for assignment in assignments:
-        override(tree, assignment)
+    overridden(tree, assignments, Recipe)
     anchor(tree, Path.cwd())
     return validate(Recipe, tree, str(path))
 
@@ -234,8 +242,7 @@ def _beside(folder: Path, value: Any) -> Any:
     """A path below `folder`; lists likewise; what is no path stays, as does what a showdown refers to by a `$`."""
     if isinstance(value, list):
         return [_beside(folder, part) for part in value]
-    return (
-        value
-        if not isinstance(value, str) or value == "bundled" or value.startswith("$") or Path(value).is_absolute()
-        else str((folder / value).resolve())
-    )
+    if not isinstance(value, str) or value == "bundled" or value.startswith("$"):
+        return value
+    path = Path(value).expanduser()
+    return str(path) if path.is_absolute() else str((folder / path).resolve())

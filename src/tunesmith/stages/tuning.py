@@ -43,6 +43,7 @@ class Training:
         found = checkpoint.load_newest(
             self.out / "checkpoints", lambda reason: self.out.events.write("damaged", reason=reason)
         )
+        self._forget_best(found.step if found else 0)
         if found is None:
             return 0
         checkpoint.restore(found, self.parameters, self.optimizer)
@@ -52,6 +53,12 @@ class Training:
         self.out.events.write("resumed", step=found.step)
         self.saved = found.step
         return found.step
+
+    def _forget_best(self, done: int) -> None:
+        """Leave out what was best in steps that will be done anew: on other processors, or more of them, something else may be."""
+        for later in (self.out / "best").glob("step-*") if self.ranks.first else ():
+            if later.name > checkpoint.called(done):
+                shutil.rmtree(later)
 
     def save(self, step: int, kind: str = "checkpoints") -> None:
         """Commit a checkpoint of `step` steps done; memory that steps of other lengths left in pieces goes back to the system."""
@@ -169,7 +176,7 @@ class Training:
             )
             if found is None or found.step != self.watch.best_step:
                 raise ArtifactError(
-                    f"{self.out / 'best'}: the best checkpoint (step {self.watch.best_step}) is damaged; delete {self.out.path} and run again"
+                    f"{self.out / 'best'}: the best checkpoint (step {self.watch.best_step}) is missing or damaged; delete {self.out.path} and run again"
                 )
             if isinstance(self.optimizer, TorchHybrid):
                 self.optimizer.reset(load(self.loaded.name, cast(Precision, self.loaded.precision)).model.parameters())

@@ -49,14 +49,14 @@ def save(
             raise ModelError(
                 f"the {what} {odd} is not finite after {step} steps; the checkpoint before is kept; lower the learning rate"
             )
-    work = folder / f"{_name(step)}.partial"
+    work = folder / f"{called(step)}.partial"
     shutil.rmtree(work, ignore_errors=True)
     with room(work, sum(tensor.nbytes for tensor in (*weights.values(), *state.values()))):
         work.mkdir(parents=True)
         save_file(weights, work / "weights.safetensors")
         save_file(state, work / "optimizer.safetensors")
         write_json(work / "state.json", {"step": step, "notes": notes})
-        commit(work, folder / _name(step), {"stage": "checkpoint", "metrics": {}})
+        commit(work, folder / called(step), {"stage": "checkpoint", "metrics": {}})
     for old in _newest_first(folder)[KEEP:]:
         shutil.rmtree(old)
 
@@ -67,7 +67,7 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         try:
             artifact = Artifact.open(path)
             state = read_json(artifact / "state.json")
-            if _name(state["step"]) != path.name:
+            if called(state["step"]) != path.name:
                 raise ArtifactError(f"{path}: holds step {state['step']}; delete it")
         except ArtifactError as error:
             warn(f"checkpoint passed over: {error}")
@@ -108,7 +108,8 @@ def _optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.
     }
 
 
-def _name(step: int) -> str:
+def called(step: int) -> str:
+    """The name of a checkpoint's folder; later steps have greater names."""
     return f"step-{step:08d}"
 
 

@@ -14,9 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tunesmith.base import Artifact, ArtifactError, ConfigError, Events, ModelError, ProofError
+from tunesmith.base.errors import exhausted
 from tunesmith.base.files import read_json, write_json
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
@@ -192,7 +191,7 @@ class Study:
         except LOST as error:
             trial.refuse("failed", str(error))
         except (RuntimeError, MemoryError) as error:
-            if not _exhausted(error):
+            if not exhausted(error):
                 raise
             trial.outgrown()
         metrics, refused = trial.metrics(until) or {}, trial.refused or {}
@@ -239,11 +238,6 @@ class Study:
             marks = list(self.search.marks(place))
             before = (trial.run.once(stage_of(marks[-1]), tune, self.prepared, *before, marks=marks, **about),)
         return before[-1]
-
-
-def _exhausted(error: Exception) -> bool:
-    """Whether memory ran out: Python's, a GPU's, or what torch asked of the system, which has no error of its own."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _locked(trial: Trial, held: ExitStack) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from tunesmith.base import ConfigError, Spec
-from tunesmith.base.spec import merged, override, read_yaml, validate
+from tunesmith.base.spec import merged, overridden, read_yaml, validate
 
 from ..divergence import Divergence
 from ..recipe import Recipe, anchor
@@ -146,8 +146,7 @@ def read_showdown(path: Path, assignments: tuple[str, ...] = ()) -> Showdown:
     """
     tree = read_yaml(path)
     _anchor_all(tree, path.parent)
-    for assignment in assignments:
-        override(tree, assignment)
+    overridden(tree, assignments)
     _anchor_all(tree, Path.cwd())
     found = validate(Showdown, tree, str(path))
     for name in found.changes:  # what makes no sense is refused before anything is computed
