@@ -231,4 +231,6 @@ def test_an_older_model_is_not_served_in_silence(tmp_path, capsys):
     for name in ("finetune-a", "finetune-b"):
         (tmp_path / "stages.json").write_text(json.dumps({"finetune": {"state": "done", "artifact": name}}))
         _warn_of_age(tmp_path, made)
-        assert ("was trained or measured again since" in " ".join(capsys.readouterr().err.split())) == (name == "finetune-b")
+        assert ("was trained or measured again since" in " ".join(capsys.readouterr().err.split())) == (
+            name == "finetune-b"
+        )

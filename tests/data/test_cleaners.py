@@ -144,6 +144,43 @@ def test_calls_are_part_of_what_a_row_says() -> None:
     assert ExactDuplicates().find({"train": [calling(1), calling(2)]}).drops == ()
 
 
+def test_reasoning_is_part_of_what_a_row_teaches() -> None:
+    def thought(number: int) -> Example:
+        said = {"role": "assistant", "reasoning_content": f"by way {number}", "content": "42"}
+        return Example(str(number), ({"role": "user", "content": "go"},), ((said,),))
+
+    assert ExactDuplicates().find({"train": [thought(1), thought(2)]}).drops == ()
+    assert len(ExactDuplicates().find({"train": [thought(1), thought(1)]}).drops) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("What is 7 - 3?", "What is 7 + 3?", False),
+        ("Add 3+4", "Add 3-4", False),
+        ("Sort a list in C++?", "Sort a list in C#?", False),
+        ("Sort a list in C?", "Sort a list in C#?", False),
+        ("Is it 😀?", "Is it 😡?", False),
+        ("5 €?", "5 $?", False),
+        ("दिन का अर्थ", "दान का अर्थ", False),
+        ("A well-known thing, isn't it?", "a wellknown thing isn't it", False),
+        ("A well-known “thing”, isn't it?", "A well known thing — isn't it", True),
+        ("and/or?", "And or", True),
+    ],
+)
+def test_signs_tell_and_punctuation_does_not(one: str, other: str, same: bool) -> None:
+    found = Leakage().find({"train": [example(one)], "test": [example(other)]})
+    assert bool(found.drops) == same
+
+
+def test_another_answer_makes_no_near_duplicate() -> None:
+    source = random.Random(3)
+    words = sentence(source, 40)
+    rows = [ask(words, name, " ".join(sentence(source, 40))) for name in "ab"]
+    others = [ask(sentence(source, 40), f"o{n}", " ".join(sentence(source, 40))) for n in range(30)]
+    assert NearDuplicates().find({"train": [*rows, *others]}).drops == ()
+
+
 def test_near_duplicates_are_dropped_from_their_threshold_on() -> None:
     source = random.Random(1)
     rows = [ask(sentence(source, 60), str(number)) for number in range(50)]

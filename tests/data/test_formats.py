@@ -83,6 +83,9 @@ BESIDE: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "a transcript": ({"system": "Be kind", "chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}, (SYSTEM, USER)),
     "an instruction's input": ({"instruction": "Hi", "input": "you", "response": "Hello"}, ({"role": "user", "content": "Hi\n\nyou"},)),
     "Dolly's context": ({"instruction": "Hi", "context": "you", "response": "Hello", "category": "qa"}, ({"role": "user", "content": "Hi\n\nyou"},)),
+    "a question's context": ({"question": "Hi", "context": "you", "answer": "Hello"}, ({"role": "user", "content": "Hi\n\nyou"},)),
+    "a preference's context": ({"prompt": "Hi", "context": "you", "chosen": "Hello", "rejected": "No"}, ({"role": "user", "content": "Hi\n\nyou"},)),
+    "turns before an instruction": ({"instruction": "Hi", "history": [["a", "b"]], "system": "Be kind", "response": "Hello"}, (SYSTEM, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, USER)),
     "a judged answer": ({"instruction": "Hi", "input": "you", "output": "Hello", "label": True}, ({"role": "user", "content": "Hi\n\nyou"},)),
 }  # fmt: skip
 
@@ -91,6 +94,25 @@ BESIDE: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
 def test_nothing_of_what_is_asked_is_dropped_or_said_twice(name: str) -> None:
     value, prompt = BESIDE[name]
     assert read(value).prompt == prompt
+
+
+def test_a_file_where_few_rows_have_turns_before_keeps_them() -> None:
+    rows = [{"instruction": "Hi", "output": "Hello"}] * 10
+    found = detect([record(row) for row in rows]).example(record({**rows[0], "history": [["a", "b"]], "tools": [TOOL]}))
+    assert [turn["content"] for turn in found.prompt] == ["a", "b", "Hi"]
+    assert found.tools == (TOOL,)
+    alpaca = {"instruction": "Hi", "input": "you", "output": "Hello", "tools": [TOOL]}
+    assert read(alpaca).tools == (TOOL,)
+
+
+def test_what_stands_beside_a_list_of_messages_is_not_dropped() -> None:
+    with pytest.raises(DataError, match="'context' stands beside 'prompt'"):
+        read({"prompt": [USER], "context": "you", "completion": "Hello"})
+
+
+def test_turns_of_sharegpt_may_be_left_out_of_what_is_learnt() -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello", "weight": 0}]
+    assert read({"conversations": [*turns, *turns]}).answers[0][0]["weight"] == 0
 
 
 def test_chat_details() -> None:

@@ -35,8 +35,8 @@ def drawn(count: int, seed: int) -> list[Example]:
     return [example(number, words) for number, words in enumerate(rows)]
 
 
-def plainly(examples: list[Example]) -> list[np.ndarray]:
-    """Telling shingles by counting everything in memory."""
+def plainly(examples: list[Example], whole: bool = False) -> list[np.ndarray]:
+    """Telling shingles by counting everything in memory; of prompts, or of prompts and answers."""
 
     def told(texts: list[str]) -> list[np.ndarray]:
         sets = [found.copy() for found in shingles([split_words(text) for text in texts])]
@@ -45,7 +45,7 @@ def plainly(examples: list[Example]) -> list[np.ndarray]:
         return [np.array([v for v in found.tolist() if counts[v] <= most], dtype=np.uint64) for found in sets]
 
     kept = told([f"user\n{one.prompt[0]['content']}" for one in examples])
-    short = [number for number, found in enumerate(kept) if len(found) < FEWEST]
+    short = [number for number, found in enumerate(kept) if whole or len(found) < FEWEST]
     for number, found in zip(short, told(["\n".join(examples[number].strings()) for number in short]), strict=True):
         kept[number] = found
     return kept
@@ -66,7 +66,7 @@ def test_telling_shingles_are_those_of_counting_everything(monkeypatch: pytest.M
 def test_near_copies_are_those_of_comparing_every_pair(monkeypatch: pytest.MonkeyPatch, size: int, seed: int) -> None:
     monkeypatch.setattr(shelf, "CHUNK", size)
     examples = drawn(150, seed)
-    sets = plainly(examples)
+    sets = plainly(examples, whole=True)
 
     def nearest(number: int, others: list[int]) -> tuple[float, int] | None:
         scored = [
@@ -86,6 +86,7 @@ def test_near_copies_are_those_of_comparing_every_pair(monkeypatch: pytest.Monke
     assert [(drop.index, drop.reason) for drop in found] == expected
     assert len(expected) > 10
 
+    sets[:] = plainly(examples)
     splits = {"train": examples[:100], "validation": examples[100:120], "test": examples[120:]}
     near_train = {n for n in range(100) if nearest(n, list(range(100, 150)))}
     copied = {drop.index for drop in Leakage().find(splits).drops if drop.split == "train"}

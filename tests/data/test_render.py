@@ -159,6 +159,52 @@ def test_a_turn_of_weight_0_is_read_and_not_learnt(renderer):
         of(0, None, 0)
 
 
+def test_a_turn_of_weight_0_is_not_learnt_where_all_others_are(smollm_tokenizer):
+    renderer = Renderer(smollm_tokenizer, "all")
+    answer = ({**assistant("red"), "weight": 0}, user("And?"), assistant("green"))
+    (found,) = renderer.row(Example("a:1", (user("Shade?"),), (answer,))).sequences
+    learnt_text = renderer.decode(found.tokens[found.learn])
+    assert "Shade?" in learnt_text
+    assert "green" in learnt_text
+    assert "red" not in learnt_text
+
+
+CALLING = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}],
+}
+RESULT = {"role": "tool", "content": "rain"}
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "name"),
+    [
+        (None, (CALLING, RESULT, assistant("rain")), "tool_calls"),
+        (None, ({**assistant("rain"), "reasoning_content": "clouds"},), "reasoning_content"),
+        (CHATML_WITH_TOOLS, (CALLING, RESULT, assistant("rain")), None),
+        (CHATML_WITH_TOOLS, ({**assistant("rain"), "thinking": "clouds"},), "thinking"),
+        (None, ({**assistant("a"), "reasoning_content": "b"}, user("And?"), assistant("c")), None),
+    ],
+    ids=[
+        "calls dropped",
+        "reasoning dropped",
+        "calls shown",
+        "thinking dropped",
+        "an earlier turn's, which templates leave out",
+    ],
+)
+def test_what_a_template_drops_of_an_answer_is_not_learnt_in_silence(smollm_tokenizer, template, answer, name):
+    tokenizer = copy.deepcopy(smollm_tokenizer)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    renderer, example = Renderer(tokenizer), Example("f:1", (user("Weather?"),), (answer,))
+    if name is None:
+        assert learnt(renderer, renderer.row(example))
+    else:
+        with pytest.raises(DataError, match=f"chat template ignores {name}"):
+            renderer.row(example)
+
+
 def test_supervise_all_learns_all_but_the_first_token(smollm_tokenizer):
     example = Example("f:1", (user("one?"),), ((assistant("first"),),))
     sequence = Renderer(smollm_tokenizer, "all").row(example).sequences[0]

@@ -1,5 +1,6 @@
 """Files of every kind give the same rows, and a bad line is a reason, never an error."""
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -248,3 +249,35 @@ def test_a_saved_data_set_that_names_files_elsewhere_is_refused(tmp_path, name):
     (tmp_path / "data" / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
     with pytest.raises(DataError, match="which is not in it"):
         list(open_source(str(tmp_path / "data")))
+
+
+def test_fields_of_other_rows_are_not_filled_in(tmp_path: Path) -> None:
+    """A table has one set of fields for all calls."""
+
+    def calling(name: str, **arguments: str) -> dict:
+        return {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}],
+        }
+
+    rows = [{"messages": [calling("weather", city="Paris")]}, {"messages": [calling("rate", currency="EUR")]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "calls.parquet")
+    found = [each.value for each in open_source(str(tmp_path / "calls.parquet"))]
+    assert [each["messages"][0]["tool_calls"][0]["function"]["arguments"] for each in found] == [
+        {"city": "Paris"},
+        {"currency": "EUR"},
+    ]
+
+
+def test_cells_may_be_messages(tmp_path: Path) -> None:
+    said = [{"role": "assistant", "content": "Hello"}]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["prompt", "chosen", "rejected", "completion"])
+        table.writerow(["Hi", json.dumps(said), json.dumps([{**said[0], "content": "No"}]), '[{"name": "x"}]'])
+        table.writerow(["Hi", repr(said), "No", "[{not json"])
+    first, second = open_source(str(tmp_path / "a.csv"))
+    assert first.value["chosen"] == said
+    assert first.value["completion"] == '[{"name": "x"}]'  # an answer that is JSON
+    assert "the cell 'chosen' is not valid JSON" in second.defect

@@ -120,7 +120,8 @@ def _turn(turn: Any, place: str) -> Message:
         raise DataError(
             f"unknown role: {place} is from {turn['from']!r}; known are {', '.join(SPEAKERS)}, function_call"
         )
-    return said(SPEAKERS[turn["from"]], turn["value"])
+    weight = {"weight": turn["weight"]} if turn.get("weight") is not None else {}
+    return {**said(SPEAKERS[turn["from"]], turn["value"]), **weight}
 
 
 def _message(turn: Any, place: str) -> Message:
@@ -239,3 +240,11 @@ def spelled(message: Message) -> str:
     calls = [call["function"] for call in message.get("tool_calls", ())]
     said_and_called = (message["content"], *([canonical(calls)] if calls else ()))
     return "\n".join((message["role"], *said_and_called))
+
+
+def spelled_whole(message: Message) -> str:
+    """The same with all that it holds besides, such as the reasoning before what is said."""
+    besides = {
+        name: part for name, part in message.items() if name not in ("role", "content", "tool_calls", "tool_call_id")
+    }
+    return "\n".join((spelled(message), *([canonical(besides)] if besides else ())))

@@ -1,7 +1,7 @@
 """The forms in which people write examples, how a file's form is recognised, and how a record becomes an Example."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,24 +135,6 @@ def _demonstration(messages: list[Message]) -> dict[str, Any]:
     return {"prompt": prompt, "answers": (answer,)}
 
 
-def _alpaca(value: dict[str, Any], _: Fields) -> dict[str, Any]:
-    extra = value.get("input")
-    asked = _words(value, "instruction")
-    if extra is not None and extra != "":
-        asked = f"{asked}\n\n{_words(value, 'input')}"
-    turns: list[Message] = []
-    if value.get("system"):
-        turns.append(said("system", _words(value, "system")))
-    history = value.get("history") or ()
-    if not isinstance(history, list | tuple):
-        raise DataError(f"'history' is not a list of pairs of texts: it is {kind_of(history)}")
-    for pair in history:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) and text for text in pair)):
-            raise DataError("'history' is not a list of pairs of texts: each is [instruction, answer]")
-        turns += [said("user", pair[0]), said("assistant", pair[1])]
-    return {"prompt": (*turns, said("user", asked)), "answers": (_answer(value, "output"),)}
-
-
 def _pair(value: dict[str, Any], fields: Fields) -> dict[str, Any]:
     return {
         "prompt": _prompt(value, fields[0]),
@@ -226,20 +208,34 @@ def _prompt(value: dict[str, Any], name: str) -> tuple[Message, ...]:
     """The messages of a prompt written as text or as a list of messages."""
     given = value[name]
     if isinstance(given, list):
+        if name in FURTHER and value.get("context"):
+            raise DataError(f"'context' stands beside {name!r}, which is a list of messages: write it into one of them")
         return tuple(_under(value, as_messages(given, name, (), prompt=True)))
     system = (said("system", _words(value, "system")),) if value.get("system") else ()
-    asked = [_words(value, name)]
-    asked += [_words(value, extra) for extra in FURTHER if name == "instruction" and value.get(extra)]
-    return (*system, said("user", "\n\n".join(asked)))
+    asked = [_words(value, part) for part in (name, *FURTHER.get(name, ())) if part == name or value.get(part)]
+    return (*system, *(_history(value) if name == "instruction" else ()), said("user", "\n\n".join(asked)))
 
 
-FURTHER = ("input", "context")
-"""What an instruction is about, in Alpaca's and in Dolly's form; it follows the instruction."""
+def _history(value: dict[str, Any]) -> Iterator[Message]:
+    """Turns before an instruction, in Alpaca's form."""
+    history = value.get("history") or ()
+    if not isinstance(history, list | tuple):
+        raise DataError(f"'history' is not a list of pairs of texts: it is {kind_of(history)}")
+    for pair in history:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) and text for text in pair)):
+            raise DataError("'history' is not a list of pairs of texts: each is [instruction, answer]")
+        yield from (said("user", pair[0]), said("assistant", pair[1]))
+
+
+FURTHER = {
+    "instruction": ("input", "context"), "question": ("context",), "query": ("context",), "prompt": ("context",),
+}  # fmt: skip
+"""What a question is about, as Alpaca, Dolly and SQuAD have it; it follows the question."""
 
 
 def _beside(pair: Fields) -> tuple[str, ...]:
     """Fields that may stand beside a question and its answer."""
-    return ("tools", "system", *(FURTHER if pair[0] == "instruction" else ()))
+    return ("tools", "system", *FURTHER.get(pair[0], ()), *(("history",) if pair[0] == "instruction" else ()))
 
 
 def _answer(value: dict[str, Any], name: str) -> tuple[Message, ...]:
@@ -283,7 +279,7 @@ SIGNS: dict[str, Callable[[dict[str, Any], Fields], bool]] = {
 """What besides the presence of its fields tells a format; only asked when a format is to be recognised."""
 
 FORMATS: tuple[Format, ...] = (
-    Format("preference", ("chosen", "rejected"), _preference, ("prompt", "tools", "system")),
+    Format("preference", ("chosen", "rejected"), _preference, ("prompt", "context", "tools", "system")),
     *(
         Format("messages", (name,), _chat, ("tools", "system"))
         for name in ("messages", "conversations", "conversation")
@@ -293,7 +289,7 @@ FORMATS: tuple[Format, ...] = (
         for name in ("conversations", "conversation", "messages")
     ),
     *(Format("kto", (*pair, "label"), _kto, _beside(pair)) for pair in PAIRS),
-    Format("alpaca", ("instruction", "output"), _alpaca, ("input", "system", "history")),
+    Format("alpaca", ("instruction", "output"), _pair, _beside(("instruction",))),
     *(Format("prompt_completion", pair, _pair, _beside(pair)) for pair in PAIRS),
     Format("text", ("text",), _text),
 )

@@ -21,21 +21,21 @@ BANDS, BAND, SEED = 32, 4, 42
 class Sets:
     """The telling shingles of each row of a view: those that do not stand in every tenth row.
 
-    A row's prompt is compared; where nothing in it tells it from others, prompt and answers are.
+    A row's prompt is compared; where nothing in it tells it from others, or `whole` rows are wanted, prompt and answers are.
     """
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, whole: bool = False) -> None:
         self._kept = Shelf(view.corpus.folder)
         self._place = np.arange(len(view))
         self._keep(view.corpus.shingles, view.numbers)
-        short = np.flatnonzero((self.sizes() < FEWEST) & ~view.corpus.plain[view.numbers])
+        short = np.flatnonzero(((self.sizes() < FEWEST) | whole) & ~view.corpus.plain[view.numbers])
         if len(short):
-            whole = Shelf(view.corpus.folder)
+            texts_of = Shelf(view.corpus.folder)
             for some in batched(View(view.corpus, view.numbers[short])):
                 texts = [split_words("\n".join(example.strings())) for example in some]
-                whole.extend(found.tobytes() for found in shingles(texts))
+                texts_of.extend(found.tobytes() for found in shingles(texts))
             self._place[short] = len(view) + np.arange(len(short))
-            self._keep(whole, np.arange(len(short)))
+            self._keep(texts_of, np.arange(len(short)))
 
     def sizes(self) -> np.ndarray:
         """int64 [N]: shingles of each row."""
@@ -122,8 +122,8 @@ class Signed:
 class Index:
     """Rows that can be found by likeness; those with fewer than FEWEST telling shingles never are."""
 
-    def __init__(self, view: View, threshold: float) -> None:
-        self.sets, self.threshold = Sets(view), threshold
+    def __init__(self, view: View, threshold: float, whole: bool = False) -> None:
+        self.sets, self.threshold = Sets(view, whole), threshold
         self._signs = self.sets.sizes() >= FEWEST
         self._held: list[Signed] = []
         draw = np.random.default_rng(SEED)

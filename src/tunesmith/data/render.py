@@ -19,6 +19,8 @@ from .template import file_of, template_of
 Ids = list[int]
 Pieces = list[tuple[int | str, bool]]
 """What a conversation renders to, special tokens by their ids and the text between them, each with whether it is learnt."""
+SAID = ("tool_calls", "reasoning_content", "thinking", "function_call")
+"""What an assistant's message may hold beside its text."""
 
 
 class Renderer:
@@ -65,6 +67,7 @@ class Renderer:
             return [self._plain(example.text)]
         if example.tools:
             self._check_tools(example)
+        self._check_said(example)
         first, tools = len(example.prompt), example.tools
         return [self._conversation((*example.prompt, *answer), tools, False, first) for answer in example.answers]
 
@@ -120,7 +123,7 @@ class Renderer:
 
     def _sequence(self, tokens: np.ndarray, learnt: list[tuple[int, int]], plain: bool) -> Sequence:
         mask = np.zeros(len(tokens), dtype=bool)
-        for start, stop in [(0, len(tokens))] if plain or self.supervise == "all" else learnt:
+        for start, stop in [(0, len(tokens))] if plain else learnt:
             mask[start:stop] = True
         last = len(tokens) - int(mask[::-1].argmax())  # what follows the last learnt token teaches nothing
         mask[0] = False
@@ -141,19 +144,19 @@ class Renderer:
         closed = not open_ended and spoken_at[-1:] == [len(messages) - 1]
         texts = iter(self.rendered(wanted if closed else [*wanted, (messages, open_ended)], tools))
         found: Pieces = []
-        done = ""
+        done, everything = "", self.supervise == "all"
         for number in spoken_at:
             before, after = next(texts), next(texts)
             if not (before.startswith(done) and after.startswith(before)):
                 raise DataError("the chat template does not render a conversation as a continuation of its beginning")
-            found += [(piece, False) for piece in self._pieces(before[len(done) :], guard)]
+            found += [(piece, everything) for piece in self._pieces(before[len(done) :], guard)]
             answer = self._pieces(after[len(before) :], guard)
-            learnt = number >= first and messages[number].get("weight", 1)
-            spoken = self._spoken(answer) if learnt else 0
+            learnt = messages[number].get("weight", 1) and (everything or number >= first)
+            spoken = (len(answer) if everything else self._spoken(answer)) if learnt else 0
             found += [(piece, place < spoken) for place, piece in enumerate(answer)]
             done = after
         rest = [piece for text in texts for piece in self._pieces(text[len(done) :], guard)]
-        return found + [(piece, False) for piece in rest]
+        return found + [(piece, everything) for piece in rest]
 
     def _spoken(self, answer: list[int | str]) -> int:
         """How many pieces of a rendered answer the model has to say itself: up to and with the token that ends it."""
@@ -239,6 +242,26 @@ class Renderer:
             raise DataError(
                 "the model's chat template ignores tools; leave them out, or describe them in the system message"
             )
+
+    def _check_said(self, example: Example) -> None:
+        """Refuse what the assistant says beside its text, if the template would drop it in silence: calls anywhere, and reasoning before the last answer."""
+        for answer in example.answers:
+            whole = (*example.prompt, *answer)
+            last = [message for message in answer if message["role"] == "assistant"][-1:]
+            for name in SAID:
+                if any(message.get(name) for message in (whole if name == "tool_calls" else last)) and not self._shows(name, whole, example.tools):  # fmt: skip
+                    raise DataError(
+                        f"the model's chat template ignores {name}: it would not be learnt; write it into the content, leave it out, or take another model"
+                    )
+
+    def _shows(self, name: str, messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...]) -> bool:
+        """Whether a field of messages makes a difference to what they are rendered to."""
+        bare = tuple({key: part for key, part in message.items() if key != name} for message in messages)
+        whole = self.rendered([(messages, False)], tools)
+        try:
+            return self.rendered([(bare, False)], tools) != whole
+        except DataError:  # it insists on what was left out
+            return True
 
 
 def _laid(pieces: Pieces, encoded: Mapping[str, bytes]) -> tuple[np.ndarray, list[tuple[int, int]]]:

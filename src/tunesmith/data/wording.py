@@ -11,7 +11,7 @@ import numpy as np
 
 from tunesmith.base.files import canonical
 
-from .conversation import spelled
+from .conversation import spelled, spelled_whole
 from .example import Example
 
 DIGEST = 32
@@ -20,8 +20,12 @@ SHINGLE = 2
 """Words per shingle: one changed word changes two."""
 MIX = np.uint64(0x9E3779B97F4A7C15)
 """An odd number without pattern (2^64 over the golden ratio), to tell `a b` from `b a`."""
-_WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
+_MARKS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u1000-\u109f\u1780-\u17ff"
+r"""Letters and what is set on them, such as the vowels of Indic scripts, which `\w` does not take for parts of words."""
+_WORD = re.compile(rf"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[\w{_MARKS}]+")
 """A word, or one letter of a script that is written without spaces."""
+_BARE = re.compile(r"(?<![^\W\d_])[-+*/<>=%^&|#@$~]|[-+*/<>=%^&|#@$~](?![^\W\d_])|[^\w\s!-~]")
+"""What may be a sign that tells (`3 + 4`, `C++`) and no punctuation within a word (`well-known`, `and/or`)."""
 _NO_WORD = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
 """The same for ASCII, where it is quicker: whatever is in no word becomes a space."""
 
@@ -32,7 +36,7 @@ def read(example: Example) -> tuple[list[str], Keys]:
     """The words of what an example asks (of plain text, all), and its keys.
 
     * What it teaches: prompt, tools, answers and numbers beside them, white space apart.
-    * What it asks, in all turns before the last answer, capitals and punctuation apart; for plain text, what it says.
+    * What it asks, in all turns before the last answer, capitals and punctuation apart, but not operators and symbols; for plain text, what it says.
     * What it gives its answer to: two examples with one question and different answers contradict each other. The question of
       a demonstration is its prompt, of a labelled answer the prompt and the answer, of a preference the prompt and the
       answers in any order. Plain text asks nothing; its key is zero.
@@ -40,10 +44,10 @@ def read(example: Example) -> tuple[list[str], Keys]:
     heard = (message for message in example.asked[len(example.prompt) :] if message["role"] != "assistant")
     prompt = example.text if example.text is not None else "\x01".join(map(spelled, (*example.prompt, *heard)))
     asked, tidy = split_words(prompt), _tidy(prompt)
-    asks = _key(unicodedata.normalize("NFC", " ".join(asked)) or tidy)
+    asks = _key(unicodedata.normalize("NFC", " ".join(asked)) or tidy, *filter(None, [_signs(prompt)]))
     if example.text is not None:
         return asked, (_key("text", tidy), asks, bytes(DIGEST))
-    answers = ["\x01".join(map(spelled, answer)) for answer in example.answers]
+    answers = ["\x01".join(map(spelled_whole, answer)) for answer in example.answers]
     tidied = [_tidy(answer) for answer in answers]
     tidy = "\2".join((tidy, canonical(list(example.tools)))) if example.tools else tidy
     content = _key(tidy, *tidied, _tidy(canonical(dict(example.columns))) if example.columns else "{}")
@@ -59,6 +63,11 @@ def split_words(text: str) -> list[str]:
     if text.isascii():
         return text.lower().translate(_NO_WORD).split()
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def _signs(text: str) -> str:
+    """Operators and symbols in their order: emoji and currencies too, but no quotes, dashes or marks of a list."""
+    return "".join(sign for sign in _BARE.findall(text) if sign.isascii() or unicodedata.category(sign)[0] == "S")
 
 
 class _Codes(dict[str, int]):

@@ -256,6 +256,8 @@ def splits(spec: Finetune, prepared: Artifact, model: str, precision: Precision,
     train = [train[place] for place in places]
     spec.objective.check([*train, *held_out])
     more, said = shown_besides(prepared, model, seed)
+    if train and "label" in train[0].columns:  # of rows that were judged one by one; these are as good
+        more = [replace(row, columns={"label": 1.0}) for row in more]
     rows, looked = [*spec.balance.weighted(train), *more], spec.validation.rows
     found = [
         Split(list(spec.objective.arranged(rows)), [*(examples[place] for place in places), *said]),

@@ -63,6 +63,10 @@ class Balance(Spec):
     def _once(self) -> Self:
         if self.power < 1 and self.weight:
             raise ValueError("power and weight correct the same skew twice; keep one")
+        if self.size != "same" and self.power == 1:
+            raise ValueError(
+                f"size {self.size} has rows drawn in other shares, and power 1 draws them as they are; lower power, for example to 0"
+            )
         return self
 
     @property

@@ -14,7 +14,7 @@ from . import Cleaner, Drop, Findings
 
 
 class NearDuplicates(Cleaner):
-    """Drops rows of train that are almost the same as an earlier row of train.
+    """Drops rows of train that are almost the same as an earlier row of train, in prompt and answers together.
 
     Off unless asked for: augmented and paraphrased rows are near duplicates on purpose.
     """
@@ -30,7 +30,7 @@ class NearDuplicates(Cleaner):
         if not splits.get("train"):
             return Findings((), {"threshold": self.threshold})
         view = gathered({"train": splits["train"]})["train"]
-        index = Index(view, self.threshold)
+        index = Index(view, self.threshold, whole=True)
         drops: list[Drop] = []
         for some in chunks(np.arange(len(view))):
             signed = index.signed(some)

@@ -1,6 +1,7 @@
 """CSV and TSV: the first line names the fields."""
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +14,9 @@ from .text_file import MARK_REMOVED, raw_lines
 
 NESTED = ("messages", "conversations", "tools")
 """Columns whose cells are JSON, since a table has no lists."""
+PERHAPS = ("conversation", "chosen", "rejected", "prompt", "completion", "history")
+"""Columns of text whose cells may be messages, or pairs, as JSON."""
+_TURNS = re.compile(r"""\s*\[\s*(\{\s*["'](role|from|content|value)["']|\[)""")
 
 
 class Csv(Source):
@@ -76,7 +80,7 @@ def _record(origin: str, header: list[str], cells: list[str], note: str | None) 
     row: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
     if any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell if letter > "\ud7ff"):
         return Record(origin, None, "not valid UTF-8: save the table as UTF-8", note)
-    for name in NESTED:
+    for name in (*NESTED, *(name for name in PERHAPS if _TURNS.match(row.get(name, "")))):
         if name in row:
             try:
                 row[name] = parse(row[name])

@@ -82,9 +82,10 @@ def _text_defect(text: str, path: str) -> str | None:
 
 
 def plain(value: Any) -> Any:
-    """A table cell as JSON knows it: dates as text, numbers as numbers, raw bytes as their size."""
+    """A table cell as JSON knows it: dates as text, numbers as numbers, raw bytes as their size; without fields that are null, since a table fills in
+    every field that another row has."""
     if isinstance(value, dict):
-        return {str(name): plain(part) for name, part in value.items()}
+        return {str(name): plain(part) for name, part in value.items() if part is not None}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     if isinstance(value, bytes):

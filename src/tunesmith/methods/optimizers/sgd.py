@@ -1,10 +1,10 @@
 """Stochastic gradient descent (Robbins and Monro, 1951), with momentum if wanted."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from .base import Optimizer, held
@@ -23,11 +23,15 @@ class SGD(Optimizer):
     nesterov: bool = False
     """Whether the gradient counts as if that share had been taken already (Nesterov, 1983)."""
 
+    @model_validator(mode="after")
+    def _has_what_it_looks_ahead_by(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum; set momentum, for example to 0.9")
+        return self
+
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """torch's, in its fused form."""
-        return torch.optim.SGD(
-            self.groups(parameters), momentum=self.momentum, nesterov=self.nesterov and self.momentum > 0, fused=True
-        )
+        return torch.optim.SGD(self.groups(parameters), momentum=self.momentum, nesterov=self.nesterov, fused=True)
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
         """A float32 momentum, if there is one."""
