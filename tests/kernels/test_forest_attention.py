@@ -205,3 +205,19 @@ def test_a_soft_cap_keeps_scores_far_below_it(cap):
         attend(*each, forest.segments, shape).square().sum().backward()
     for found, wanted in zip(tensors, exact, strict=True):
         assert (found.grad - wanted.grad).norm() <= 6e-7 * wanted.grad.norm()
+
+
+def test_values_may_be_narrower_than_keys():
+    """As in latent attention."""
+    forest = grow([np.array([1, 2, 3]), np.array([1, 2, 4, 5])])
+    count, shape = len(forest.tokens_N), Shape(0.5, None, None)
+    upstream = torch.randn(4, count, 5, generator=torch.Generator().manual_seed(1))
+    found = []
+    for attend in (forest_attention, reference):
+        query, key, value = inputs(count, 4, 2, width=8)
+        narrow = value.detach()[..., :5].clone().requires_grad_()
+        out = attend(query, key, narrow, forest.segments, shape)
+        out.backward(upstream)
+        found.append((out.detach(), query.grad, key.grad, narrow.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

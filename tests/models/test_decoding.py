@@ -114,3 +114,38 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(kind, dtype, build):
             feeds = [Feed(1, other[start:stop], start, [0, 1, 2]), Feed(0, prompt[start:stop], start, [5, 3, 4])]
             pieces = decoding.step(feeds[::-1] if start else feeds)
         assert torch.equal(whole[0], pieces[0])
+
+
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "original_max_position_embeddings": 24,
+    "short_factor": [1.0] * 4, "long_factor": [8.0] * 4,
+}  # fmt: skip
+"""Frequencies that transformers chooses by the furthest position of a pass."""
+
+
+@pytest.mark.parametrize("form", [FusedDecoding, GenericDecoding])
+def test_positions_do_not_depend_on_what_is_read_beside_or_before(build, form):
+    loaded = build(
+        "phi3",
+        spread=0.3,
+        vocab_size=97,
+        hidden_size=32,
+        original_max_position_embeddings=24,
+        rope_parameters=dict(LONGROPE),
+    )
+    assert (loaded.longest, loaded.reach) == (24, 24)
+    loaded.model.eval()
+    words = list(range(60))
+
+    def said(*feeds):
+        decoding = form.of(loaded, 4)
+        with torch.no_grad():
+            return [decoding.step(list(each))[-1] for each in feeds][-1]
+
+    whole = said([Feed(0, words, 0, [0], wanted=True)])
+    pieces = said(*([Feed(0, words[start : start + 20], start, [0], wanted=True)] for start in (0, 20, 40)))
+    torch.testing.assert_close(pieces, whole, atol=1e-4, rtol=0)
+    short = Feed(1, words[:10], 0, [1], wanted=True)
+    alone = said([short])
+    beside = said([Feed(0, words, 0, [0], wanted=True), short])
+    torch.testing.assert_close(beside, alone, atol=1e-4, rtol=0)

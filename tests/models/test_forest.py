@@ -24,6 +24,15 @@ ARCHITECTURES = {
     "starcoder2": {},
     "cohere2": WINDOW,
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "minicpm3": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "head_dim": 4,
+    },
 }
 RECURRENT = {
     "mamba": {"state_size": 4},
@@ -106,9 +115,28 @@ def test_a_recurrent_model_is_padded(build, random_rows, kind):
     torch.testing.assert_close(logps[: len(learnt)].detach(), alone[learnt - 1, tokens[learnt]], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gemma2", "starcoder2"])
-def test_a_window_wider_than_the_self_checks_sequences(build, kind):
-    loaded = build(kind, spread=0.3, vocab_size=VOCABULARY, sliding_window=25)
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("mistral", {}),
+        ("gemma2", {}),
+        ("starcoder2", {}),
+        ("phimoe", {"num_local_experts": 4}),
+        ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 2, **EXPERTS}),
+    ],
+)
+def test_a_window_wider_than_the_self_checks_sequences(build, kind, fields):
+    """Of the last two the mask alone knows the window: they are padded."""
+    loaded = build(kind, spread=0.3, vocab_size=VOCABULARY, sliding_window=25, **fields)
+    assert loaded.forest == (not fields)
     generator = np.random.default_rng(0)
     system = generator.integers(3, VOCABULARY, 30)
     rows = []

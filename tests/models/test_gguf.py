@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -155,6 +156,17 @@ def test_a_file_that_is_no_gguf(tmp_path, cache):
     with pytest.raises(ModelError, match="not a GGUF model that can be trained") as caught:
         locate(str(path))
     assert "\n" not in str(caught.value)
+    assert not list(cache.rglob("*.partial"))
+
+
+def test_a_disk_that_is_full_leaves_nothing_half_done(small_gguf, cache, monkeypatch):
+    def full(self, folder, **_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with pytest.raises(MachineError, match=r"full|space"):
+        locate(str(small_gguf))
+    assert not list(cache.rglob("*.partial"))
 
 
 def test_a_cache_that_cannot_be_written(small_gguf, tmp_path, monkeypatch):

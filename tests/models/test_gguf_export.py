@@ -157,3 +157,40 @@ def test_how_text_is_split_is_told_by_the_tokenizer(build):
     backend.normalizer, backend.pre_tokenizer = None, pre_tokenizers.Whitespace()
     with pytest.raises(ModelError, match="splits text in a way that has no name"):
         check(loaded.model.config, loaded.tokenizer, "x")
+
+
+def test_scaled_positions_that_reading_would_lose_are_refused(build, tmp_path, monkeypatch):
+    loaded, real = build("llama"), gguf_export._describe
+
+    def scaled(writer, *given):
+        real(writer, *given)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(4.0)
+
+    monkeypatch.setattr(gguf_export, "_describe", scaled)
+    write(loaded.model, loaded.tokenizer, tmp_path / "a.gguf", "f32")
+    with pytest.raises(ModelError, match=r"positions are scaled \(linear\)"):
+        unpack(tmp_path / "a.gguf", tmp_path / "back")
+
+
+def test_biases_that_reading_would_lose_are_refused(build, tmp_path, monkeypatch):
+    loaded, real = build("llama"), gguf_export._named
+    monkeypatch.setattr(gguf_export, "_named", lambda *given: [*real(*given), ("blk.0.attn_q.bias", torch.ones(32))])
+    write(loaded.model, loaded.tokenizer, tmp_path / "a.gguf", "f32")
+    with pytest.raises(ModelError, match="holds 1 biases"):
+        unpack(tmp_path / "a.gguf", tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "told"), [("tekken", True, "pass merges by"), ("deepseek-llm", False, "is unknown")]
+)
+def test_how_text_is_split_is_read_back_or_doubted(build, tmp_path, monkeypatch, name, whole, told):
+    loaded = build("llama")
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "add_tokenizer_pre", lambda self, _: self.add_string("tokenizer.ggml.pre", name)
+    )
+    write(loaded.model, loaded.tokenizer, tmp_path / "a.gguf", "f32")
+    notes = unpack(tmp_path / "a.gguf", tmp_path / "back")
+    assert any(told in note for note in notes)
+    backend = load(str(tmp_path / "back"), "fp32").tokenizer.backend_tokenizer
+    assert backend.model.ignore_merges == whole

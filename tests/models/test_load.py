@@ -7,6 +7,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig
 
 from tunesmith.base import ModelError
+from tunesmith.data.batch import Batch
+from tunesmith.models.forward import padded_logps, token_logps
 from tunesmith.models.load import fingerprint, load, load_config, load_tokenizer, locate, parameters
 
 
@@ -159,3 +161,18 @@ def test_the_bundled_tokenizer_is_the_one_that_transformers_chooses():
     assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
     assert ours.special_tokens_map == theirs.special_tokens_map
     assert ours.chat_template == theirs.chat_template
+
+
+def test_a_models_own_dropout_is_off_in_every_form(build, random_rows, tmp_path):
+    made = build(
+        "gpt2", n_embd=16, n_head=4, n_layer=2, n_positions=128, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5
+    )
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    loaded = load(str(tmp_path), "fp32")
+    assert any(note.startswith("dropout") for note in loaded.notes)
+    loaded.model.train()
+    batch = Batch.of(random_rows(3))
+    found = token_logps(loaded, batch)
+    assert torch.equal(found, token_logps(loaded, batch))
+    torch.testing.assert_close(found, padded_logps(loaded, batch), atol=1e-5, rtol=1e-5)

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import native
 from .arena import NORESERVE
 from .forest_attention import Heads, Shape
-from .gated_linear import Activation
+from .gated_linear import KINDS, Activation
 from .joint_linear import Joint
 
 LANES = 16
@@ -23,8 +23,6 @@ LANES = 16
 
 PAGE = 64
 """Positions of a page (`fused.c`)."""
-
-ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1}
 
 
 class Norm(ctypes.Structure):
@@ -85,7 +83,7 @@ class Layer(ctypes.Structure):
             setattr(found, name, part)
         found.heads, found.groups, found.width = heads.count, heads.groups, heads.width
         found.window, found.scale, found.softcap = shape.window or 2**62, shape.scale, shape.softcap or 0.0
-        found.activation = ACTIVATIONS[activation]
+        found.activation = KINDS[activation]
         found.held = norms, linears
         return found
 

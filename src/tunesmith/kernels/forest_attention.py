@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from . import native
 from .arena import kept
@@ -50,10 +51,12 @@ class Shape:
 def forest_attention(
     query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, paths: Sequence[Path], shape: Shape
 ) -> Tensor:
-    """Attention output [H, N, D] of queries [H, N, D] over keys and values [K, N, D], H a multiple of K."""
+    """Attention output [H, N, V] of queries [H, N, D] over keys [K, N, D] and values [K, N, V], H a multiple of K."""
     if query_HND.is_cuda and not native.plain():
         return flex_attention(query_HND, key_KND, value_KND, paths, shape)
-    if not native.serves(query_HND):
+    if (more := query_HND.shape[2] - value_KND.shape[2]) > 0:  # latent attention; zeros behind values come out as zeros
+        return forest_attention(query_HND, key_KND, pad(value_KND, (0, more)), paths, shape)[..., :-more]
+    if more < 0 or not native.serves(query_HND):
         return reference(query_HND, key_KND, value_KND, paths, shape)
     out: Tensor = _ForestAttention.apply(query_HND, key_KND, value_KND, tuple(paths), shape)  # type: ignore[no-untyped-call]
     return out

@@ -40,8 +40,11 @@ class ForestAttend:
 
     def __init__(self, forest: Forest) -> None:
         self.forest = forest
+        self.windows: set[int | None] = set()
+        """Of the layers that asked."""
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
+        self.windows.add(shape.window)
         return forest_attention(query[0], key[0], value[0], self.forest.segments, shape)[None]
 
 
@@ -78,23 +81,43 @@ def register() -> None:
 
 def adopt(model: Any) -> bool:
     """Switch a model to this attention if that gives its own logits on a small forest; else leave it as it was."""
+    settle_positions(model)
     if "chunked_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ()):
         return False  # the chunks are known to the mask alone, and are longer than the sequences of the check
     before = model.config._attn_implementation
     with plain(model):
-        expected = _check_logits(model, forest=False)
+        expected = _check_logits(model, None)
+    attend = ForestAttend(grow(_checked(model)))
     try:
         model.set_attn_implementation(NAME)
         with native.disabled():  # the same order of operations, so that bf16 rounding does not blur the comparison
-            found = _check_logits(model, forest=True)
+            found = _check_logits(model, attend)
     except (ValueError, TypeError, LookupError, RuntimeError, AttributeError):  # an architecture that this cannot carry
         model.set_attn_implementation(before)
         return False
     tolerance = 1e-4 if expected.dtype == torch.float32 else 3e-2
     exact = bool((found - expected).float().abs().mean() <= tolerance * expected.float().std())
+    exact = exact and not (
+        _has_window(model.config.get_text_config()) and attend.windows == {None}
+    )  # the mask alone knows it
     if not exact:
         model.set_attn_implementation(before)
     return exact
+
+
+def _has_window(config: Any) -> bool:
+    """Whether some layers are to see the last tokens only."""
+    kinds = getattr(config, "layer_types", None)
+    return bool(getattr(config, "sliding_window", None)) and (kinds is None or "sliding_attention" in kinds)
+
+
+def settle_positions(model: Any) -> None:
+    """Keep the rotary frequencies of short texts where transformers chooses them by the furthest position of a pass (longrope, dynamic): here a pass holds
+    rows that have nothing to do with each other, and a prompt is read in several. `Loaded.longest` is how far they reach."""
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        if isinstance(kind, str) and (kind == "longrope" or "dynamic" in kind):
+            module.rope_type = "default"  # of no update; frequencies and scale were set when it was made
 
 
 @contextmanager
@@ -108,23 +131,27 @@ def plain(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-@torch.no_grad()
-def _check_logits(model: Any, forest: bool) -> Tensor:
-    """Logits at the last tokens of four sequences with common prefixes, as a forest or one by one."""
+def _checked(model: Any) -> list[Any]:
+    """Four sequences with common prefixes."""
     words = np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size, 40)
-    sequences = [
+    return [
         words[:20],
         np.concatenate([words[:12], words[20:30]]),
         np.concatenate([words[:12], words[30:]]),
         words[5:9],
     ]
-    device = next(model.parameters()).device
-    if not forest:
+
+
+@torch.no_grad()
+def _check_logits(model: Any, attend: ForestAttend | None) -> Tensor:
+    """Logits at the last tokens of these sequences, as a forest or one by one."""
+    sequences, device = _checked(model), next(model.parameters()).device
+    if attend is None:
         as_ids = [torch.from_numpy(sequence)[None].to(device) for sequence in sequences]
         return torch.stack([model(input_ids=ids, use_cache=False).logits[0, -1] for ids in as_ids])
-    laid = grow(sequences)
+    laid = attend.forest
     last = torch.stack([laid.nodes(number)[-1] for number in range(len(sequences))]).to(device)
-    with attending(ForestAttend(laid)):
+    with attending(attend):
         out = model(
             input_ids=laid.tokens_N[None].to(device), position_ids=laid.depth_N[None].to(device), use_cache=False
         )

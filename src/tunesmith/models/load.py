@@ -80,9 +80,15 @@ class Loaded:
 
     @property
     def longest(self) -> int | None:
-        """Tokens of the longest text that its positions allow; None where there is no end to them."""
+        """Tokens of the longest text that its positions allow, which with longrope are those of short texts; None where there is no end to them."""
         found: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return found
+        return self.reach or found
+
+    @property
+    def reach(self) -> int | None:
+        """Tokens beyond which longrope would have other frequencies, which are not used here; None with positions of any other kind."""
+        rotary = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
+        return rotary["original_max_position_embeddings"] if rotary.get("rope_type") == "longrope" else None
 
     @property
     def device(self) -> torch.device:
@@ -167,11 +173,6 @@ def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> L
     Raises:
         ModelError: it is missing, damaged, or not a decoder; or int8 is asked for on a GPU.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     attention.register()
     keep_steady()
     if not torch.cuda.is_available():  # there the same switch would mean TF32
@@ -185,7 +186,37 @@ def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> L
     chosen = resolve_precision(precision)
     if chosen == "int8" and torch.cuda.is_available():
         raise ModelError("precision: int8 is for CPUs; set precision=bf16")
-    dtype = "auto" if chosen in KINDS else DTYPES[chosen]  # few bits are made of the weights as they are stored
+    model = _read(
+        folder, config, "auto" if chosen in KINDS else DTYPES[chosen], scorer
+    )  # few bits are made of what is stored
+    dropped = drop_nothing(model)
+    if chosen in KINDS:
+        quantise(model, chosen, DTYPES[chosen])
+        give_back()
+    if torch.cuda.is_available():
+        model.to("cuda")
+    loaded = Loaded(name, folder, model, load_tokenizer(name), chosen, notes=notes(folder))
+    loaded.forest = attention.adopt(model)
+    said_of = {
+        "dropout: config.json's own is not applied; an adapter's is": dropped,
+        f"positions: those of texts of up to {loaded.reach or 0:,} tokens (longrope); longer ones are refused": loaded.reach,
+        "attention: forest batches are not exact for this architecture; sequences are padded instead": not loaded.forest,
+    }
+    loaded.notes.extend(note for note, holds in said_of.items() if holds)
+    return loaded
+
+
+def _read(folder: Path, config: Any, dtype: str | torch.dtype, scorer: bool) -> Any:
+    """A model of a folder's weights, all of which were looked at.
+
+    Raises:
+        ModelError: they are damaged, or not those of the architecture.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         vet_weights(folder, config)
         model, told = AutoModelForCausalLM.from_pretrained(
@@ -199,19 +230,18 @@ def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> L
         raise ModelError(f"model {folder}: its weights cannot be loaded: {said(error)}") from None
     if odd := not_finite(dict(model.named_parameters())):
         raise ModelError(f"model {folder}: its weight {odd} holds numbers that are not finite; get the model again")
-    model.eval()
-    if chosen in KINDS:
-        quantise(model, chosen, DTYPES[chosen])
-        give_back()
-    if torch.cuda.is_available():
-        model.to("cuda")
-    loaded = Loaded(name, folder, model, load_tokenizer(name), chosen, notes=notes(folder))
-    loaded.forest = attention.adopt(model)
-    if not loaded.forest:
-        loaded.notes.append(
-            "attention: forest batches are not exact for this architecture; sequences are padded instead"
-        )
-    return loaded
+    return model.eval()
+
+
+def drop_nothing(model: nn.Module) -> bool:
+    """Switch a model's own dropout off, which not all of its forms have; whether there was any."""
+    found = False
+    for module in model.modules():
+        for name in ("p", "attention_dropout") if isinstance(module, nn.Dropout) else ("attention_dropout",):
+            if isinstance(getattr(module, name, None), float) and getattr(module, name):
+                setattr(module, name, 0.0)
+                found = True
+    return found
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunesmith.base import Artifact, Output, Spec, Stage
+from tunesmith.base import Artifact, DataError, Output, Spec, Stage
 from tunesmith.base.files import write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.batch import Batch
@@ -48,6 +48,10 @@ def initialise(
     """
     examples, rows = load_examples(prepared.path, "train"), load_split(prepared.path, "train")
     loaded = load(model, precision)
+    if loaded.reach and (long := next((row for row in rows if len(row) > loaded.reach), None)):
+        raise DataError(
+            f"{long.origin}: {len(long):,} tokens, and model {model} has positions for {loaded.reach:,} here (its longrope for longer texts is not used); set prepare.max_tokens={loaded.reach}"
+        )
     proof = Proof()
     check_rows(proof, loaded, examples, rows)
     check_packing(proof, loaded, rows)
