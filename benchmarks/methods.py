@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +153,11 @@ def cost(name: str, folder: Path) -> dict[str, Any]:
     """The median step of a few, in this process."""
     from tunesmith.stages.pipeline import open_run
 
-    most = (f"finetune.epochs={STEPS / 12}", "finetune.validation.rows=0", "finetune.schedule.warmup=0")
+    most = (f"finetune.epochs={STEPS / 12}", "prepare.validation_fraction=0", "finetune.schedule.warmup=0")
     pipeline = open_run(RECIPES / f"{name}.yaml", folder, most)
     tuned = pipeline.locked("finetune")
-    steps = [json.loads(line) for line in (tuned.path / "events.jsonl").read_text().splitlines()]
-    taken = [(step["seconds"], step["tokens"]) for step in steps if step.get("event", step.get("kind")) == "step"][1:]
+    steps = pipeline.run.events.tagged(artifact=tuned.path.name).read("step")
+    taken = [(step["seconds"], step["tokens"]) for step in steps][1:]
     return {"seconds": statistics.median(s for s, _ in taken), "rate": statistics.median(t / s for s, t in taken)}
 
 
@@ -193,47 +193,45 @@ def title(name: str) -> str:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """A line for each recipe, the base first; scores, and differences to it on the same rows and seeds, with 95 % intervals."""
+    from tunesmith.grading.statistics import over_seeds, spread
+
     heads = ("method", "learns", "tokens/s", "memory", "loss", "score", "against LoRA", "general perplexity")
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
-    base = results[BASE]
+    base, measured = results[BASE], [each["runs"] for each in results.values() if not each["runs"][0].get("measure")]
+    alone = spread([one.point for one in figures(runs)] for runs in measured)
+    paired = spread(
+        [one.point - two.point for one, two in zip(*beside(runs, base["runs"]), strict=True)] for runs in measured
+    )
     for name in (BASE, *sorted(results.keys() - {BASE}, key=lambda name: title(name).lower())):
         found, runs = results[name], results[name]["runs"]
         middle = {key: statistics.median(run[key] for run in runs) for key in ("trainable", "peak_memory_mb", "loss")}
-        shared = [run["seed"] for run in runs if run["seed"] in [one["seed"] for one in base["runs"]]]
-        low, high = interval(lambda rows, seeds, runs=runs: score(runs, rows, seeds), len(runs), len(runs[0]["hits"]))
         measure = runs[0].get("measure")
-        against = "" if name == BASE or measure else _against(runs, base["runs"], shared)
+        scored = over_seeds(figures(runs), apart=None if measure else alone)
+        apart = over_seeds(*beside(runs, base["runs"]), apart=paired)
+        against = "" if name == BASE or measure else f"{apart.value:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]"
         cost = found.get("cost")
         speed = f"{cost['method']['rate'] / cost['lora']['rate']:.2f}" if cost else ""
         cells = (
             f"{title(name)} (`{name}`)",
             f"{middle['trainable']:,.0f}", speed, f"{middle['peak_memory_mb']:,.0f} MB", f"{middle['loss']:.3f}",
-            f"{score(runs):.1f} [{low:.1f}, {high:.1f}]{f' of {measure}' if measure else ''}", against,
+            f"{scored.value:.1f} [{scored.low:.1f}, {scored.high:.1f}]{f' of {measure}' if measure else ''}", against,
             "" if measure else f"{forgotten(runs):+.1f} %",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _against(runs: list[dict[str, Any]], base: list[dict[str, Any]], seeds: list[int]) -> str:
-    mine, other = ([run for run in those if run["seed"] in seeds] for those in (runs, base))
-    apart = lambda *drawn: score(mine, *drawn) - score(other, *drawn)  # noqa: E731
-    low, high = interval(apart, len(seeds))
-    return f"{apart():+.1f} [{low:+.1f}, {high:+.1f}]"
+def figures(runs: list[dict[str, Any]]) -> list[Any]:
+    """Percent of the things asked for that are right, of each run, as something that can be resampled."""
+    from tunesmith.grading.statistics import Figure, share
+
+    return [Figure(np.array([run["hits"], run["totals"]], dtype=float).T, share, top=100.0) for run in runs]
 
 
-def score(runs: list[dict[str, Any]], rows: Any = slice(None), seeds: Any = slice(None)) -> float:
-    """Percent of the things asked for that are right, over the rows and runs chosen."""
-    hits, totals = (np.array([run[key] for run in runs])[seeds][:, rows] for key in ("hits", "totals"))
-    return 100.0 * float(hits.sum()) / float(totals.sum())
-
-
-def interval(figure: Callable[..., float], seeds: int, count: int = TEST, draws: int = 2000) -> tuple[float, float]:
-    """95 % of what `figure` comes to when the `count` test rows and the seeds are drawn again, both with replacement."""
-    draw = np.random.default_rng(0)
-    found = [figure(draw.integers(0, count, count), draw.integers(0, seeds, seeds)) for _ in range(draws)]
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
+def beside(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
+    """Figures of a recipe's runs and of the base's with the same seeds."""
+    pairs = [(run, other) for run in runs for other in base if run["seed"] == other["seed"]]
+    return figures([mine for mine, _ in pairs]), figures([other for _, other in pairs])
 
 
 def forgotten(runs: list[dict[str, Any]]) -> float:

@@ -39,7 +39,7 @@ def run(given: str | Path, *assignments: str, folder: str | Path | None = None) 
         for stage in pipeline.ORDER:
             pipeline.locked(stage)
     finally:
-        if "prepare" in pipeline.ORDER:  # a merged run has no report
+        if "prepare" in pipeline.ORDER:  # the page of a merged run is written by the command line
             report.write(pipeline.run)
     path: Path = pipeline.run.path
     return path

@@ -16,6 +16,7 @@ from tunesmith.grading.statistics import (
     permutation,
     replicates,
     share,
+    spread,
 )
 
 CHEAP = 600
@@ -203,6 +204,28 @@ def test_few_seeds_say_little_of_how_far_seeds_lie_apart() -> None:
             better, worse = ([binary(rows < 40 * generator.normal(mean, 5)) for _ in range(seeds)] for mean in (60, 50))
             found.append(over_seeds(better, worse, resamples=400))
         assert np.mean([each.low <= 10 <= each.high for each in found]) >= 0.91
+
+
+def test_trainings_of_several_groups_tell_together_how_far_seeds_lie_apart() -> None:
+    generator, rows = np.random.default_rng(7), np.arange(4000)
+    found, widths = [], []
+    for _ in range(150):
+        groups = [[binary(rows < 40 * generator.normal(mean, 5)) for _ in range(2)] for mean in (30, 40, 50, 60, 70)]
+        known = spread([one.point for one in group] for group in groups)
+        assert known is not None
+        assert known.freedom == 5
+        one = over_seeds(groups[2], apart=known, resamples=400)
+        found.append(one.low <= 50 <= one.high)
+        widths.append(
+            (one.high - one.low)
+            / np.ptp([over_seeds(groups[2], resamples=400).low, over_seeds(groups[2], resamples=400).high])
+        )
+        single = over_seeds(groups[2][:1], apart=known, resamples=400)
+        assert single.high - single.low > one.high - one.low
+    assert np.mean(found) >= 0.9
+    assert np.median(widths) < 0.8
+    assert spread([[1.0], [2.0]]) is None
+    assert spread([[1.0, 3.0], [2.0, 2.0]]).deviation == 1.0
 
 
 def test_no_interval_over_seeds_reaches_beyond_what_a_score_can_be() -> None:

@@ -146,7 +146,10 @@ def test_the_command_trains_nothing_again_and_tells_every_variant(made, recipe):
     assert json.loads(done.stdout) == found
     assert sum(1 for _ in Run(folder).events.read("done")) == before
     lines = (folder / "compare.md").read_text().splitlines()
-    assert lines[0] == "14 test rows, 2 trainings each; in brackets 95 % intervals over rows and seeds."
+    assert (
+        lines[0]
+        == "14 test rows, 2 trainings each; in brackets 95 % intervals over rows and seeds, which are taken to matter alike in all variants."
+    )
     kappas = [line for line in lines if line.startswith("| classes: kappa |")]
     assert [line.split(" | ")[1] for line in kappas] == [each["name"] for each in found["variants"]]
     assert f"* {found['variants'][1]['name']}: `{VARY[1]}`" in lines

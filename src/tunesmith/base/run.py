@@ -80,8 +80,13 @@ class Run:
         """
         state = self.states.get(stage, {})
         if state.get("state") != "done":
+            more = (
+                " (what the gate does not promote is deployed with deploy.ungated=true alone)"
+                if stage == "deploy"
+                else ""
+            )
             raise ArtifactError(
-                f"{self.path}: stage {stage!r} is {state.get('state', 'not started')}; run `tunesmith run` first"
+                f"{self.path}: stage {stage!r} is {state.get('state', 'not started')}; run `tunesmith run` first{more}"
             )
         found = self.open(state["artifact"])
         if found.manifest["stage"] != stage:

@@ -205,8 +205,14 @@ def _conclude(pipeline: Pipeline | Merger, evaluated: Artifact) -> None:
     if metrics["promote"]:
         console.print(f"Promoted. Next: look at {details}, then `tunesmith serve {pipeline.run.path}`.")
     else:
-        hint = "other weights" if merged else "more rows, more epochs"
-        console.print(f"[bold]Not promoted.[/] Look at {details} for why; {hint} or another method may help.")
+        hint = (
+            "Other weights or another method may help."
+            if merged
+            else "If too little was gained, more rows or epochs may help; if other text is read worse, fewer steps, a lower rate or a wider evaluate.gate.margin."
+        )
+        console.print(
+            f"[bold]Not promoted[/], and so not deployed. {details} tells why. {hint} To deploy it all the same: the same command with deploy.ungated=true."
+        )
 
 
 def _report(run: Run) -> Path:

@@ -6,7 +6,7 @@ ranks gathers its rows another way (`ranked.py`).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from statistics import NormalDist
@@ -177,17 +177,46 @@ def difference(
     return Difference(point, *ends, rows, p, detectable(deviation) if deviation > 0 else None, change)
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How far trainings that differ in their seed alone lie apart, and on how much that rests."""
+
+    deviation: float
+    freedom: int
+    """Trainings beyond the first of each group."""
+
+
+def spread(groups: Iterable[Sequence[float] | Array]) -> Spread | None:
+    """Of groups of trainings together, each around its own mean (the pooled variance of an analysis of variance); None where no group has two.
+
+    It takes seeds to matter alike in all groups: a few trainings of each then tell of each what they tell together.
+
+    Args:
+        groups: scores, or differences of scores, of trainings that differ in their seed.
+    """
+    found = [np.array(group) for group in groups]
+    freedom = sum(len(group) - 1 for group in found)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in found)
+    return Spread(math.sqrt(squares / freedom), freedom) if freedom else None
+
+
 def over_seeds(
-    figures: Sequence[Figure], others: Sequence[Figure] = (), *, seed: int = SEED, resamples: int = RESAMPLES
+    figures: Sequence[Figure],
+    others: Sequence[Figure] = (),
+    *,
+    apart: Spread | None = None,
+    seed: int = SEED,
+    resamples: int = RESAMPLES,
 ) -> Interval:
     """The mean of one system's figures over trainings that differ in their seed, or of its differences from another's.
 
     Rows are resampled alike for all, and to each resample is added what another set of S seeds may differ by: their standard error times a draw of Student's
-    t with S - 1 degrees of freedom. Two or three trainings say little of how far trainings lie apart, and such an interval is as wide as that.
+    t with as many degrees of freedom as that error rests on. Two or three trainings say little of how far trainings lie apart, and their interval is as wide as that.
 
     Args:
         figures: one per training, all on the same rows.
         others: those of the system to be subtracted, by the same seeds; none for the figure itself.
+        apart: how far trainings lie apart, if more is known of it than these tell; one training alone has an interval over rows otherwise.
         seed: of the bootstrap.
         resamples: how often.
     """
@@ -198,9 +227,10 @@ def over_seeds(
         values_SR = values_SR - [replicates(other, seed=seed, resamples=resamples) for other in others]
     point, count = float(points_S.mean()), len(points_S)
     values_R = values_SR.mean(axis=0)
-    if count > 1:
-        drawn_R = np.random.default_rng([seed, count]).standard_t(count - 1, size=resamples)
-        values_R = values_R + drawn_R * float(points_S.std(ddof=1)) / math.sqrt(count)
+    known = apart or (Spread(float(points_S.std(ddof=1)), count - 1) if count > 1 else None)
+    if known:
+        drawn_R = np.random.default_rng([seed, count]).standard_t(known.freedom, size=resamples)
+        values_R = values_R + drawn_R * known.deviation / math.sqrt(count)
     rows, top = max(figure.rows for figure in (*figures, *others)), figures[0].top
     low, high = _ends(point, values_R)
     if top is not None:

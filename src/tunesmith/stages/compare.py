@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import digest, read_json, write_atomic, write_json
 from tunesmith.data.example import Example
@@ -13,7 +15,7 @@ from tunesmith.data.prepared import load_examples
 from tunesmith.grading import HEADLINE, Figure, Grader, Likelihood
 from tunesmith.grading.base import Chances
 from tunesmith.grading.scoreboard import groups
-from tunesmith.grading.statistics import CONFIDENCE, RESAMPLES, over_seeds
+from tunesmith.grading.statistics import CONFIDENCE, RESAMPLES, over_seeds, spread
 
 from .evaluate import Evaluate
 from .pipeline import Pipeline, open_run
@@ -232,10 +234,15 @@ def _figures(
 def _beside(figures: dict[str, list[Figure]]) -> dict[str, Any]:
     """One figure of all variants."""
     first = next(iter(figures.values()))
+    points = np.array([[one.point for one in each] for each in figures.values()])
+    alone, paired = spread(points), spread(points[1:] - points[0])
     values = {
-        name: {**over_seeds(each).to_json(), "seeds": [one.point for one in each]} for name, each in figures.items()
+        name: {**over_seeds(each, apart=alone).to_json(), "seeds": [one.point for one in each]}
+        for name, each in figures.items()
     }
-    apart = {name: over_seeds(each, first).to_json() for name, each in figures.items() if each is not first}
+    apart = {
+        name: over_seeds(each, first, apart=paired).to_json() for name, each in figures.items() if each is not first
+    }
     return {"values": values, "differences": apart}
 
 
@@ -244,7 +251,11 @@ def markdown(found: dict[str, Any]) -> str:
     seeds = len(found["seeds"])
     lines = [
         f"{found['rows']:,} test rows, {seeds} training{'s' if seeds > 1 else ''} each; in brackets 95 % intervals over rows"
-        + (" and seeds." if seeds > 1 else ". One seed says nothing of how another would have done."),
+        + (
+            " and seeds, which are taken to matter alike in all variants."
+            if seeds > 1
+            else ". One seed says nothing of how another would have done."
+        ),
         "",
         f"| figure | variant | value | difference from {found['variants'][0]['name']} |",
         "|---|---|---:|---:|",

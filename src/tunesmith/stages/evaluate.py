@@ -46,7 +46,7 @@ class Evaluate(Spec):
     max_tokens: int = Field(128, ge=1)
     """Length of an answer."""
     shots: int = Field(4, ge=0)
-    """Worked examples in the few-shot prompt, the first training rows; 0 leaves it out."""
+    """Worked examples in the few-shot prompt, training rows drawn by chance, always the same; 0 leaves it out."""
     prompted: bool = False
     """Whether the best prompt that is found before training (see `prompt`) is measured too; that takes as long as some hundred answers more."""
     baselines: bool = True

@@ -64,8 +64,8 @@ class Finetune(Spec):
     share_prefixes: bool = True
     """Compute what the rows of a pass have in common from their start, such as a system prompt, once; the result is the same."""
     activation_checkpointing: bool | Literal["auto"] = "auto"
-    """Keep only what goes into each layer and compute the rest again in the backward pass: a fraction of the memory, a third more time, the same result.
-    Auto turns it on where memory would not suffice otherwise; the run's resolved.yaml says what it came to."""
+    """Keep only what goes into each layer and compute the rest again in the backward pass: the same result, with LoRA on SmolLM2-135M in a fifth less memory
+    and half as much time again (all weights: an eighth less, a third more). Auto turns it on where memory would not suffice otherwise; the run's resolved.yaml says what it came to."""
     clip: float = Field(1.0, ge=0)
     """Largest norm of the gradient; longer ones are scaled down. 0 turns it off."""
     skip_not_finite: int = Field(0, ge=0)

@@ -26,7 +26,7 @@ LOOKED = 100
 class KTO(Objective):
     """Learn from thumbs up and thumbs down. For answers that people judged one by one, with no second answer to compare.
 
-    How far the model has drifted is estimated on each prompt with the next row's answer, over all rows of a step.
+    How far the model has drifted is estimated on each prompt with the answer of the next row that asks something else, over all rows of a step.
     """
 
     kind: Literal["kto"] = "kto"
