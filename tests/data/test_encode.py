@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from tunesmith.data import encode
 from tunesmith.data.encode import ENDING_WORDS, Encoder
+from tunesmith.data.example import Example
+from tunesmith.data.render import Renderer
 
 CORPUS = [
     "it's the 12 cats' milk, isn't it? don't say so",
@@ -107,3 +110,66 @@ def test_any_other_tokenizer_gets_whole_texts(smollm_tokenizer: Any) -> None:
         for text in ("the cat's milk", "a b", " x  y"):
             whole = other.backend_tokenizer.encode(text, add_special_tokens=False).ids
             assert np.frombuffer(encoder([text])[text], dtype=np.int32).tolist() == whole
+
+
+ZEPHYR = (
+    "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+MARKED = "<s>" + ZEPHYR
+SPACED = {
+    "first": (pre_tokenizers.Metaspace(prepend_scheme="first", split=False), None),
+    "always": (pre_tokenizers.Metaspace(prepend_scheme="always", split=False), None),
+    "legacy": (None, normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])),
+}
+"""How tokenizers that come from SentencePiece put a space before a text."""
+
+
+def sentencepiece(kind: str, template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of single letters and a few words of that kind."""
+    pre, normal = SPACED[kind]
+    words = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *dict.fromkeys("▁\n<|>/abcdefghijklmnopqrstuvwxyzYN?!0123456789 "),
+        "▁y",
+        "▁Y",
+        "Ye",
+        "▁Ye",
+        "es",
+        "hi",
+        "▁hi",
+    ]
+    merges = [("▁", "y"), ("▁", "Y"), ("Y", "e"), ("▁", "Ye"), ("e", "s"), ("h", "i"), ("▁", "hi")]
+    backend = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, merges, unk_token="<unk>"))
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    if pre is not None:
+        backend.pre_tokenizer = pre
+    if normal is not None:
+        backend.normalizer = normal
+    found = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    found.chat_template = template
+    return found
+
+
+@pytest.mark.parametrize("template", [ZEPHYR, MARKED], ids=["begins with text", "begins with a token"])
+@pytest.mark.parametrize("kind", SPACED)
+def test_a_space_that_is_not_in_the_text_stands_where_the_tokenizer_puts_it(kind: str, template: str) -> None:
+    tokenizer = sentencepiece(kind, template)
+    renderer = Renderer(tokenizer)
+    talk = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "Yes hi"},
+        {"role": "user", "content": "yes?"},
+    ]
+    for count in (1, 3):
+        expected = tokenizer.apply_chat_template(talk[:count], add_generation_prompt=True, return_dict=False)
+        assert renderer.prompt(talk[:count]) == expected
+    row = renderer.row(Example("f:1", (talk[0],), ((talk[1],),)))
+    (sequence,) = row.sequences
+    learnt = sequence.tokens[sequence.learn].tolist()
+    assert tokenizer.convert_ids_to_tokens(learnt) == ["Ye", "s", "▁hi", "</s>"]  # behind a line's end no space stands
+    prompt = renderer.prompt(talk[:1])
+    assert sequence.tokens[: len(prompt)].tolist() == prompt
+    assert renderer.encode("hi") == tokenizer("hi", add_special_tokens=False).input_ids

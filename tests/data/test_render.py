@@ -323,3 +323,11 @@ def test_rows_rendered_together_are_the_rows_rendered_alone(renderer):
     examples.append(Example("f:9", text="plain text"))
     for together, alone in zip(renderer.rows(examples), map(renderer.row, examples), strict=True):
         assert [one.tokens.tolist() for one in together.sequences] == [one.tokens.tolist() for one in alone.sequences]
+
+
+def test_a_template_that_tells_the_date_tells_the_day_that_it_is_given(smollm_tokenizer):
+    tokenizer = copy.deepcopy(smollm_tokenizer)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + CHATML_WITH_TOOLS
+    told = {day: Renderer(tokenizer, today=day).prompt([user("?")]) for day in ("2024-02-29", "2024-03-01")}
+    assert [tokenizer.decode(found).partition("<")[0] for found in told.values()] == ["29 Feb 2024", "01 Mar 2024"]
+    assert Renderer(tokenizer).prompt([user("?")]) not in told.values()

@@ -1,5 +1,6 @@
 """Whole runs: killed and resumed ones end with the same bits, and the quickstart's recipe works on its real model."""
 
+import datetime
 import json
 import os
 import shutil
@@ -25,8 +26,8 @@ from tunesmith.grading.reward_model import RewardModel
 from tunesmith.models.find import files_of
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling
-from tunesmith.models.load import load
-from tunesmith.stages import finetune
+from tunesmith.models.load import load, load_tokenizer
+from tunesmith.stages import finetune, rendering
 from tunesmith.stages.judge import answer
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.validation import Judge
@@ -104,6 +105,25 @@ def test_killed_runs_end_with_the_same_bits(recipe, tmp_path):
     assert last.wait(120) == 0, last.stderr.read()
     assert content(killed) == expected
     assert [event["step"] for event in Run(killed).events.read("resumed")]
+
+
+def test_a_run_goes_on_another_day_with_a_template_that_tells_the_date(recipe, tmp_path, tiny_folder, monkeypatch):
+    folder = shutil.copytree(tiny_folder, tmp_path / "dated")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text("Today is {{ strftime_now('%d %b %Y') }}.\n" + template)
+
+    class Yesterday(datetime.date):
+        @classmethod
+        def today(cls):
+            return cls(2024, 2, 29)
+
+    monkeypatch.setattr(rendering, "date", Yesterday)
+    pipeline = open_run(recipe, tmp_path / "run", (f"model={folder}",))
+    prepared = pipeline.stage("prepare")
+    row = load_split(prepared.path, "train")[0]
+    assert load_tokenizer(str(folder)).decode(row.sequences[0].tokens).startswith("Today is 29 Feb 2024.")
+    claims = read_json(pipeline.stage("initialise") / "proof.json")["claims"]
+    assert [claim["holds"] for claim in claims if claim["claim"] == "training tokens are serving tokens"] == [True]
 
 
 def test_what_was_best_in_steps_that_are_done_anew_is_forgotten(recipe, tmp_path, monkeypatch):

@@ -4,7 +4,10 @@ import json
 import re
 from array import array
 from collections.abc import Iterable
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
 
 GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 ENDING_WORDS = (GPT4 % "1,3", GPT4.replace("{%s}", ""))
@@ -15,6 +18,8 @@ MOST = 50_000
 """Words that are remembered; with more, those are forgotten that did not come again since so many were last reached."""
 FIRST = "\0"
 """Stands before the part that a text begins with; the others are known without the space that they begin with."""
+INNER = "\0"
+"""Stands before a piece that goes on from another, for a tokenizer that begins texts with a space of its own (SentencePiece's)."""
 
 
 class Encoder:
@@ -28,6 +33,8 @@ class Encoder:
         self._backend = tokenizer.backend_tokenizer
         self.by_words = ends_words(self._backend)
         """Whether words are tokenised apart."""
+        self.begins = begins(self._backend)
+        """What the tokenizer begins with a space of its own, if anything: the `first` piece of a text, or `every` one behind a special token."""
         self._words: dict[str, bytes] = {}
         self._before: dict[str, bytes] = {}
 
@@ -50,15 +57,63 @@ class Encoder:
 
     def _tokenised(self, texts: set[str]) -> dict[str, bytes]:
         """Tokens of each text, taken as a whole."""
-        backend, ordered = self._backend, list(texts)
-        backend.no_padding()  # what a tokenizer was saved with
-        backend.no_truncation()
-        backend.encode_special_tokens = True
-        try:
-            found = backend.encode_batch_fast(ordered, add_special_tokens=False)
-        finally:
-            backend.encode_special_tokens = False
-        return {text: array("i", one.ids).tobytes() for text, one in zip(ordered, found, strict=True)}
+        if not self.begins:
+            return _encoded(self._backend, list(texts))
+        inner = [text for text in texts if text.startswith(INNER)]
+        within = _encoded(self._within, [text.removeprefix(INNER) for text in inner])
+        return {
+            **_encoded(self._backend, list(texts.difference(inner))),
+            **{text: within[text.removeprefix(INNER)] for text in inner},
+        }
+
+    @cached_property
+    def _within(self) -> Any:
+        """The same tokenizer, which begins nothing with a space."""
+        told = json.loads(self._backend.to_str())
+        told["pre_tokenizer"] = _unbegun(told["pre_tokenizer"])
+        told["normalizer"] = _unbegun(told["normalizer"])
+        return Tokenizer.from_str(json.dumps(told))
+
+
+def _encoded(backend: Any, ordered: list[str]) -> dict[str, bytes]:
+    """Tokens of each text by a tokenizer of the `tokenizers` library."""
+    backend.no_padding()  # what a tokenizer was saved with
+    backend.no_truncation()
+    backend.encode_special_tokens = True
+    try:
+        found = backend.encode_batch_fast(ordered, add_special_tokens=False)
+    finally:
+        backend.encode_special_tokens = False
+    return {text: array("i", one.ids).tobytes() for text, one in zip(ordered, found, strict=True)}
+
+
+def begins(backend: Any) -> Literal["first", "every"] | None:
+    """What a tokenizer begins with a space that is not in the text."""
+    schemes = {step["prepend_scheme"] for step in _steps(backend.pre_tokenizer) if step["type"] == "Metaspace"}
+    if "always" in schemes or any(step["type"] == "Prepend" for step in _steps(backend.normalizer)):
+        return "every"
+    return "first" if "first" in schemes else None
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    """Of a pre-tokenizer or a normalizer, as its description has them."""
+    if part is None:
+        return []
+    told = _state(part)
+    found: list[dict[str, Any]] = told.get("pretokenizers") or told.get("normalizers") or [told]
+    return found
+
+
+def _unbegun(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The same without what puts a space before a text."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    if part["type"] == "Metaspace":
+        return {**part, "prepend_scheme": "never"}
+    for name in ("pretokenizers", "normalizers"):
+        if name in part:
+            return {**part, name: [step for step in map(_unbegun, part[name]) if step is not None]}
+    return part
 
 
 def ends_words(backend: Any) -> bool:
@@ -68,9 +123,7 @@ def ends_words(backend: Any) -> bool:
     for token in backend.get_added_tokens_decoder().values():
         if " " in token.content or token.lstrip or token.rstrip or token.single_word:
             return False
-    state = _state(backend.pre_tokenizer)
-    steps = state["pretokenizers"] if state["type"] == "Sequence" else [state]
-    kinds = [_ends_words(step) for step in steps]
+    kinds = [_ends_words(step) for step in _steps(backend.pre_tokenizer)]
     return None not in kinds and any(kinds)
 
 

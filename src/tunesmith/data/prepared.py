@@ -32,6 +32,12 @@ def load_examples(folder: Path, split: str, most: int | None = None) -> list[Exa
     return [found[place] for place in subset(load_split(folder, split), most, 0)]
 
 
+def rendered_on(folder: Path) -> str | None:
+    """What the template took for today when the rows were made, if it tells the date."""
+    found: str | None = read_json(folder / "summary.json").get("today")
+    return found
+
+
 def unit(example: Example, group: str) -> str:
     """What a row has in common with others by a field; nothing where it lacks the field, as rows of a file of their own may."""
     try:

@@ -12,9 +12,10 @@ import numpy as np
 
 from tunesmith.base import DataError
 
-from .encode import Encoder
+from .encode import INNER, Encoder
 from .example import Example, Message, Row, Sequence
 from .template import file_of, template_of
+from .template_process import TODAY
 
 Ids = list[int]
 Pieces = list[tuple[int | str, bool]]
@@ -33,9 +34,12 @@ class Renderer:
     A tokenizer without a template gets the messages' contents as lines, each answer closed by the end token.
     """
 
-    def __init__(self, tokenizer: Any, supervise: Literal["answers", "all"] = "answers") -> None:
-        self.tokenizer = tokenizer
-        self.supervise = supervise
+    def __init__(
+        self, tokenizer: Any, supervise: Literal["answers", "all"] = "answers", today: str | None = None
+    ) -> None:
+        """What a tokenizer's template makes of conversations; one that tells the date tells `today` (YYYY-MM-DD), or the clock's."""
+        self.tokenizer, self.supervise = tokenizer, supervise
+        self._day = {TODAY: today} if today else {}
         self._encoder = Encoder(tokenizer)
 
     def row(self, example: Example) -> Row:
@@ -156,7 +160,18 @@ class Renderer:
             found += [(piece, place < spoken) for place, piece in enumerate(answer)]
             done = after
         rest = [piece for text in texts for piece in self._pieces(text[len(done) :], guard)]
-        return found + [(piece, everything) for piece in rest]
+        return self._begun(found + [(piece, everything) for piece in rest])
+
+    def _begun(self, pieces: Pieces) -> Pieces:
+        """Pieces with those told apart that go on from what stands before them, for a tokenizer to which that makes a difference."""
+        if not self._encoder.begins:
+            return pieces
+        before = [None, *(piece for piece, _ in pieces)]
+        goes_on = [one is not None and not (self._encoder.begins == "every" and isinstance(one, int)) for one in before]
+        return [
+            (INNER + piece if isinstance(piece, str) and inner else piece, learnt)
+            for (piece, learnt), inner in zip(pieces, goes_on, strict=False)
+        ]
 
     def _spoken(self, answer: list[int | str]) -> int:
         """How many pieces of a rendered answer the model has to say itself: up to and with the token that ends it."""
@@ -174,7 +189,7 @@ class Renderer:
         """
         if not self.tokenizer.chat_template:
             return [self._without_template(messages) for messages, _ in wanted]
-        common = {**self.tokenizer.special_tokens_map, "tools": list(tools) or None, "documents": None}
+        common = {**self.tokenizer.special_tokens_map, "tools": list(tools) or None, "documents": None, **self._day}
         calls = [
             {**common, "messages": messages, "add_generation_prompt": opened} for messages, opened in wanted if messages
         ]

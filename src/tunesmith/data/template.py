@@ -34,7 +34,7 @@ class Template:
         """Texts of conversations.
 
         Args:
-            calls: what the template takes of each: `messages`, `tools` and so on.
+            calls: what the template takes of each: `messages`, `tools` and so on; `today` (YYYY-MM-DD) stands for the clock.
             where: the file that the template is in.
 
         Raises:

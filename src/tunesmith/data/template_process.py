@@ -21,6 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 TOO_LARGE, TOO_LONG = 3, 4
 """What the process ends with where memory does not suffice, and where texts become too long."""
+TODAY = "today"
+"""What of a call is the day (YYYY-MM-DD) that the template shall take for today, if not the clock's."""
 COMMON = r"{{ 'a\n' | trim }}{{ [1] | tojson }}{{ strftime_now('%d %b') }}{{ 'a%s' | format(1) }}"
 """Rendered once while files can still be opened: Python imports some of what is needed late. So is `jinja2.debug` imported."""
 
@@ -95,6 +97,8 @@ def main() -> None:
             for call in wanted:
                 signal.setitimer(signal.ITIMER_PROF, seconds)  # of the processor's time; the signal ends the process
                 compiled = compiled or environment().from_string(template)
+                if day := call.pop(TODAY, None):
+                    call["strftime_now"] = datetime.fromisoformat(day).strftime
                 texts.append(compiled.render(**call))
             if sum(map(len, texts)) > longest:
                 sys.exit(TOO_LONG)

@@ -15,7 +15,7 @@ from tunesmith.base import Artifact, DataError, Events, Output, Spec, Stage
 from tunesmith.base.files import read_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
-from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.prepared import load_examples, load_split, rendered_on
 from tunesmith.data.subset import subset
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
@@ -266,7 +266,8 @@ def splits(spec: Finetune, prepared: Artifact, model: str, precision: Precision,
             load_examples(prepared.path, "validation", looked),
         ),
     ]
-    others = Others(model, served(precision), spec.micro_batch or spec.batch, prepared.manifest["spec"]["supervise"])
+    size, about = spec.micro_batch or spec.batch, prepared.manifest["spec"]
+    others = Others(model, served(precision), size, about["supervise"], rendered_on(prepared.path))
     return [replace(one, rows=rows) for one, rows in zip(found, others.asked(spec.objective, found), strict=True)]
 
 

@@ -12,7 +12,7 @@ from tunesmith.base.files import write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Row, Sequence
-from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.prepared import load_examples, load_split, rendered_on
 from tunesmith.data.render import Renderer
 from tunesmith.kernels import native
 from tunesmith.methods.adapters import Adapter, trainable
@@ -53,7 +53,7 @@ def initialise(
             f"{long.origin}: {len(long):,} tokens, and model {model} has positions for {loaded.reach:,} here (its longrope for longer texts is not used); set prepare.max_tokens={loaded.reach}"
         )
     proof = Proof()
-    check_rows(proof, loaded, examples, rows)
+    check_rows(proof, Renderer(loaded.tokenizer, today=rendered_on(prepared.path)), examples, rows)
     check_packing(proof, loaded, rows)
     base = last_logits(loaded, rows)
     spec.adapter.attach(loaded, seed)
@@ -84,9 +84,8 @@ def describe(loaded: Loaded, adds_weights: bool) -> dict[str, Any]:
     }
 
 
-def check_rows(proof: Proof, loaded: Loaded, examples: list[Example], rows: list[Row]) -> None:
+def check_rows(proof: Proof, renderer: Renderer, examples: list[Example], rows: list[Row]) -> None:
     """Claims about tokens: every row teaches something, teaches to stop, and begins with the tokens that will be served."""
-    renderer = Renderer(loaded.tokenizer)
     sequences = [sequence for row in rows for sequence in row.sequences]
     taught = sum(bool(sequence.learn.any()) for sequence in sequences)
     proof.claim("every row has supervised tokens", taught == len(sequences), rows=len(sequences), with_tokens=taught)
@@ -102,7 +101,7 @@ def check_rows(proof: Proof, loaded: Loaded, examples: list[Example], rows: list
     talks = [(example, row) for example, row in zip(examples, rows, strict=True) if example.text is None]
     same = sum(_served(renderer, example, row) for example, row in talks)
     proof.claim("training tokens are serving tokens", same == len(talks), rows=len(talks), equal=same)
-    again = sum(_reference(loaded.tokenizer, renderer, example) for example, _ in talks[:50])
+    again = sum(_reference(renderer.tokenizer, renderer, example) for example, _ in talks[:50])
     proof.claim("prompts equal the template's own tokens", again == len(talks[:50]), rows=len(talks[:50]), equal=again)
 
 

@@ -165,7 +165,7 @@ def prepare(spec: Prepare, *, out: Output, tokenizer_name: str, seed: int, draw:
             raise DataError(
                 f"prepare.classes: no row for train has {spec.classes!r}; name a field beside the rows, `answer`, or one in a JSON answer"
             )
-    summary = _summary(spec, taken, tables, facts)
+    summary = _summary(spec, taken, tables, facts) | ({"today": rendering.today} if rendering.today else {})
     if selected:
         summary["selection"] = selected
     write_json(out / "summary.json", summary)

@@ -5,7 +5,7 @@ from typing import Any
 from tunesmith.base import Artifact
 from tunesmith.data.canaries import Canaries
 from tunesmith.data.example import Example, Row
-from tunesmith.data.prepared import load_examples
+from tunesmith.data.prepared import load_examples, rendered_on
 from tunesmith.data.render import Renderer
 from tunesmith.grading.exposure import exposures
 from tunesmith.models.find import load_tokenizer
@@ -20,7 +20,7 @@ def shown_besides(prepared: Artifact, model: str, seed: int) -> tuple[list[Row],
     if spec is None:
         return [], []
     examples = spec.inserted(seed, plain)
-    renderer = Renderer(load_tokenizer(model))
+    renderer = Renderer(load_tokenizer(model), today=rendered_on(prepared.path))
     return [renderer.row(example) for example in examples], examples
 
 
@@ -29,7 +29,7 @@ def remembered(prepared: Artifact, loaded: Loaded, seed: int) -> dict[str, Any] 
     spec, plain = _asked(prepared)
     if spec is None:
         return None
-    renderer = Renderer(loaded.tokenizer)
+    renderer = Renderer(loaded.tokenizer, today=rendered_on(prepared.path))
 
     def losses(examples: list[Example]) -> list[float]:
         return [one.loss for one in likelihoods(loaded, [renderer.row(example) for example in examples])]

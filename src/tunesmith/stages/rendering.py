@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import date
 from itertools import cycle
 from types import TracebackType
 from typing import Any, Literal, Self, cast
@@ -36,8 +37,10 @@ class Rendering:
     def __init__(self, tokenizer: Any, name: str, supervise: Literal["answers", "all"], count: int) -> None:
         """For some `count` examples; processes load the tokenizer by its name."""
         cores = usable_cores() if count >= MANY else 1
-        self.renderer = Renderer(tokenizer, supervise)
-        self.workers = [_Worker(name, supervise) for _ in range(cores if cores > 1 else 0)]
+        self.today = date.today().isoformat() if "strftime_now" in str(tokenizer.chat_template) else None
+        """What all rows are told is today, if the template asks; it may become tomorrow meanwhile."""
+        self.renderer = Renderer(tokenizer, supervise, self.today)
+        self.workers = [_Worker(name, supervise, self.today or "") for _ in range(cores if cores > 1 else 0)]
 
     def __enter__(self) -> Self:
         return self
@@ -165,7 +168,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks is told too, and ends this one
     asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    renderer = Renderer(load_tokenizer(sys.argv[1]), cast(Any, sys.argv[2]))
+    renderer = Renderer(load_tokenizer(sys.argv[1]), cast(Any, sys.argv[2]), sys.argv[3])
     gc.freeze()  # what is loaded stays; the collector need not look at it again and again
     gc.set_threshold(100_000)
     with suppress(EOFError):

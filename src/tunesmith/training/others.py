@@ -37,6 +37,8 @@ class Others:
     """Rows that are computed together."""
     supervise: Literal["answers", "all"]
     """What of a row is learnt, and scored."""
+    today: str | None = None
+    """What the template took for today when the rows were made, if it tells the date."""
 
     def asked(self, objective: Objective, splits: Sequence[Split]) -> list[list[Row]]:
         """The rows of each split with the log-probabilities of every answer under the objective's other models, and what its teacher says.
@@ -56,7 +58,9 @@ class Others:
 
     def _scored(self, name: str, number: int, splits: Sequence[Split], rows: list[list[Row]]) -> list[list[Row]]:
         other = load(name, self.precision)
-        own, theirs = (Renderer(one, self.supervise) for one in (load_tokenizer(self.model), other.tokenizer))
+        own, theirs = (
+            Renderer(one, self.supervise, self.today) for one in (load_tokenizer(self.model), other.tokenizer)
+        )
         found = []
         for split, mine in zip(splits, rows, strict=True):
             read = [as_read(*each, own, theirs, name) for each in zip(mine, split.examples, strict=True)]
