@@ -1,6 +1,7 @@
 """Every grader keeps the family's contract, and says what it should on answers worked out by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from tunesmith.grading.reward_model import RewardModel
 from tunesmith.grading.score_error import ScoreError
 from tunesmith.grading.statistics import interval
 from tunesmith.grading.ter import Ter
+from tunesmith.grading.tool_calls import ToolCalls
 
 
 def example(gold: str, prompt: str = "Which?", **meta: object) -> Example:
@@ -251,3 +253,44 @@ def test_perplexity_is_over_tokens_not_over_rows() -> None:
 def test_a_missing_package_is_named_with_the_command_that_brings_it() -> None:
     with pytest.raises(MachineError, match=r"'no_such_package' is not installed; run: pip install 'tunesmith\[eval\]'"):
         extra("no_such_package.part")
+
+
+def calling(*calls: tuple[str, dict[str, object]]) -> Example:
+    made = [{"type": "function", "function": {"name": name, "arguments": given}} for name, given in calls]
+    tools = tuple({"type": "function", "function": {"name": name}} for name in ("weather", "rate"))
+    return Example(
+        "t:1",
+        ({"role": "user", "content": "?"},),
+        (({"role": "assistant", "content": "", "tool_calls": made},),),
+        tools=tools,
+    )
+
+
+def said(*calls: tuple[str, dict[str, object]]) -> str:
+    return "\n".join(
+        f"<tool_call>{json.dumps({'name': name, 'arguments': given})}</tool_call>" for name, given in calls
+    )
+
+
+def test_calls_are_right_by_tool_and_arguments() -> None:
+    paris, rome, rate = (
+        ("weather", {"city": "Paris", "days": 1}),
+        ("weather", {"days": 1.0, "city": "Rome"}),
+        ("rate", {}),
+    )
+    grader, row = ToolCalls(), calling(paris, rome)
+
+    def of(answer: str, example: Example = row) -> tuple[float, float, float]:
+        found = grader.score(answer, example)
+        return found.hits, found.total, found.parts["tool"][0]
+
+    assert of(said(rome, paris)) == (2, 2, 2)
+    assert of(said(paris)) == (1, 2, 1)
+    assert of(said(paris, paris)) == (1, 2, 2)
+    assert of(said(paris, rome, rate)) == (2, 3, 2)
+    assert of(said(("weather", {"city": "paris", "days": 1}), rate)) == (0, 2, 1)
+    assert of(said(paris, ("unknown", {}))) == of("Paris") == (0, 2, 0)
+    assert ToolCalls(ignore_case=True).score(said(("weather", {"city": "PARIS", "days": 1})), row).hits == 1
+    talk = example("It rains.")
+    assert of("Some text", talk) == (1, 1, 1)
+    assert of(said(paris), replace(talk, tools=row.tools)) == of("", talk) == (0, 1, 0)

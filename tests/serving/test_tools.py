@@ -1,11 +1,16 @@
 """Tools and calls reach the chat template as they did in training, field by field and in the same order."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
+import openai
 import pytest
 from pydantic import ValidationError
 
 from tunesmith.data.conversation import as_messages, as_tools
+from tunesmith.models.generate import Piece
+from tunesmith.serving.reply import Choice, Reply
 from tunesmith.serving.schema import ChatAsked
 
 TOOL = {"function": {"parameters": {"type": "object", "properties": {"city": {"type": "string"}}}, "description": "Tells it.", "name": "weather"}, "type": "function"}  # fmt: skip
@@ -53,3 +58,54 @@ def test_an_answer_may_come_back_as_clients_hold_it():
     }
     found = asked(messages=[{"role": "user", "content": "Hello"}, held, {"role": "user", "content": "Bye"}])
     assert found.messages[1].message == {"role": "assistant", "content": "Hi"}
+
+
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
+
+
+def replied(text: str, finish: str = "stop", tools=("weather",), size: int = 3):
+    """A reply to one prompt, whole and in pieces of some characters: the message, and what a client puts together of the chunks."""
+    parts = [text[start : start + size] for start in range(0, len(text), size)] or [""]
+    pieces = [Piece(0, 5, part, 0.0, (), None) for part in parts]
+    pieces[-1] = replace(pieces[-1], finish=finish)
+    whole, stream = (
+        Reply("chat", "tuned", SimpleNamespace(ends=()), 3, [Choice()], False, False, frozenset(tools))
+        for _ in range(2)
+    )
+    whole.choices[0].pieces.extend(pieces)
+    chunks = [chunk["choices"][0] for piece in pieces for chunk in stream.chunk(piece)]
+    content = "".join(chunk["delta"].get("content", "") for chunk in chunks)
+    calls = [call for chunk in chunks for call in chunk["delta"].get("tool_calls", ())]
+    return whole.whole["choices"][0], (content, calls, chunks[-1]["finish_reason"]), chunks
+
+
+@pytest.mark.parametrize("before", ["", "Let me see. "])
+def test_calls_come_back_as_calls(before):
+    whole, (content, calls, finish), chunks = replied(before + CALL)
+    message = whole["message"]
+    assert (message["content"], whole["finish_reason"], finish) == (before.strip() or None, "tool_calls", "tool_calls")
+    (call,), (streamed,) = message["tool_calls"], calls
+    assert call["function"] == streamed["function"] == {"name": "weather", "arguments": '{"city": "Zürich"}'}
+    assert (streamed["index"], streamed["type"], streamed["id"][:5]) == (0, "function", "call_")
+    assert content == before
+    assert before == "" or chunks[0]["delta"]["content"] == "Let"  # what is sure to be text is not held back
+    openai.types.chat.ChatCompletionMessage.model_validate(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "tools"),
+    [
+        ("It rains <here> and [there].", "stop", ("weather",)),
+        (CALL, "length", ("weather",)),
+        (CALL, "stop", ()),
+        (CALL, "stop", ("other",)),
+        (f"{CALL} So it rains.", "stop", ("weather",)),
+        ("", "stop", ("weather",)),
+    ],
+    ids=["text", "cut off", "none offered", "another offered", "goes on", "nothing"],
+)
+def test_what_is_no_call_of_a_tool_that_was_offered_stays_text(text, finish, tools):
+    whole, streamed, _ = replied(text, finish, tools)
+    assert (whole["message"]["content"], whole["finish_reason"]) == (text, finish)
+    assert "tool_calls" not in whole["message"]
+    assert streamed == (text, [], finish)

@@ -1,14 +1,17 @@
 """Rows that stand for others, to measure by or to show, are drawn from all of them: files are often in the order of their classes."""
 
 import json
+import shutil
 
 import pytest
 
 import tunesmith
 from tunesmith.base import ConfigError, DataError
+from tunesmith.base.files import read_json
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.grading.average_precision import AveragePrecision
 from tunesmith.models.load import load
+from tunesmith.stages import evaluate
 from tunesmith.stages.judge import worked
 from tunesmith.stages.pipeline import open_run
 
@@ -62,14 +65,72 @@ def test_classes_that_are_asked_about_are_those_of_all_rows(recipe, tmp_path):
     assert any(asked[40:])
 
 
+CALLING = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}"
+    "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A template that has a form for calls."""
+
+
+@pytest.fixture
+def calls(recipe, tmp_path, tiny_folder):
+    """The recipe with a model whose template knows calls, and rows that end with one."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(CALLING)
+    tools = [{"type": "function", "function": {"name": name}} for name in ("light", "heat")]
+    rows = []
+    for number in range(80):
+        call = {
+            "type": "function",
+            "function": {"name": "light" if number % 4 else "heat", "arguments": {"room": number % 3}},
+        }
+        talk = [
+            {"role": "user", "content": f"Room {number}?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        rows.append(json.dumps({"messages": talk, "tools": tools}) + "\n")
+    for name in ("rows", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows[:40] if name == "rows" else rows[40:]))
+    return recipe, ("prepare.classes=null", f"model={folder}")
+
+
+def test_rows_that_end_with_calls_are_judged_by_calls(calls, tmp_path, monkeypatch):
+    recipe, settings = calls
+    right = {"light": '<tool_call>{"name": "light", "arguments": {"room": 1}}</tool_call>'}
+    monkeypatch.setattr(evaluate, "answer", lambda loaded, test, sampling, shots=(): [right["light"]] * len(test))
+    made = tunesmith.evaluate(
+        recipe, *settings, "evaluate.graders=[{kind: tool_calls}]", "evaluate.baselines=true", folder=tmp_path / "run"
+    )
+    results = read_json(made / "results.json")
+    test = load_examples(open_run(recipe, tmp_path / "run", settings).prepare().path, "test", 8)
+    expected = 100 * sum(example.calls == (("light", {"room": 1}),) for example in test) / 8
+    block = results["task"]["graders"]["tool_calls"]
+    assert block["systems"]["tuned"]["value"] == expected > 0
+    assert results["task"]["systems"] == ["base", "few-shot", "tuned"]
+    assert "answers are calls of tools" in results["notes"]["svm"]
+    line = json.loads((made / "answers.jsonl").read_text().splitlines()[0])
+    assert line["gold"] in (
+        'light({"room": 0})',
+        'light({"room": 1})',
+        'light({"room": 2})',
+        'heat({"room": 0})',
+        'heat({"room": 1})',
+        'heat({"room": 2})',
+    )
+
+
+def test_calls_are_no_text_to_compare(calls, tmp_path):
+    recipe, settings = calls
+    with pytest.raises(DataError, match=r"exact cannot judge by it: its last turn calls a tool.*kind: tool_calls"):
+        tunesmith.run(
+            recipe, *settings, "evaluate.graders=[{kind: exact}, {kind: tool_calls}]", folder=tmp_path / "run"
+        )
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
         ({"prompt": "a", "completion": "b", "label": False}, "its answer is an unwanted one"),
-        (
-            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]},
-            "its last turn calls a tool",
-        ),
     ],
 )  # fmt: skip
 def test_what_is_no_right_answer_in_words_is_not_graded_by(recipe, tmp_path, row, said):

@@ -236,7 +236,7 @@ def test_the_price_of_leaving_the_start_brings_the_policy_back(source, policy):
     free = PAID.model_copy(update={"weight": 0.0})
     data = source(start=start, objective=PPO(beta=0.5), updates=2, samples=8, count=2, rewards=(free,))
     told = [one["divergence"] for one in updated(data, policy, 24.0, 0.002)]
-    assert np.mean(told[-6:]) < 0.6 * np.mean(told[:4])
+    assert np.mean(told[-6:]) < 0.75 * np.mean(told[:4])
 
 
 def test_what_is_imagined_is_as_large_as_it_can_get(rows):

@@ -77,6 +77,14 @@ class Example:
         return str(last.get("content") or "") if last.get("role") == "assistant" else ""
 
     @property
+    def calls(self) -> tuple[tuple[str, Any], ...]:
+        """What the assistant calls where `gold` would stand: names of tools, each with its arguments; none where it says something."""
+        last = self.answers[0][self.turn] if self.answers and self.answers[0] else {}
+        return tuple(
+            (call["function"]["name"], call["function"].get("arguments", {})) for call in last.get("tool_calls", ())
+        )
+
+    @property
     def wanted(self) -> bool:
         """Whether its answer is one to give; answers that people judged one by one may not be."""
         return bool(self.columns.get("label", 1.0))

@@ -63,6 +63,8 @@ class Grader(Family):
     unit: ClassVar[str] = "% of rows"
     reads: ClassVar[Reads] = "answers"
     """What `figures` is given per example: one answer (str), one Likelihood, the scores (floats) that a reward model gives its answers, or Chances."""
+    judges_calls: ClassVar[bool] = False
+    """Whether it can judge rows that are to end with calls of tools."""
     summaries: ClassVar[tuple[str, ...]] = ()
     """Parts that speak of all rows, to be told where there is room for few."""
 

@@ -85,6 +85,8 @@ def _labels(train: Sequence[Example], test: Sequence[Example]) -> tuple[Labels |
     """Per training row its fields and values, and what a field is; or None and why not."""
     if not train:
         return None, "there are no training rows to learn from"
+    if any(example.calls for example in (*train, *test)):
+        return None, "no classifier applies: answers are calls of tools"
     golds = [_flat(example.gold) for example in train]
     if all(gold is not None for gold in golds) and all(_flat(example.gold) is not None for example in test):
         return [gold for gold in golds if gold is not None], "field of the JSON answer"

@@ -68,6 +68,7 @@ class Answer:
             [Choice() for _ in repeated],
             samplings[0].logprobs,
             asked.with_usage,
+            frozenset(tool["function"]["name"] for tool in asked.rendered_tools),
         )
         self.job = self.engine.submit(asked.model, repeated, samplings)
 

@@ -1,11 +1,13 @@
-"""Answers in OpenAI's words: completion objects, stream chunks and both schemas of log-probabilities."""
+"""Answers in OpenAI's words: completion objects, stream chunks, calls of tools, and both schemas of log-probabilities."""
 
+import json
 import time
 import uuid
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from tunesmith.data.calls import BEGINS, Said, read_calls
 from tunesmith.data.render import Renderer
 from tunesmith.models.generate import Piece
 
@@ -17,6 +19,8 @@ class Choice:
     """One answer as it grows."""
 
     pieces: list[Piece] = field(default_factory=list)
+    shown: int = 0
+    """Characters that a stream has told already."""
 
     @property
     def text(self) -> str:
@@ -40,6 +44,8 @@ class Reply:
     choices: list[Choice]
     logprobs: bool
     with_usage: bool = False
+    tools: frozenset[str] = frozenset()
+    """Names of the tools that were offered; what an answer ends with is told as their calls where it is."""
 
     @cached_property
     def id(self) -> str:
@@ -81,12 +87,28 @@ class Reply:
         start = len(choice.text) if self.logprobs else 0
         choice.pieces.append(piece)
         logprobs = self._logprobs([piece], start) if self.logprobs else None
+        ended = self._ended(choice)
+        text = piece.text if not self.tools else "" if ended else self._sure(choice)
         said = []
-        if piece.text or logprobs:
-            said.append(self._chunk(piece.index, {"content": piece.text}, None, logprobs))
+        if text or logprobs:
+            said.append(self._chunk(piece.index, {"content": text}, None, logprobs))
+        if ended:
+            numbered = [{"index": number, **call} for number, call in enumerate(_told(ended))]
+            said.append(self._chunk(piece.index, {"tool_calls": numbered}, None, None))
         if piece.finish:
-            said.append(self._chunk(piece.index, {}, piece.finish, None))
+            said.append(self._chunk(piece.index, {}, "tool_calls" if ended else piece.finish, None))
         return said
+
+    def _sure(self, choice: Choice) -> str:
+        """What is new and no part of a call: up to where one might begin, and all of it once there was none."""
+        begin = BEGINS.search(choice.text)
+        end = len(choice.text) if choice.finish or begin is None else begin.start()
+        found, choice.shown = choice.text[choice.shown : end], max(end, choice.shown)
+        return found
+
+    def _ended(self, choice: Choice) -> Said | None:
+        """What a finished answer said, if it ends with calls."""
+        return read_calls(choice.text, self.tools) if self.tools and choice.finish == "stop" else None
 
     def closing(self) -> list[Json]:
         """Chunks after the last piece: the token counts, if they were asked for."""
@@ -103,9 +125,13 @@ class Reply:
     def _whole(self, number: int, choice: Choice) -> Json:
         logprobs = self._logprobs(choice.pieces, 0) if self.logprobs else None
         said: Json = {"text": choice.text}
+        finish, ended = choice.finish, self._ended(choice)
         if self.route == "chat":
             said = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
-        return {"index": number, **said, "logprobs": logprobs, "finish_reason": choice.finish}
+        if ended:
+            said["message"].update(content=ended.text or None, tool_calls=_told(ended))
+            finish = "tool_calls"
+        return {"index": number, **said, "logprobs": logprobs, "finish_reason": finish}
 
     def _chunk(self, number: int, delta: Json, finish: str | None, logprobs: Json | None) -> Json:
         said: Json = {"delta": delta} if self.route == "chat" else {"text": delta.get("content", "")}
@@ -146,3 +172,15 @@ class Reply:
         """A token as text; a part of a character has none of its own and shows as U+FFFD."""
         found: str = self.renderer.tokenizer.decode([token])
         return found
+
+
+def _told(said: Said) -> list[Json]:
+    """Calls as the API has them."""
+    return [
+        {
+            "id": f"call_{uuid.uuid4().hex[:24]}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+        }
+        for call in said.calls
+    ]

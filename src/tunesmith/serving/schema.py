@@ -178,6 +178,11 @@ class Asked(Closed):
         return None
 
     @property
+    def rendered_tools(self) -> list[dict[str, Any]]:
+        """The tools that the prompt shall show; none where it has no place for them."""
+        return []
+
+    @property
     def with_usage(self) -> bool:
         """Whether a stream ends with its token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)

@@ -161,10 +161,10 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
         MachineError: a retriever's package is missing.
     """
     formats = {source["format"] for source in read_json(prepared / "summary.json")["sources"]}
-    reading = [grader.kind for grader in spec.graders if grader.reads in ("answers", "chances")]
+    reading = [grader for grader in spec.graders if grader.reads in ("answers", "chances")]
     if formats == {"text"} and reading:
         raise ConfigError(
-            f"evaluate.graders: {', '.join(reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
+            f"evaluate.graders: {', '.join(grader.kind for grader in reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
         )
     if test := load_examples(prepared.path, "test", spec.rows):
         if reading:
@@ -174,21 +174,23 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
         spec.retrieval.check()
 
 
-def _readable(test: list[Example], graders: list[str]) -> None:
+def _readable(test: list[Example], graders: list[Grader]) -> None:
     """Refuse test rows whose own answer is no right answer in words.
 
     Raises:
         DataError: naming the first.
     """
+    blind = [grader for grader in graders if not grader.judges_calls]
     for example in test:
-        said = example.answers[0][example.turn] if example.answers and example.answers[0] else {}
+        unable = graders
         if not example.wanted:
             wrong = "its answer is an unwanted one, which graders would take for right; hold out wanted answers (prepare.test)"
-        elif said.get("tool_calls"):
-            wrong = "its last turn calls a tool, which is no text to compare an answer with; set evaluate.graders=[{kind: perplexity}], or hold out rows that end with text"
+        elif example.calls and blind:
+            unable = blind
+            wrong = "its last turn calls a tool, which is no text to compare an answer with; set evaluate.graders=[{kind: tool_calls}], or hold out rows that end with text"
         else:
             continue
-        raise DataError(f"{example.origin}: {', '.join(graders)} cannot judge by it: {wrong}")
+        raise DataError(f"{example.origin}: {', '.join(grader.kind for grader in unable)} cannot judge by it: {wrong}")
 
 
 def _systems(
@@ -252,11 +254,11 @@ def _write_answers(out: Output, test: list[Example], answers: dict[str, list[str
     for number, example in enumerate(test):
         prompt = str(example.asked[-1].get("content") or "") if example.asked else ""
         given = {system: answered[number] for system, answered in answers.items()}
-        lines.append(
-            json.dumps(
-                {"origin": example.origin, "prompt": prompt, "gold": example.gold, "answers": given}, ensure_ascii=False
-            )
+        gold = example.gold or ", ".join(
+            f"{name}({json.dumps(with_, ensure_ascii=False)})" for name, with_ in example.calls
         )
+        line = {"origin": example.origin, "prompt": prompt, "gold": gold, "answers": given}
+        lines.append(json.dumps(line, ensure_ascii=False))
     write_atomic(out / "answers.jsonl", "\n".join(lines) + "\n")
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from tunesmith.base import Artifact, Output
+from tunesmith.base import Artifact, DataError, Output
 from tunesmith.base.files import sha256, write_json
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Message, Row
@@ -77,8 +77,11 @@ def worked(
     talks = [example for example in asked if example.text is None]
     while shots:
         told = as_shots(shots)
-        if all(len(renderer.prompt(with_shots(each, told), each.tools)) <= most for each in talks):
-            break
+        try:
+            if all(len(renderer.prompt(with_shots(each, told), each.tools)) <= most for each in talks):
+                break
+        except DataError:  # the template has no form for them, such as calls without results
+            pass
         shots = shots[1:]
     return shots
 

@@ -1,0 +1,84 @@
+"""Calls of tools as models write them: JSON with a name and arguments, in whatever marks their templates put around it (Hermes, Qwen, Llama 3.1, Mistral)."""
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+MARKS = re.compile(
+    r"(?:\s|,|;|```(?:json|tool_call)?|</?(?:tool_calls?|function_calls?|calls?|functions?)>|<\|[a-z_▁]+\|>|\[/?[A-Z_]+\])*"
+)
+"""What may stand around a call: tags, special tokens that are spelled out, a fence, and what separates calls."""
+BEGINS = re.compile(r"[{\[<`]")
+"""What a call, or a mark before one, begins with."""
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What was said before the calls, and the calls."""
+
+    text: str
+    calls: tuple[Call, ...]
+
+
+def read_calls(text: str, names: Collection[str] | None = None) -> Said | None:
+    """The calls that an answer ends with.
+
+    Args:
+        text: the answer, special tokens left out or spelled.
+        names: of the tools that may be called; None takes any.
+
+    Returns:
+        None where it does not end with calls: there are none, something follows them, or a tool is not among those offered.
+    """
+    for begin in BEGINS.finditer(text):
+        calls = _all(text, begin.start(), names)
+        if calls:
+            return Said(text[: begin.start()].strip(), calls)
+    return None
+
+
+def _all(text: str, place: int, names: Collection[str] | None) -> tuple[Call, ...]:
+    """The calls from a place to the end; none if anything else stands there."""
+    found: list[Call] = []
+    while (place := _after_marks(text, place)) < len(text):
+        try:
+            value, place = _DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            return ()
+        for one in value if isinstance(value, list) and value else [value]:
+            call = _call(one)
+            if call is None or (names is not None and call.name not in names):
+                return ()
+            found.append(call)
+    return tuple(found)
+
+
+def _after_marks(text: str, place: int) -> int:
+    match = MARKS.match(text, place)
+    return match.end() if match else place
+
+
+def _call(value: Any) -> Call | None:
+    """A JSON value as a call, in the forms that templates write."""
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None
+    given = value.get("arguments", value.get("parameters", {}))
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            return None
+    return Call(value["name"], given) if isinstance(given, dict) else None
