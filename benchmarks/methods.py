@@ -193,22 +193,22 @@ def title(name: str) -> str:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """A line for each recipe, the base first; scores, and differences to it on the same rows and seeds, with 95 % intervals."""
-    from tunesmith.grading.statistics import over_seeds, spread
+    from tunesmith.grading.statistics import between, over_seeds, spread
 
     heads = ("method", "learns", "tokens/s", "memory", "loss", "score", "against LoRA", "general perplexity")
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
     base, measured = results[BASE], [each["runs"] for each in results.values() if not each["runs"][0].get("measure")]
     alone = spread([one.point for one in figures(runs)] for runs in measured)
-    paired = spread(
-        [one.point - two.point for one, two in zip(*beside(runs, base["runs"]), strict=True)] for runs in measured
-    )
+    asked = [run["seed"] for run in base["runs"]]
+    paired = between(np.array([points for runs in measured if (points := of_seeds(runs, asked))]))
     for name in (BASE, *sorted(results.keys() - {BASE}, key=lambda name: title(name).lower())):
         found, runs = results[name], results[name]["runs"]
         middle = {key: statistics.median(run[key] for run in runs) for key in ("trainable", "peak_memory_mb", "loss")}
         measure = runs[0].get("measure")
         scored = over_seeds(figures(runs), apart=None if measure else alone)
-        apart = over_seeds(*beside(runs, base["runs"]), apart=paired)
-        against = "" if name == BASE or measure else f"{apart.value:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]"
+        mine, other = beside(runs, base["runs"])
+        apart = over_seeds(mine, other, apart=paired) if mine and name != BASE and not measure else None
+        against = f"{apart.value:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]" if apart else ""
         cost = found.get("cost")
         speed = f"{cost['method']['rate'] / cost['lora']['rate']:.2f}" if cost else ""
         cells = (
@@ -232,6 +232,12 @@ def beside(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> tuple[list
     """Figures of a recipe's runs and of the base's with the same seeds."""
     pairs = [(run, other) for run in runs for other in base if run["seed"] == other["seed"]]
     return figures([mine for mine, _ in pairs]), figures([other for _, other in pairs])
+
+
+def of_seeds(runs: list[dict[str, Any]], seeds: list[int]) -> list[float]:
+    """Scores with each of some seeds; none if one of them is missing."""
+    known = {run["seed"]: one.point for run, one in zip(runs, figures(runs), strict=True)}
+    return [known[seed] for seed in seeds] if known.keys() >= set(seeds) else []
 
 
 def forgotten(runs: list[dict[str, Any]]) -> float:

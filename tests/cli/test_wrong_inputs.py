@@ -227,7 +227,8 @@ def _limited(arguments: list[str], folder: Path, limit=None) -> tuple[int, str, 
 
 
 def test_an_older_model_is_not_served_in_silence(tmp_path, capsys):
-    made = Artifact(tmp_path / "deploy-a", {"parents": [{"stage": "finetune", "folder": "finetune-a"}]})
+    others = {"stage": "prepare", "folder": "prepare-of-another-run"}  # of a merged run
+    made = Artifact(tmp_path / "deploy-a", {"parents": [{"stage": "finetune", "folder": "finetune-a"}, others]})
     for name in ("finetune-a", "finetune-b"):
         (tmp_path / "stages.json").write_text(json.dumps({"finetune": {"state": "done", "artifact": name}}))
         _warn_of_age(tmp_path, made)

@@ -48,3 +48,7 @@ def test_arguments_come_back_whole(name, arguments):
     told = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
     found = read_calls(f"<tool_call>{told}</tool_call>")
     assert found.calls == (Call(name, arguments),)
+
+
+def test_marks_without_an_end_are_passed_over_at_once():
+    assert read_calls("<tool_call>" * 20_000) is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tunesmith.data import encode
@@ -173,3 +173,11 @@ def test_a_space_that_is_not_in_the_text_stands_where_the_tokenizer_puts_it(kind
     prompt = renderer.prompt(talk[:1])
     assert sequence.tokens[: len(prompt)].tolist() == prompt
     assert renderer.encode("hi") == tokenizer("hi", add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("kind", SPACED)
+def test_without_a_template_text_begins_as_the_tokenizer_begins_it(kind: str) -> None:
+    tokenizer = sentencepiece(kind, "")
+    tokenizer.chat_template = None
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    assert Renderer(tokenizer).prompt([{"role": "user", "content": "yes hi"}]) == tokenizer("yes hi\n").input_ids

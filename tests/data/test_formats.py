@@ -108,6 +108,12 @@ def test_a_file_where_few_rows_have_turns_before_keeps_them() -> None:
 def test_what_stands_beside_a_list_of_messages_is_not_dropped() -> None:
     with pytest.raises(DataError, match="'context' stands beside 'prompt'"):
         read({"prompt": [USER], "context": "you", "completion": "Hello"})
+    with pytest.raises(DataError, match="'history' stands beside 'instruction'"):
+        read({"instruction": [USER], "history": [["a", "b"]], "output": "Hello"})
+    with pytest.raises(DataError, match="'context' stands beside whole conversations"):
+        read({"context": "you", "chosen": [USER, BOT], "rejected": [USER, NO]})
+    with pytest.raises(DataError, match="'context' is not text: it is an object; write it as text"):
+        read({"question": "Hi", "context": {"a": ["b"]}, "answer": "Hello"})
 
 
 def test_turns_of_sharegpt_may_be_left_out_of_what_is_learnt() -> None:

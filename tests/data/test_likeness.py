@@ -9,6 +9,7 @@ import pytest
 from tunesmith.data import shelf
 from tunesmith.data.cleaners.leakage import Leakage
 from tunesmith.data.cleaners.near_duplicates import NearDuplicates
+from tunesmith.data.conversation import spelled_whole
 from tunesmith.data.corpus import gathered
 from tunesmith.data.example import Example
 from tunesmith.data.likeness import COMMON, FEWEST, Index, Sets
@@ -46,7 +47,16 @@ def plainly(examples: list[Example], whole: bool = False) -> list[np.ndarray]:
 
     kept = told([f"user\n{one.prompt[0]['content']}" for one in examples])
     short = [number for number, found in enumerate(kept) if whole or len(found) < FEWEST]
-    for number, found in zip(short, told(["\n".join(examples[number].strings()) for number in short]), strict=True):
+    for number, found in zip(
+        short,
+        told(
+            [
+                "\n".join(map(spelled_whole, (*examples[number].prompt, *examples[number].answers[0])))
+                for number in short
+            ]
+        ),
+        strict=True,
+    ):
         kept[number] = found
     return kept
 

@@ -281,3 +281,31 @@ def test_cells_may_be_messages(tmp_path: Path) -> None:
     assert first.value["chosen"] == said
     assert first.value["completion"] == '[{"name": "x"}]'  # an answer that is JSON
     assert "the cell 'chosen' is not valid JSON" in second.defect
+
+
+def test_rows_of_a_list_on_one_line_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    records = list(open_source(str(tmp_path / "a.json")))
+    assert values(records) == ROWS
+    assert [one.origin for one in records] == [
+        f"{tmp_path / 'a.json'}:1",
+        f"{tmp_path / 'a.json'}:1:2",
+        f"{tmp_path / 'a.json'}:1:3",
+    ]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[[1, 2], [3, 4]]",
+        '[{"value": 5, "unit": "kg"}]',
+        '[{"from": "Berlin", "to": "Paris"}]',
+        "[[Paris]] is a town",
+        "[[see]]",
+    ],
+)
+def test_cells_that_only_begin_like_messages_are_text(tmp_path: Path, cell: str) -> None:
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "completion"], [cell, cell]])
+    (found,) = open_source(str(tmp_path / "a.csv"))
+    assert found.value == {"prompt": cell, "completion": cell}

@@ -292,5 +292,6 @@ def test_calls_are_right_by_tool_and_arguments() -> None:
     assert of(said(paris, ("unknown", {}))) == of("Paris") == (0, 2, 0)
     assert ToolCalls(ignore_case=True).score(said(("weather", {"city": "PARIS", "days": 1})), row).hits == 1
     talk = example("It rains.")
-    assert of("Some text", talk) == (1, 1, 1)
+    assert of("Some text", talk) == of(json.dumps({"name": "Paris", "population": 3}), talk) == (1, 1, 1)
+    assert of(said(paris), replace(row, tools=())) == (1, 2, 1)
     assert of(said(paris), replace(talk, tools=row.tools)) == of("", talk) == (0, 1, 0)

@@ -9,6 +9,7 @@ from scipy import stats
 from tunesmith.grading.perplexity import perplexity
 from tunesmith.grading.statistics import (
     Figure,
+    between,
     detectable,
     difference,
     interval,
@@ -226,6 +227,44 @@ def test_trainings_of_several_groups_tell_together_how_far_seeds_lie_apart() -> 
     assert np.median(widths) < 0.8
     assert spread([[1.0], [2.0]]) is None
     assert spread([[1.0, 3.0], [2.0, 2.0]]).deviation == 1.0
+
+
+def test_differences_from_one_baseline_are_told_from_what_seeds_do_to_single_variants() -> None:
+    """All variants have the baseline's luck in common: it must not pass for as many observations as there are variants."""
+    generator, rows, found = np.random.default_rng(8), np.arange(4000), []
+    for _ in range(300):
+        shared = generator.normal(0, 5, 2)  # of the seeds, for all alike
+        groups = [
+            [binary(rows < 40 * (mean + luck + generator.normal(0, 3))) for luck in shared]
+            for mean in (40, 50, 55, 60, 45, 50)
+        ]
+        known = between(np.array([[one.point for one in group] for group in groups]))
+        one = over_seeds(groups[1], groups[0], apart=known, resamples=400)
+        found.append(one.low <= 10 <= one.high)
+    assert known is not None
+    assert known.freedom == 5
+    assert 0.91 <= np.mean(found) <= 0.985
+    assert between(np.array([[1.0, 2.0]])) is None
+
+
+def test_rows_that_all_agree_leave_what_was_not_seen_open() -> None:
+    right = [binary(np.arange(30) < 30) for _ in range(3)]
+    known = spread([[100.0, 100.0, 100.0], [93.0, 97.0, 100.0]])
+    assert over_seeds(right, apart=known).low <= over_seeds(right).low == pytest.approx(interval(right[0]).low)
+
+
+def test_few_units_leave_more_open_than_their_own_spread() -> None:
+    """Intervals of three texts of many parts, with Student's t for what three things say."""
+    generator, unit_N = np.random.default_rng(9), np.repeat(np.arange(3), 20)
+    found = []
+    for _ in range(300):
+        loss_3 = generator.normal(10, 1, 3)
+        figure = Figure(
+            np.stack([loss_3[unit_N], np.ones(60)], 1), lambda sums: sums[..., 0] / sums[..., 1], unit_N=unit_N
+        )
+        one = interval(figure, resamples=400)
+        found.append(one.low <= 10 <= one.high)
+    assert np.mean(found) >= 0.9
 
 
 def test_no_interval_over_seeds_reaches_beyond_what_a_score_can_be() -> None:

@@ -163,10 +163,16 @@ def test_the_bundled_tokenizer_is_the_one_that_transformers_chooses():
     assert ours.chat_template == theirs.chat_template
 
 
-def test_a_models_own_dropout_is_off_in_every_form(build, random_rows, tmp_path):
-    made = build(
-        "gpt2", n_embd=16, n_head=4, n_layer=2, n_positions=128, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5
-    )
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("gpt2", {"n_embd": 16, "n_head": 4, "n_layer": 2, "n_positions": 128, "resid_pdrop": 0.5, "attn_pdrop": 0.5, "embd_pdrop": 0.5}),
+        ("opt", {"ffn_dim": 32, "word_embed_proj_dim": 16, "dropout": 0.5}),
+        ("starcoder2", {"residual_dropout": 0.5, "embedding_dropout": 0.5}),
+    ],
+)  # fmt: skip
+def test_a_models_own_dropout_is_off_in_every_form(build, random_rows, tmp_path, kind, fields):
+    made = build(kind, **fields)
     made.model.save_pretrained(tmp_path)
     made.tokenizer.save_pretrained(tmp_path)
     loaded = load(str(tmp_path), "fp32")

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from tunesmith.base import ConfigError, Run
 from tunesmith.base.files import read_json
 from tunesmith.cli.app import app
+from tunesmith.methods.optimizers.lion import Lion
 from tunesmith.stages.compare import GIVEN, compare, variants
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.vary import settings_of
@@ -81,6 +82,13 @@ def test_each_variant_is_trained_by_each_seed_on_the_same_rows(made):
     assert {name: each["epoch"] for name, each in given["classes"].items()} == rows
     assert {each["epoch"] for each in drawn["classes"].values()} == {max(rows.values())}
     assert (given["steps"], drawn["steps"]) == (6, round(-(-3 * max(rows.values()) // 8) / 2))
+
+
+def test_what_is_varied_lies_over_what_is_given(recipe):
+    given_ = ("finetune.optimizer.kind=sgd", "finetune.optimizer.weight_decay=0.3")
+    first, second = variants(recipe, given_, ("finetune.optimizer.kind=lion",))
+    assert first.recipe.finetune.optimizer.weight_decay == 0.3
+    assert second.recipe.finetune.optimizer == Lion()
 
 
 def test_values_are_means_over_seeds_and_differences_are_from_the_first(made):

@@ -258,3 +258,17 @@ def test_what_an_older_model_answered_does_not_count(tmp_path, prepared, evaluat
     broken = [said(replace(record, time=now - 60), "no") for record in traffic(9)]
     alerts, report = watch(tmp_path, prepared, evaluated, [*broken, *traffic(10, 150)], since=now - 30)
     assert (alerts, report["requests"]) == ([], 150)
+
+
+def test_calls_that_a_template_spells_are_not_compared_with_nothing(tmp_path):
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}],
+    }
+    talks = [replace(one, answers=((call, {"role": "tool", "content": "x"}, *one.answers[0]),)) for one in TRAIN[:60]]
+    assert _expected(talks, None) == []
+    records = [said(served(TRAIN[0], 0.5), "<tool_call>{}</tool_call>" * 4) for _ in range(120)]
+    alerts, report = watch(tmp_path / "log", learnt(tmp_path, talks), None, records)
+    assert not {"answer length", "valid JSON"} & set(alerts)
+    assert sum("answers call tools" in check["says"] for check in report["checks"]) == 2

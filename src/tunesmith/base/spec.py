@@ -164,7 +164,7 @@ def override(tree: dict[str, Any], assignment: str, *specs: type[Spec]) -> None:
     default = None
     for place, name in enumerate(parents, 1):
         below = tree.get(name)
-        if below is None or (last == "kind" and place == len(parents) and not isinstance(below, dict)):
+        if below is None or (last == "kind" and place == len(parents) and not isinstance(below, dict | list)):
             below = tree[name] = {}  # nothing was chosen yet, or a word that stands for a choice
         if not isinstance(below, dict):
             raise ConfigError(f"{assignment!r}: {name!r} is a value, it has no fields below it")

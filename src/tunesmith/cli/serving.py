@@ -57,7 +57,8 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
 def _warn_of_age(folder: Path, deployed: Artifact) -> None:
     """Say so if what a run deployed is not what it trained and measured last: the gate may have refused that."""
     states = Run(folder).states
-    if any(one["folder"] != states.get(one["stage"], {}).get("artifact") for one in deployed.manifest["parents"]):
+    parents = [one for one in deployed.manifest["parents"] if one["stage"] in states]  # a merged run has others' too
+    if any(one["folder"] != states[one["stage"]]["artifact"] for one in parents):
         console.print(
             f"[yellow]warning[/] {folder}: was trained or measured again since, and not deployed; what is served is what was deployed before ({deployed.path.name})"
         )

@@ -41,7 +41,11 @@ def read_calls(text: str, names: Collection[str] | None = None) -> Said | None:
     Returns:
         None where it does not end with calls: there are none, something follows them, or a tool is not among those offered.
     """
+    past = -1
     for begin in BEGINS.finditer(text):
+        if begin.start() < past:
+            continue  # among marks that led to nothing
+        past = _after_marks(text, begin.start())
         calls = _all(text, begin.start(), names)
         if calls:
             return Said(text[: begin.start()].strip(), calls)
@@ -75,6 +79,8 @@ def _call(value: Any) -> Call | None:
         value = value["function"]
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
+    if not {"arguments", "parameters"} & value.keys() and value.keys() - {"name", "id", "type"}:
+        return None  # an object that has a name; a call without arguments has nothing besides
     given = value.get("arguments", value.get("parameters", {}))
     if isinstance(given, str):
         try:

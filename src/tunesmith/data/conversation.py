@@ -108,6 +108,7 @@ def _turn(turn: Any, place: str) -> Message:
     for name in ("from", "value"):
         if turn.get(name) is None:
             raise DataError(f"a turn lacks {name!r}: {place}")
+    weight = {"weight": turn["weight"]} if turn.get("weight") is not None else {}
     if turn["from"] in ("function_call", "tool_call"):
         call = _parsed(turn["value"], place) if isinstance(turn["value"], str) else turn["value"]
         calls = call if isinstance(call, list) else [call]
@@ -115,12 +116,12 @@ def _turn(turn: Any, place: str) -> Message:
             "role": "assistant",
             "content": "",
             "tool_calls": [{"type": "function", "function": one} for one in calls],
+            **weight,
         }
     if not isinstance(turn["from"], str) or turn["from"] not in SPEAKERS:
         raise DataError(
             f"unknown role: {place} is from {turn['from']!r}; known are {', '.join(SPEAKERS)}, function_call"
         )
-    weight = {"weight": turn["weight"]} if turn.get("weight") is not None else {}
     return {**said(SPEAKERS[turn["from"]], turn["value"]), **weight}
 
 

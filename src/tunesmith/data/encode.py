@@ -4,7 +4,7 @@ import json
 import re
 from array import array
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
@@ -60,7 +60,7 @@ class Encoder:
         if not self.begins:
             return _encoded(self._backend, list(texts))
         inner = [text for text in texts if text.startswith(INNER)]
-        within = _encoded(self._within, [text.removeprefix(INNER) for text in inner])
+        within = _encoded(self._within, [text.removeprefix(INNER) for text in inner]) if inner else {}
         return {
             **_encoded(self._backend, list(texts.difference(inner))),
             **{text: within[text.removeprefix(INNER)] for text in inner},
@@ -69,10 +69,16 @@ class Encoder:
     @cached_property
     def _within(self) -> Any:
         """The same tokenizer, which begins nothing with a space."""
-        told = json.loads(self._backend.to_str())
-        told["pre_tokenizer"] = _unbegun(told["pre_tokenizer"])
-        told["normalizer"] = _unbegun(told["normalizer"])
-        return Tokenizer.from_str(json.dumps(told))
+        return _unbegun_of(self._backend.to_str())
+
+
+@lru_cache(maxsize=4)
+def _unbegun_of(described: str) -> Any:
+    """A tokenizer that begins nothing with a space, and is otherwise as it is described."""
+    told = json.loads(described)
+    told["pre_tokenizer"] = _unbegun(told["pre_tokenizer"])
+    told["normalizer"] = _unbegun(told["normalizer"])
+    return Tokenizer.from_str(json.dumps(told))
 
 
 def _encoded(backend: Any, ordered: list[str]) -> dict[str, bytes]:

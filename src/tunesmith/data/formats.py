@@ -162,6 +162,8 @@ def _preference(value: dict[str, Any], _: Fields) -> dict[str, Any]:
         raise DataError(f"mixed types: 'chosen' is {kind_of(chosen)} and 'rejected' is {kind_of(rejected)}")
     if chosen == rejected:
         raise DataError("nothing to prefer: 'chosen' and 'rejected' are the same")
+    if value.get("prompt") is None and value.get("context"):
+        raise DataError("'context' stands beside whole conversations: write it into one of their turns")
     prompt = _prompt(value, "prompt") if value.get("prompt") is not None else tuple(_under(value, []))
     if isinstance(chosen, str):
         if value.get("prompt") is None and chosen.startswith(HUMAN) and rejected.startswith(HUMAN):
@@ -208,10 +210,13 @@ def _prompt(value: dict[str, Any], name: str) -> tuple[Message, ...]:
     """The messages of a prompt written as text or as a list of messages."""
     given = value[name]
     if isinstance(given, list):
-        if name in FURTHER and value.get("context"):
-            raise DataError(f"'context' stands beside {name!r}, which is a list of messages: write it into one of them")
+        beside = (*FURTHER.get(name, ()), *(("history",) if name == "instruction" else ()))
+        if odd := next((part for part in beside if value.get(part)), None):
+            raise DataError(f"{odd!r} stands beside {name!r}, which is a list of messages: write it into one of them")
         return tuple(_under(value, as_messages(given, name, (), prompt=True)))
     system = (said("system", _words(value, "system")),) if value.get("system") else ()
+    if "context" in FURTHER.get(name, ()) and not isinstance(value.get("context") or "", str):
+        raise DataError(f"'context' is not text: it is {kind_of(value['context'])}; write it as text, or call the field something else")  # fmt: skip
     asked = [_words(value, part) for part in (name, *FURTHER.get(name, ())) if part == name or value.get(part)]
     return (*system, *(_history(value) if name == "instruction" else ()), said("user", "\n\n".join(asked)))
 

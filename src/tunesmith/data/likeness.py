@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 import numpy as np
 
+from .conversation import spelled_whole
 from .corpus import View
+from .example import Example, Message
 from .shelf import Shelf, batched, chunks
 from .wording import jaccard, shingles, split_words
 
@@ -32,7 +34,7 @@ class Sets:
         if len(short):
             texts_of = Shelf(view.corpus.folder)
             for some in batched(View(view.corpus, view.numbers[short])):
-                texts = [split_words("\n".join(example.strings())) for example in some]
+                texts = [split_words("\n".join(map(spelled_whole, _messages(example)))) for example in some]
                 texts_of.extend(found.tobytes() for found in shingles(texts))
             self._place[short] = len(view) + np.arange(len(short))
             self._keep(texts_of, np.arange(len(short)))
@@ -54,6 +56,11 @@ class Sets:
             rare = ~_member(found.values, common)
             ends = np.concatenate([[0], np.cumsum(rare)])[found.ends]
             self._kept.extend(part.tobytes() for part in np.split(found.values[rare], ends[:-1]))
+
+
+def _messages(example: Example) -> Iterator[Message]:
+    """Of prompt and answers."""
+    return chain(example.prompt, *example.answers)
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,12 @@ class Renderer:
         """Pieces with those told apart that go on from what stands before them, for a tokenizer to which that makes a difference."""
         if not self._encoder.begins:
             return pieces
+        own = 1 + bool(
+            self._adds_bos and not self.tokenizer.chat_template
+        )  # what the tokenizer itself puts first begins no text
         before = [None, *(piece for piece, _ in pieces)]
-        goes_on = [one is not None and not (self._encoder.begins == "every" and isinstance(one, int)) for one in before]
+        every = self._encoder.begins == "every"
+        goes_on = [place >= own and not (every and isinstance(one, int)) for place, one in enumerate(before)]
         return [
             (INNER + piece if isinstance(piece, str) and inner else piece, learnt)
             for (piece, learnt), inner in zip(pieces, goes_on, strict=False)

@@ -20,11 +20,11 @@ SHINGLE = 2
 """Words per shingle: one changed word changes two."""
 MIX = np.uint64(0x9E3779B97F4A7C15)
 """An odd number without pattern (2^64 over the golden ratio), to tell `a b` from `b a`."""
-_MARKS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u1000-\u109f\u1780-\u17ff"
+_MARKS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u1000-\u1049\u1050-\u109f\u1780-\u17d3\u17dd-\u17ff"
 r"""Letters and what is set on them, such as the vowels of Indic scripts, which `\w` does not take for parts of words."""
 _WORD = re.compile(rf"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[\w{_MARKS}]+")
 """A word, or one letter of a script that is written without spaces."""
-_BARE = re.compile(r"(?<![^\W\d_])[-+*/<>=%^&|#@$~]|[-+*/<>=%^&|#@$~](?![^\W\d_])|[^\w\s!-~]")
+_BARE = re.compile(r"(?<![^\W\d_])[-+*/<>=%^&|#@$~]|[-+*/<>=%^&|#@$~](?![^\W\d_])|[^\w\s\x00-\x7f]")
 """What may be a sign that tells (`3 + 4`, `C++`) and no punctuation within a word (`well-known`, `and/or`)."""
 _NO_WORD = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
 """The same for ASCII, where it is quicker: whatever is in no word becomes a space."""
@@ -66,7 +66,7 @@ def split_words(text: str) -> list[str]:
 
 
 def _signs(text: str) -> str:
-    """Operators and symbols in their order: emoji and currencies too, but no quotes, dashes or marks of a list."""
+    """Operators and symbols in their order, emoji and currencies too; a hyphen between blanks may be either, and counts."""
     return "".join(sign for sign in _BARE.findall(text) if sign.isascii() or unicodedata.category(sign)[0] == "S")
 
 

@@ -22,11 +22,11 @@ class Ranked(Figure):
 
     def gathered(self, weight_RU: Array) -> Array:
         """Average precision and prevalence of each class, [R, 2C], in percent; NaN where no row is of it."""
-        weight_RN = weight_RU if self.unit_N is None else weight_RU[:, self.unit_N]
+        of_N = np.arange(len(self.statistics)) if self.unit_N is None else self.unit_N
         precisions, prevalences = [], []
         for score_N, truth_N in zip(*(half.T for half in np.hsplit(self.statistics, 2)), strict=True):
             asked = ~np.isnan(score_N)
-            weight_RM, truth_M = weight_RN[:, asked], truth_N[asked]
+            weight_RM, truth_M = weight_RU[:, of_N[asked]], truth_N[asked]
             precisions.append(100.0 * average_precision(score_N[asked], truth_M, weight_RM))
             with np.errstate(divide="ignore", invalid="ignore"):
                 prevalences.append(100.0 * (weight_RM @ truth_M) / weight_RM.sum(axis=1))

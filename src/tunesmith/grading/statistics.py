@@ -152,9 +152,10 @@ def interval(figure: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) ->
     Where all rows agree the bootstrap sees no spread; then the exact binomial limit on rows not seen takes its place.
     """
     point = figure.point
-    ends = _ends(point, replicates(figure, seed=seed, resamples=resamples))
-    if figure.top is not None and ends[0] == ends[1]:
-        ends = _unseen(point, 0.0, figure.top, figure.rows)
+    ends = _ends(point, replicates(figure, seed=seed, resamples=resamples), figure.units)
+    if figure.top is not None:
+        equal = ends[0] == ends[1]
+        ends = _unseen(point, 0.0, figure.top, figure.rows) if equal else (max(ends[0], 0.0), min(ends[1], figure.top))
     return Interval(point, *ends, figure.rows)
 
 
@@ -165,14 +166,15 @@ def difference(
     values = replicates(first, seed=seed, resamples=resamples)
     others = replicates(second, seed=seed, resamples=resamples)
     point, rows = first.point - second.point, max(first.rows, second.rows)
-    ends = _ends(point, values - others)
+    ends = _ends(point, values - others, first.units)
     deviation = float(np.nanstd(values - others, ddof=1))
-    if first.top is not None and ends[0] == ends[1]:
-        ends = _unseen(point, -first.top, first.top, rows)
+    if first.top is not None:
+        equal, top = ends[0] == ends[1], first.top
+        ends = _unseen(point, -top, top, rows) if equal else (max(ends[0], -top), min(ends[1], top))
     change = None
     if relative and second.point > 0:
         ratio = 100.0 * (first.point / second.point - 1.0)
-        change = Interval(ratio, *_ends(ratio, 100.0 * (values / others - 1.0)), rows)
+        change = Interval(ratio, *_ends(ratio, 100.0 * (values / others - 1.0), first.units), rows)
     p = permutation(first, second, seed=seed, resamples=resamples)
     return Difference(point, *ends, rows, p, detectable(deviation) if deviation > 0 else None, change)
 
@@ -198,6 +200,16 @@ def spread(groups: Iterable[Sequence[float] | Array]) -> Spread | None:
     freedom = sum(len(group) - 1 for group in found)
     squares = sum(float(((group - group.mean()) ** 2).sum()) for group in found)
     return Spread(math.sqrt(squares / freedom), freedom) if freedom else None
+
+
+def between(point_VS: Array) -> Spread | None:
+    """How far differences of two of V variants lie apart that were trained with the same S seeds, [V, S]; None where that cannot be told.
+
+    What a seed does to all variants alike makes no difference: what is left is the residual of a two-way analysis of variance, and a difference has twice its variance.
+    """
+    freedom = (point_VS.shape[0] - 1) * (point_VS.shape[1] - 1)
+    rest_VS = point_VS - point_VS.mean(0) - point_VS.mean(1, keepdims=True) + point_VS.mean()
+    return Spread(math.sqrt(2 * float((rest_VS**2).sum()) / freedom), freedom) if freedom else None
 
 
 def over_seeds(
@@ -227,6 +239,8 @@ def over_seeds(
         values_SR = values_SR - [replicates(other, seed=seed, resamples=resamples) for other in others]
     point, count = float(points_S.mean()), len(points_S)
     values_R = values_SR.mean(axis=0)
+    units, by_rows = figures[0].units, _ends(point, values_R)
+    values_R = point + (values_R - point) * _few(units)
     known = apart or (Spread(float(points_S.std(ddof=1)), count - 1) if count > 1 else None)
     if known:
         drawn_R = np.random.default_rng([seed, count]).standard_t(known.freedom, size=resamples)
@@ -235,7 +249,10 @@ def over_seeds(
     low, high = _ends(point, values_R)
     if top is not None:
         least = -top if others else 0.0
-        low, high = _unseen(point, least, top, rows) if low == high else (max(low, least), min(high, top))
+        low, high = max(low, least), min(high, top)
+        if by_rows[0] == by_rows[1]:
+            unseen = _unseen(point, least, top, rows)
+            low, high = min(low, unseen[0]), max(high, unseen[1])
     return Interval(point, low, high, rows)
 
 
@@ -266,9 +283,23 @@ def _blocks(resamples: int, count: int) -> Iterator[int]:
         yield min(size, resamples - start)
 
 
-def _ends(point: float, values: Array) -> tuple[float, float]:
-    """Bias-corrected percentiles: where the point lies among its replicates shifts which of them are the ends."""
-    values = values[~np.isnan(values)]
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
+)  # fmt: skip
+"""Student's t that 2.5 % exceed, with 1 to 28 degrees of freedom."""
+
+
+def _few(units: int) -> float:
+    """By how much the bootstrap of few things falls short: their spread by sqrt(U / (U - 1)), and its being unsure by Student's t over the normal."""
+    if not 1 < units <= len(T_975) + 1:
+        return 1.0
+    return T_975[units - 2] / _NORMAL.inv_cdf(0.5 + CONFIDENCE / 2) * math.sqrt(units / (units - 1))
+
+
+def _ends(point: float, values: Array, units: int = 0) -> tuple[float, float]:
+    """Bias-corrected percentiles: where the point lies among its replicates shifts which of them are the ends. Those of few units are moved apart."""
+    values = point + (values[~np.isnan(values)] - point) * _few(units)
     below = float(np.mean(values < point) + 0.5 * np.mean(values == point))
     shift = _NORMAL.inv_cdf(min(max(below, 1 / len(values)), 1 - 1 / len(values)))
     reach = _NORMAL.inv_cdf(0.5 + CONFIDENCE / 2)

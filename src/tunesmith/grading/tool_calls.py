@@ -25,8 +25,8 @@ class ToolCalls(AnswerGrader):
 
     def score(self, answer: str, example: Example) -> Score:
         """Hits among the calls of row and answer, whichever are more."""
-        names = {tool["function"]["name"] for tool in example.tools} or None
-        said = read_calls(answer, names)
+        names = {tool["function"]["name"] for tool in example.tools}
+        said = read_calls(answer, None if example.calls and not names else names)
         found = said.calls if said else ()
         if not example.calls:
             hit = float(not found and bool(answer.strip()))

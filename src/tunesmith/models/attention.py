@@ -1,5 +1,6 @@
 """Plugs tunesmith's attention into any transformers decoder: forests for training, pages of keys and values for generation."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -108,7 +109,9 @@ def adopt(model: Any) -> bool:
 def _has_window(config: Any) -> bool:
     """Whether some layers are to see the last tokens only."""
     kinds = getattr(config, "layer_types", None)
-    return bool(getattr(config, "sliding_window", None)) and (kinds is None or "sliding_attention" in kinds)
+    window: int = getattr(config, "sliding_window", None) or 0
+    most: float = getattr(config, "max_position_embeddings", None) or math.inf
+    return 0 < window < most and (kinds is None or "sliding_attention" in kinds)
 
 
 def settle_positions(model: Any) -> None:

@@ -237,8 +237,12 @@ def drop_nothing(model: nn.Module) -> bool:
     """Switch a model's own dropout off, which not all of its forms have; whether there was any."""
     found = False
     for module in model.modules():
-        for name in ("p", "attention_dropout") if isinstance(module, nn.Dropout) else ("attention_dropout",):
-            if isinstance(getattr(module, name, None), float) and getattr(module, name):
+        for name, value in list(vars(module).items()):
+            if (
+                isinstance(value, float)
+                and value
+                and ("drop" in name or (name == "p" and isinstance(module, nn.Dropout)))
+            ):
                 setattr(module, name, 0.0)
                 found = True
     return found

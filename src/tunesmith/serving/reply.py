@@ -88,7 +88,7 @@ class Reply:
         choice.pieces.append(piece)
         logprobs = self._logprobs([piece], start) if self.logprobs else None
         ended = self._ended(choice)
-        text = piece.text if not self.tools else "" if ended else self._sure(choice)
+        text = self._sure(choice, ended) if self.tools else piece.text
         said = []
         if text or logprobs:
             said.append(self._chunk(piece.index, {"content": text}, None, logprobs))
@@ -99,11 +99,14 @@ class Reply:
             said.append(self._chunk(piece.index, {}, "tool_calls" if ended else piece.finish, None))
         return said
 
-    def _sure(self, choice: Choice) -> str:
-        """What is new and no part of a call: up to where one might begin, and all of it once there was none."""
-        begin = BEGINS.search(choice.text)
-        end = len(choice.text) if choice.finish or begin is None else begin.start()
-        found, choice.shown = choice.text[choice.shown : end], max(end, choice.shown)
+    def _sure(self, choice: Choice, ended: Said | None) -> str:
+        """What is new and no part of a call: up to where one might begin, and in the end up to where one did."""
+        text, begin = choice.text, BEGINS.search(choice.text)
+        if ended:
+            end = text.index(ended.text) + len(ended.text)
+        else:
+            end = len(text) if choice.finish or begin is None else begin.start()
+        found, choice.shown = text[choice.shown : end], max(end, choice.shown)
         return found
 
     def _ended(self, choice: Choice) -> Said | None:
@@ -180,7 +183,12 @@ def _told(said: Said) -> list[Json]:
         {
             "id": f"call_{uuid.uuid4().hex[:24]}",
             "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+            "function": {"name": call.name, "arguments": _spelled(call.arguments)},
         }
         for call in said.calls
     ]
+
+
+def _spelled(arguments: Json) -> str:
+    """As JSON that can be sent: half a character, which a model may write, stays escaped."""
+    return json.dumps(arguments, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()

@@ -15,7 +15,7 @@ from tunesmith.data.prepared import load_examples
 from tunesmith.grading import HEADLINE, Figure, Grader, Likelihood
 from tunesmith.grading.base import Chances
 from tunesmith.grading.scoreboard import groups
-from tunesmith.grading.statistics import CONFIDENCE, RESAMPLES, over_seeds, spread
+from tunesmith.grading.statistics import CONFIDENCE, RESAMPLES, between, over_seeds, spread
 
 from .evaluate import Evaluate
 from .pipeline import Pipeline, open_run
@@ -78,7 +78,7 @@ def variants(given: Path, assignments: tuple[str, ...], vary: Sequence[str]) -> 
     found = [Variant(GIVEN, (), whole.recipe)]
     first = found[0].recipe
     for settings in (settings for text in vary for settings in settings_of(text)):
-        varied = open_run(given, None, (*assignments, *settings))
+        varied = open_run(given, None, assignments, settings)
         varied.before("ask")
         recipe, name = varied.recipe, " ".join(map(_short, settings))
         if any(name == other.name for other in found):
@@ -235,7 +235,7 @@ def _beside(figures: dict[str, list[Figure]]) -> dict[str, Any]:
     """One figure of all variants."""
     first = next(iter(figures.values()))
     points = np.array([[one.point for one in each] for each in figures.values()])
-    alone, paired = spread(points), spread(points[1:] - points[0])
+    alone, paired = spread(points), between(points)
     values = {
         name: {**over_seeds(each, apart=alone).to_json(), "seeds": [one.point for one in each]}
         for name, each in figures.items()

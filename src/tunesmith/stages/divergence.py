@@ -14,6 +14,7 @@ from tunesmith.base.files import write_atomic, write_json
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_examples
 from tunesmith.data.render import Renderer
+from tunesmith.grading.base import units
 from tunesmith.grading.statistics import Array, Figure, interval
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.load import Precision, load, served
@@ -54,7 +55,7 @@ def divergence(
     start = likelihoods(load(model, served(precision)), rows)
     apart_N = np.array([other.loss - one.loss for one, other in zip(tuned, start, strict=True)])
     tokens_N = np.array([one.tokens for one in tuned], dtype=np.float64)
-    found = interval(Figure(np.stack([apart_N, tokens_N], 1), _mean), seed=seed).to_json()
+    found = interval(Figure(np.stack([apart_N, tokens_N], 1), _mean, unit_N=units(examples)), seed=seed).to_json()
     figures = {**found, "tokens": int(tokens_N.sum()), "per_answer": float(apart_N.mean())}
     write_json(out / "divergence.json", figures)
     lines = ({"origin": row.origin, "answer": one.text, "nats": float(nats)} for row, one, nats in zip(rows, said, apart_N, strict=True))  # fmt: skip
@@ -67,4 +68,4 @@ def _mean(sums: Array) -> Array:
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
-STAGE = Stage("divergence", 2, divergence)
+STAGE = Stage("divergence", 3, divergence)

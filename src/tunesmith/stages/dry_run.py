@@ -26,7 +26,7 @@ from tunesmith.methods.adapters import trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.models import attention
 from tunesmith.models.forward import needs_autocast
-from tunesmith.models.load import DTYPES, Loaded
+from tunesmith.models.load import DTYPES, Loaded, drop_nothing
 from tunesmith.models.quantize import KINDS, quantise
 
 INT8_RATE = 2
@@ -81,6 +81,7 @@ def skeleton(config: Any, precision: str) -> Any:
         ) from None
     if precision in KINDS:
         quantise(model, precision, DTYPES[precision])
+    drop_nothing(model)
     return model.train()
 
 

@@ -205,7 +205,11 @@ def _systems(
     if spec.shots and any(example.text is None for example in train):
         shots = worked(loaded, train, test, spec.shots, spec.max_tokens)
         answers["few-shot"] = kept(out, "few-shot", lambda: answer(loaded, test, sampling, as_shots(shots)))
-        left = f"; {spec.shots} do not fit before every request" if len(shots) < min(spec.shots, len(train)) else ""
+        left = (
+            f"; {spec.shots} do not fit before every request"
+            if len(shots) < min(spec.shots, sum(one.wanted for one in train))
+            else ""
+        )
         notes["few-shot"] = f"base with {len(shots)} training rows as worked examples in the prompt{left}"
     if prompted is not None:
         answers[PROMPTED], notes[PROMPTED] = _best_prompt(prompted)

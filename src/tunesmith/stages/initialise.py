@@ -12,7 +12,7 @@ from tunesmith.base.files import write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Row, Sequence
-from tunesmith.data.prepared import load_examples, load_split, rendered_on
+from tunesmith.data.prepared import SPLITS, load_examples, load_split, rendered_on
 from tunesmith.data.render import Renderer
 from tunesmith.kernels import native
 from tunesmith.methods.adapters import Adapter, trainable
@@ -48,10 +48,8 @@ def initialise(
     """
     examples, rows = load_examples(prepared.path, "train"), load_split(prepared.path, "train")
     loaded = load(model, precision)
-    if loaded.reach and (long := next((row for row in rows if len(row) > loaded.reach), None)):
-        raise DataError(
-            f"{long.origin}: {len(long):,} tokens, and model {model} has positions for {loaded.reach:,} here (its longrope for longer texts is not used); set prepare.max_tokens={loaded.reach}"
-        )
+    if loaded.reach:
+        _check_reach(loaded.reach, prepared)
     proof = Proof()
     check_rows(proof, Renderer(loaded.tokenizer, today=rendered_on(prepared.path)), examples, rows)
     check_packing(proof, loaded, rows)
@@ -82,6 +80,19 @@ def describe(loaded: Loaded, adds_weights: bool) -> dict[str, Any]:
         "forest": loaded.forest,
         "notes": loaded.notes,
     }
+
+
+def _check_reach(reach: int, prepared: Artifact) -> None:
+    """Refuse rows beyond the positions that there are.
+
+    Raises:
+        DataError: naming the first.
+    """
+    for row in (row for split in SPLITS for row in load_split(prepared.path, split)):
+        if len(row) > reach:
+            raise DataError(
+                f"{row.origin}: {len(row):,} tokens, and the model has positions for {reach:,} here (its longrope for longer texts is not used); set prepare.max_tokens={reach}"
+            )
 
 
 def check_rows(proof: Proof, renderer: Renderer, examples: list[Example], rows: list[Row]) -> None:

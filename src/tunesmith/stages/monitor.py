@@ -22,6 +22,10 @@ JSON_TASK = 0.95
 """Share of training answers that are JSON from which on the task is to answer in JSON."""
 
 
+CALLS = "the training answers call tools, which are spelled otherwise in the log"
+"""Why answers cannot be compared."""
+
+
 class Monitor(Spec):
     """When served traffic counts as different from what the model was made for."""
 
@@ -88,13 +92,14 @@ def monitor(
 
 def _expected(examples: Sequence[Example], evaluated: Artifact | None) -> list[str]:
     """Answers as they should look: those of the tuned model in the evaluation, where it was asked for any and they are all that clients ask for; else
-    those it was trained on."""
+    those it was trained on, if none of them calls a tool, which the template spells."""
     learnt = [answer for example in examples for _, answer in _exchanges(example)]
+    calls = any(turn.get("tool_calls") for example in examples for answer in example.answers[:1] for turn in answer)
     if evaluated is None or len(learnt) > len(examples):
-        return learnt
+        return [] if calls else learnt
     with (evaluated / "answers.jsonl").open(encoding="utf-8") as file:
         given = [json.loads(line)["answers"] for line in file]
-    return [each["tuned"] for each in given if "tuned" in each] or learnt
+    return [each["tuned"] for each in given if "tuned" in each] or ([] if calls else learnt)
 
 
 def _exchanges(example: Example) -> Iterator[tuple[str, str]]:
@@ -141,12 +146,16 @@ def _vocabulary(spec: Monitor, examples: Sequence[Example], answered: Sequence[R
 
 def _answer_length(spec: Monitor, expected: Sequence[str], answered: Sequence[Record]) -> Check:
     name = "answer length"
+    if not expected:
+        return unjudged(name, len(answered), CALLS)
     seen = [record.answer_characters for record in answered]
     return _too_few(spec, name, answered) or lengths(name, [len(text) for text in expected], seen, spec.answer_length)
 
 
 def _json(spec: Monitor, examples: Sequence[Example], expected: Sequence[str], answered: Sequence[Record]) -> Check:
     name = "valid JSON"
+    if not expected:
+        return unjudged(name, len(answered), CALLS)
     if np.mean([is_json(example.gold) for example in examples]) < JSON_TASK:
         return unjudged(name, len(answered), "the training answers are not JSON")
     few = _too_few(spec, name, answered)

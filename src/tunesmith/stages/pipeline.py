@@ -278,27 +278,32 @@ def _named(*models: str) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def open_run(given: Path, folder: Path | None = None, assignments: tuple[str, ...] = ()) -> Pipeline:
+def open_run(
+    given: Path, folder: Path | None = None, assignments: tuple[str, ...] = (), over: tuple[str, ...] = ()
+) -> Pipeline:
     """A pipeline from a recipe file, or from the folder of a run that was started before.
 
     Args:
         given: a recipe (.yaml) or a run folder.
         folder: where the run lives; by default `runs/NAME` for a recipe called NAME.yaml.
         assignments: `path.to.field=value` overrides.
+        over: others that lie over these.
 
     Raises:
         ConfigError: the recipe is missing or wrong, or that of a merged run.
     """
-    found = open_any(given, folder, assignments)
+    found = open_any(given, folder, assignments, over)
     if not isinstance(found, Pipeline):
         raise ConfigError(f"{given}: was merged from other runs, which have what you ask for: {found.names}")
     return found
 
 
-def open_any(given: Path, folder: Path | None = None, assignments: tuple[str, ...] = ()) -> Pipeline | Merger:
+def open_any(
+    given: Path, folder: Path | None = None, assignments: tuple[str, ...] = (), over: tuple[str, ...] = ()
+) -> Pipeline | Merger:
     """As `open_run`, of a merged run too."""
     recipe = given / "resolved.yaml" if given.is_dir() else given
     run = run_of(given, folder)
     if is_merged(read_yaml(recipe)):
-        return Merger(read_merged(recipe, assignments), run)
-    return Pipeline(read_recipe(recipe, assignments), run)
+        return Merger(read_merged(recipe, (*assignments, *over)), run)
+    return Pipeline(read_recipe(recipe, assignments, over), run)

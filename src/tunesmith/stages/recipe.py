@@ -1,5 +1,6 @@
 """A recipe: everything about a run that a person decides, in one file."""
 
+import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -182,14 +183,15 @@ MODELS = (("model",), *((*place, "objective", name) for place in TRAININGS for n
 """Fields that name models: paths likewise, if there is something of that name."""
 
 
-def read_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe, with what it `extends`, and apply `path.to.field=value` overrides.
+def read_recipe(path: Path, assignments: tuple[str, ...] = (), over: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe, with what it `extends`, and apply `path.to.field=value` overrides, and then others that lie over them.
 
     Raises:
         ConfigError: the file or an override is wrong; names the field and what exists.
     """
     tree = _whole(path)
-    overridden(tree, assignments, Recipe)
+    for layer in (assignments, over):
+        overridden(tree, layer, Recipe)
     anchor(tree, Path.cwd())
     return validate(Recipe, tree, str(path))
 
@@ -244,5 +246,5 @@ def _beside(folder: Path, value: Any) -> Any:
         return [_beside(folder, part) for part in value]
     if not isinstance(value, str) or value == "bundled" or value.startswith("$"):
         return value
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     return str(path) if path.is_absolute() else str((folder / path).resolve())

@@ -50,6 +50,11 @@ class Training:
         pairs = ("history", "scored")
         notes = {**found.notes, **{name: [tuple(pair) for pair in found.notes.get(name, [])] for name in pairs}}
         self.watch = Watch(**notes)
+        kept = self.out / "best" / checkpoint.called(self.watch.best_step)
+        if (
+            self.watch.best_step and not kept.is_dir()
+        ):  # better ones took its place, and went with their steps: choose anew
+            self.watch.best, self.watch.best_step = None, 0
         self.out.events.write("resumed", step=found.step)
         self.saved = found.step
         return found.step

@@ -16,7 +16,10 @@ NESTED = ("messages", "conversations", "tools")
 """Columns whose cells are JSON, since a table has no lists."""
 PERHAPS = ("conversation", "chosen", "rejected", "prompt", "completion", "history")
 """Columns of text whose cells may be messages, or pairs, as JSON."""
-_TURNS = re.compile(r"""\s*\[\s*(\{\s*["'](role|from|content|value)["']|\[)""")
+_TURNS = re.compile(
+    r"""(?s)\s*\[\s*\{.{,1000}?["'](?:role|from)["']\s*:\s*["'](?:system|developer|user|human|assistant|gpt|tool|function)["']"""
+)
+_PAIRS = re.compile(r"""\s*\[\s*\[\s*["']""")
 
 
 class Csv(Source):
@@ -80,7 +83,10 @@ def _record(origin: str, header: list[str], cells: list[str], note: str | None) 
     row: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
     if any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell if letter > "\ud7ff"):
         return Record(origin, None, "not valid UTF-8: save the table as UTF-8", note)
-    for name in (*NESTED, *(name for name in PERHAPS if _TURNS.match(row.get(name, "")))):
+    for name in (
+        *NESTED,
+        *(name for name in PERHAPS if (_PAIRS if name == "history" else _TURNS).match(row.get(name, ""))),
+    ):
         if name in row:
             try:
                 row[name] = parse(row[name])

@@ -20,7 +20,7 @@ class Json(Source):
     suffixes: ClassVar[tuple[str, ...]] = (".json",)
 
     def records(self, path: Path) -> Iterator[Record]:
-        """One record per object of the list, by the line it begins on."""
+        """One record per object of the list, by the line it begins on, and of several on a line by its number there."""
         text, note = read_text(path)
         start = _skip(text, 0)
         if start == len(text):
@@ -41,11 +41,12 @@ class Json(Source):
 
 def _items(path: Path, text: str, at: int, note: str | None) -> Iterator[Record]:
     """Records of a list whose opening bracket stands before `at`."""
-    line, counted = 1, 0
+    line, counted, last, number = 1, 0, 0, 0
     at = _skip(text, at)
     while at < len(text) and text[at] != "]":
         line, counted = line + text.count("\n", counted, at), at
-        origin = f"{path}:{line}"
+        last, number = line, number + 1 if line == last else 1
+        origin = f"{path}:{line}" if number == 1 else f"{path}:{line}:{number}"
         try:
             value, at = DECODER.raw_decode(text, at)
         except RefusedError as reason:
