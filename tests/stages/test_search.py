@@ -1,24 +1,16 @@
 """A search: trials stop early and go on bit for bit, nothing is trained twice whoever is killed, and the winner is what is deployed."""
 
 import gc
-import itertools
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 from scipy import stats
+from searches import SPACE, learnt, results, trials, write_recipe
 
 import tunesmith
 from tunesmith.base import ModelError, Run
-from tunesmith.base.files import read_json
 from tunesmith.base.spec import read_yaml
 from tunesmith.stages import plan
 from tunesmith.stages.estimate import gigabytes
@@ -28,13 +20,6 @@ from tunesmith.stages.search import study as study_stage
 from tunesmith.stages.search import trial as trial_stage
 from tunesmith.stages.search.study import Study
 from tunesmith.stages.search.trial import Trial
-
-SPACE = {
-    "finetune.optimizer.learning_rate": {"low": 1e-3, "high": 5e-2, "log": True},
-    "initialise.adapter.rank": [2, 4, 8],
-    "initialise.adapter.alpha": {"values": [1, 2], "times": "initialise.adapter.rank"},
-    "finetune.batch": [4, 8],
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,29 +32,7 @@ def nothing_is_collected():
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, tiny_folder):
-    """A search over some trainings of a tiny model, with dropout, whose checkpoints fall between the shares at which trials are scored."""
-    folder = tmp_path_factory.mktemp("search")
-    colours = ["red", "green", "blue", "black"]
-    lines = [{"prompt": f"Shade {number}?", "answer": colours[number % 4]} for number in range(56)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    settings = {
-        "model": str(tiny_folder),
-        "precision": "fp32",
-        "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 8, "cleaners": []},
-        "initialise": {"adapter": {"rank": 4, "alpha": 8, "dropout": 0.1}},
-        "finetune": {"epochs": 2.0, "batch": 4, "checkpoint_every": 3, "optimizer": {"learning_rate": 0.01}},
-        "search": {"trials": 3, "space": SPACE, "sampler": "random", "keep": 1},
-        "evaluate": {
-            "graders": [{"kind": "exact"}],
-            "max_tokens": 4,
-            "baselines": False,
-            "gate": {"margin": None, "beat": []},
-        },
-        "deploy": {"ungated": True},
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps(settings))
-    return path
+    return write_recipe(tmp_path_factory.mktemp("search"), tiny_folder)
 
 
 @pytest.fixture(scope="module")
@@ -77,20 +40,6 @@ def searched(recipe):
     folder = recipe.parent / "run"
     tunesmith.run(recipe, folder=folder)
     return Run(folder), results(Run(folder))
-
-
-def results(run: Run) -> dict:
-    return read_json(run.artifact("search") / "search.json")
-
-
-def trials(run: Run) -> list[Trial]:
-    return [Trial(path.parent) for path in sorted(run.path.glob("trials/*/*/trial.json"))]
-
-
-def learnt(folder: Path) -> dict[str, str]:
-    """sha256 of the weights below an artifact."""
-    files = read_json(folder / "manifest.json")["files"]
-    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
 
 
 def test_the_first_trial_is_the_recipe_and_the_best_go_on_to_the_end(searched):
@@ -379,110 +328,3 @@ def test_the_report_draws_the_search(searched, audited):
     assert page.count("loss at the end, by that at") == 2 * 3
     each = audited[1]["trust"]["0.2"]
     assert f"At 20 %: {each['stayed']} of the best 3 stayed there at the end; chance alone keeps 3.0" in page
-
-
-def start(recipe: Path, folder: Path, *settings: str) -> subprocess.Popen:
-    """`tunesmith search` by two workers, in a process group of its own."""
-    command = [
-        sys.executable,
-        "-c",
-        "from tunesmith.cli import main; main()",
-        "search",
-        str(recipe),
-        "--run",
-        str(folder),
-    ]
-    return subprocess.Popen(
-        [*command, "--workers", "2", *settings], env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def workers_of(process: subprocess.Popen) -> list[int]:
-    """The workers that a search has started."""
-    found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    children = [int(number) for number in found.read_text().split()] if found.exists() else []
-    return [child for child in children if b"search.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def until(wanted, process: subprocess.Popen, seconds: float = 120) -> bool:
-    """Wait for something; whether it came before the process ended."""
-    for _ in range(int(100 * seconds)):
-        if wanted():
-            return True
-        if process.poll() is not None:
-            return False
-        time.sleep(0.01)
-    raise TimeoutError(process.args)
-
-
-def steps_of(run: Run) -> int:
-    return sum(1 for trial in trials(run) for _ in trial.run.events.read("step"))
-
-
-def assert_nothing_was_done_twice(run: Run) -> None:
-    """Each part of each trial was finished once, and what was repeated of it lies between two checkpoints for each time that it was begun again."""
-    for trial in trials(run):
-        events = list(trial.run.events.read())
-        done = [event["stage"] for event in events if event["event"] == "done"]
-        assert len(done) == len(set(done))
-        steps = [event["step"] for event in events if event["event"] == "step"]
-        again = sum(event["event"] == "started" for event in events) - len(done)
-        assert len(steps) - len(set(steps)) <= 3 * again
-
-
-def assert_same_trials(one: Run, other: Run) -> None:
-    """Settings, scores and weights alike."""
-    assert results(one)["trials"][0].keys() == results(other)["trials"][0].keys()
-    kept = ("number", "settings", "scores", "state", "steps", "tokens")
-    assert [[trial[name] for name in kept] for trial in results(one)["trials"]] == [
-        [trial[name] for name in kept] for trial in results(other)["trials"]
-    ]
-    assert learnt(one.artifact("search").path) == learnt(other.artifact("search").path)
-
-
-def test_two_workers_of_whom_one_is_killed_end_as_one_process_that_is_not(searched, recipe, tmp_path):
-    """The other one takes the trial over, from its checkpoint."""
-    run = Run(tmp_path / "r")
-    process = start(recipe, run.path)
-    assert until(lambda: steps_of(run) >= 6, process)
-    os.kill(workers_of(process)[0], signal.SIGKILL)
-    told = process.communicate(timeout=240)
-    assert process.returncode == 0, told[1]
-    assert "a worker ended with -9" in next(run.events.read("worker_lost"))["reason"]
-    for trial in trials(run):
-        events = list(trial.run.events.read())
-        begun = [place for place, event in enumerate(events) if event["event"] == "started"]
-        for one, other in itertools.pairwise(begun):  # a part that a worker left, and where another took it up
-            left = events[one + 1 : other]
-            if all(event["event"] != "done" for event in left) and sum(event["event"] == "step" for event in left) > 3:
-                assert any(event["event"] == "resumed" for event in events[other:])
-    assert_nothing_was_done_twice(run)
-    assert_same_trials(run, searched[0])
-    assert [line.split()[0] for line in told[1].splitlines() if " stopped " in line or " winner " in line]
-
-
-@pytest.mark.torture
-def test_two_workers_killed_at_random_ten_times_lose_and_repeat_nothing(recipe, tmp_path):
-    """Worker, or the search itself, after which its workers end by themselves; by the signal that cannot be caught, or by Ctrl-C."""
-    draw, run, whole, longer = np.random.default_rng(0), Run(tmp_path / "r"), tmp_path / "whole", "finetune.epochs=30"
-    for kill in range(10):
-        wanted = steps_of(run) + int(draw.integers(1, 12))
-        process = start(recipe, run.path, longer)
-        try:
-            assert until(lambda wanted=wanted: steps_of(run) >= wanted, process), f"nothing was left for kill {kill}"
-            victims = [process.pid, *workers_of(process)]
-            os.kill(int(draw.choice(victims)), signal.SIGKILL if kill % 3 else signal.SIGINT)
-            time.sleep(float(draw.uniform(0, 0.3)))
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    last = start(recipe, run.path, longer)
-    told = last.communicate(timeout=240)
-    assert last.returncode == 0, told[1]
-    tunesmith.search(recipe, longer, folder=whole)
-    assert_nothing_was_done_twice(run)
-    assert_same_trials(run, Run(whole))
-    repeated = steps_of(run) - sum(trial["steps"] for trial in results(run)["trials"])
-    assert repeated <= 10 * 2 * 3  # two workers, three steps between checkpoints
