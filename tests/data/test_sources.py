@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.base import DataError
+from tunesmith.data.conversation import ROLES, SPEAKERS
 from tunesmith.data.sources import Record, find_files, open_source
+from tunesmith.data.sources.csv_file import _SPEAKERS
 from tunesmith.data.sources.jsonl import Jsonl
 
 ROWS = [{"prompt": f"question {number}", "answer": f"Antwort „{number}“ 😀"} for number in range(3)]
@@ -309,3 +311,15 @@ def test_cells_that_only_begin_like_messages_are_text(tmp_path: Path, cell: str)
         csv.writer(file).writerows([["prompt", "completion"], [cell, cell]])
     (found,) = open_source(str(tmp_path / "a.csv"))
     assert found.value == {"prompt": cell, "completion": cell}
+
+
+@pytest.mark.parametrize("turn", [{"content": "x" * 2000, "role": "assistant"}, {"from": "chatgpt", "value": "Hello"}])
+def test_cells_of_messages_may_begin_with_what_is_said(tmp_path: Path, turn: dict[str, str]) -> None:
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "chosen"], ["Hi", json.dumps([turn])]])
+    (found,) = open_source(str(tmp_path / "a.csv"))
+    assert found.value["chosen"] == [turn]
+
+
+def test_all_who_speak_are_known() -> None:
+    assert {*ROLES, *SPEAKERS, "function_call", "tool_call"} == set(_SPEAKERS.split("|"))

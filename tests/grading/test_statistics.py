@@ -1,5 +1,6 @@
 """Intervals cover as often as they say, differences agree with closed forms and with scipy."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -245,12 +246,23 @@ def test_differences_from_one_baseline_are_told_from_what_seeds_do_to_single_var
     assert known.freedom == 5
     assert 0.91 <= np.mean(found) <= 0.985
     assert between(np.array([[1.0, 2.0]])) is None
+    exact = between(np.array([[0.0, 6.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+    assert exact is not None
+    assert exact.deviation == pytest.approx(3.0)
 
 
 def test_rows_that_all_agree_leave_what_was_not_seen_open() -> None:
     right = [binary(np.arange(30) < 30) for _ in range(3)]
     known = spread([[100.0, 100.0, 100.0], [93.0, 97.0, 100.0]])
     assert over_seeds(right, apart=known).low <= over_seeds(right).low == pytest.approx(interval(right[0]).low)
+
+
+def test_no_interval_leaves_the_scale_or_its_point() -> None:
+    """Perplexity is at least 1, and kappa may be negative."""
+    few = Figure(np.array([[math.log(5) * 9, 9.0], [math.log(20) * 9, 9.0]]), perplexity, least=1.0)
+    assert 1.0 <= interval(few).low < 10 < interval(few).high
+    worse = Figure(np.array([[0.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0]] * 9), lambda sums: 100 * (sums[..., 0] / sums[..., 1] - 0.5), 100.0, least=-100.0)  # fmt: skip
+    assert interval(worse).low < worse.point == -25 < interval(worse).high < 0
 
 
 def test_few_units_leave_more_open_than_their_own_spread() -> None:

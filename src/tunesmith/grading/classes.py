@@ -78,7 +78,7 @@ class Classes(AnswerGrader):
         figures = {HEADLINE: Figure(statistics, macro_f1, 100.0), MICRO: Figure(statistics, micro_f1, 100.0)}
         fields = [name for name, _ in classes]
         if len(classes) > len(set(fields)) and all(len(true) == len({name for name, _ in true}) for true in truths):
-            figures[KAPPA] = Figure(statistics, kappa(fields), 100.0)
+            figures[KAPPA] = Figure(statistics, kappa(fields), 100.0, least=-100.0)
         columns = {label: [kind * len(classes) + place for kind in range(3)] for place, label in enumerate(classes)}
         own = {label: statistics[:, found] for label, found in columns.items()}
         if tail := self._tail(counts):

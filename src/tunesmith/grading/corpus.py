@@ -40,7 +40,7 @@ class CorpusGrader(AnswerGrader):
             scores = [metric._compute_score_from_stats(row.tolist()).score for row in rows]
             return np.array(scores, dtype=np.float64).reshape(sums.shape[:-1])
 
-        return {HEADLINE: Figure(np.array(statistics, dtype=np.float64), value, top=self.top)}
+        return {HEADLINE: Figure(np.array(statistics, dtype=np.float64), value, top=self.top, least=0.0)}
 
     @property
     def signature(self) -> str:

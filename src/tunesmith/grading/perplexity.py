@@ -27,7 +27,7 @@ class Perplexity(Grader):
             raise DataError(
                 f"{examples[0].origin}: no supervised token in {len(examples)} rows; perplexity needs at least one"
             )
-        return {HEADLINE: Figure(sums_N2, perplexity)}
+        return {HEADLINE: Figure(sums_N2, perplexity, least=1.0)}
 
 
 def perplexity(sums: Array) -> Array:

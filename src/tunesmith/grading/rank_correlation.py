@@ -27,7 +27,11 @@ class RankCorrelation(Grader):
     def figures(self, examples: Sequence[Example], outputs: Sequence[Sequence[float]]) -> dict[str, Figure]:
         """The correlation of ranks, from their sums, squares and products."""
         a_N, b_N = (_ranks(values) for values in ([scores[0] for scores in outputs], given(examples, self.column)))
-        return {HEADLINE: Figure(np.stack([a_N, b_N, a_N**2, b_N**2, a_N * b_N, np.ones_like(a_N)], 1), correlation)}
+        return {
+            HEADLINE: Figure(
+                np.stack([a_N, b_N, a_N**2, b_N**2, a_N * b_N, np.ones_like(a_N)], 1), correlation, least=-1.0
+            )
+        }
 
 
 def _ranks(values: Sequence[float] | Array) -> Array:

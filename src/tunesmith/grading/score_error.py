@@ -25,7 +25,7 @@ class ScoreError(Grader):
     def figures(self, examples: Sequence[Example], outputs: Sequence[Sequence[float]]) -> dict[str, Figure]:
         """The mean, over rows."""
         apart_N = np.array([scores[0] for scores in outputs]) - given(examples, self.column)
-        return {HEADLINE: Figure(np.stack([apart_N**2, np.ones_like(apart_N)], 1), mean)}
+        return {HEADLINE: Figure(np.stack([apart_N**2, np.ones_like(apart_N)], 1), mean, least=0.0)}
 
 
 def given(examples: Sequence[Example], column: str) -> Array:

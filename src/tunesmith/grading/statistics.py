@@ -38,6 +38,13 @@ class Figure:
     """The best possible figure where 0 is the worst; None if there is no such limit (perplexity)."""
     unit_N: NDArray[np.int64] | None = None
     """Number of each row's unit, of U: rows of one unit, such as parts of a text, are drawn together. None where each row is a unit."""
+    least: float | None = None
+    """What no figure is below; None where that is 0 if there is a top, and unknown otherwise."""
+
+    @property
+    def floor(self) -> float:
+        """The end of the scale below."""
+        return self.least if self.least is not None else 0.0 if self.top is not None else -math.inf
 
     @property
     def units(self) -> int:
@@ -152,11 +159,10 @@ def interval(figure: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) ->
     Where all rows agree the bootstrap sees no spread; then the exact binomial limit on rows not seen takes its place.
     """
     point = figure.point
-    ends = _ends(point, replicates(figure, seed=seed, resamples=resamples), figure.units)
-    if figure.top is not None:
-        equal = ends[0] == ends[1]
-        ends = _unseen(point, 0.0, figure.top, figure.rows) if equal else (max(ends[0], 0.0), min(ends[1], figure.top))
-    return Interval(point, *ends, figure.rows)
+    low, high = _ends(point, replicates(figure, seed=seed, resamples=resamples), figure.rows)
+    if figure.top is not None and low == high:
+        low, high = _unseen(point, figure.floor, figure.top, figure.rows)
+    return Interval(point, max(low, figure.floor), high if figure.top is None else min(high, figure.top), figure.rows)
 
 
 def difference(
@@ -166,7 +172,7 @@ def difference(
     values = replicates(first, seed=seed, resamples=resamples)
     others = replicates(second, seed=seed, resamples=resamples)
     point, rows = first.point - second.point, max(first.rows, second.rows)
-    ends = _ends(point, values - others, first.units)
+    ends = _ends(point, values - others, rows)
     deviation = float(np.nanstd(values - others, ddof=1))
     if first.top is not None:
         equal, top = ends[0] == ends[1], first.top
@@ -174,7 +180,8 @@ def difference(
     change = None
     if relative and second.point > 0:
         ratio = 100.0 * (first.point / second.point - 1.0)
-        change = Interval(ratio, *_ends(ratio, 100.0 * (values / others - 1.0), first.units), rows)
+        low, high = _ends(ratio, 100.0 * (values / others - 1.0), rows)
+        change = Interval(ratio, max(low, -100.0), high, rows)
     p = permutation(first, second, seed=seed, resamples=resamples)
     return Difference(point, *ends, rows, p, detectable(deviation) if deviation > 0 else None, change)
 
@@ -239,17 +246,17 @@ def over_seeds(
         values_SR = values_SR - [replicates(other, seed=seed, resamples=resamples) for other in others]
     point, count = float(points_S.mean()), len(points_S)
     values_R = values_SR.mean(axis=0)
-    units, by_rows = figures[0].units, _ends(point, values_R)
-    values_R = point + (values_R - point) * _few(units)
+    rows, top = max(figure.rows for figure in (*figures, *others)), figures[0].top
+    by_rows, values_R = _ends(point, values_R), _apart(point, values_R, rows)
     known = apart or (Spread(float(points_S.std(ddof=1)), count - 1) if count > 1 else None)
     if known:
         drawn_R = np.random.default_rng([seed, count]).standard_t(known.freedom, size=resamples)
         values_R = values_R + drawn_R * known.deviation / math.sqrt(count)
-    rows, top = max(figure.rows for figure in (*figures, *others)), figures[0].top
     low, high = _ends(point, values_R)
+    least = -math.inf if top is None and others else -(top or 0.0) if others else figures[0].floor
+    low = max(low, least)
     if top is not None:
-        least = -top if others else 0.0
-        low, high = max(low, least), min(high, top)
+        high = min(high, top)
         if by_rows[0] == by_rows[1]:
             unseen = _unseen(point, least, top, rows)
             low, high = min(low, unseen[0]), max(high, unseen[1])
@@ -297,9 +304,15 @@ def _few(units: int) -> float:
     return T_975[units - 2] / _NORMAL.inv_cdf(0.5 + CONFIDENCE / 2) * math.sqrt(units / (units - 1))
 
 
+def _apart(point: float, values: Array, units: int) -> Array:
+    """Replicates moved away from the point by what those of few units fall short of."""
+    factor = _few(units)
+    return values if factor == 1.0 or not math.isfinite(point) else point + (values - point) * factor
+
+
 def _ends(point: float, values: Array, units: int = 0) -> tuple[float, float]:
     """Bias-corrected percentiles: where the point lies among its replicates shifts which of them are the ends. Those of few units are moved apart."""
-    values = point + (values[~np.isnan(values)] - point) * _few(units)
+    values = _apart(point, values[~np.isnan(values)], units)
     below = float(np.mean(values < point) + 0.5 * np.mean(values == point))
     shift = _NORMAL.inv_cdf(min(max(below, 1 / len(values)), 1 - 1 / len(values)))
     reach = _NORMAL.inv_cdf(0.5 + CONFIDENCE / 2)

@@ -154,4 +154,4 @@ def table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\n{kinds}; 95 % intervals over rows, differences paired.\n\n{reasons}\n"
 
 
-STAGE = Stage("evaluate", 4, compare)
+STAGE = Stage("evaluate", 5, compare)

@@ -207,7 +207,7 @@ def _systems(
         answers["few-shot"] = kept(out, "few-shot", lambda: answer(loaded, test, sampling, as_shots(shots)))
         left = (
             f"; {spec.shots} do not fit before every request"
-            if len(shots) < min(spec.shots, sum(one.wanted for one in train))
+            if len(shots) < min(spec.shots, sum(bool(one.answers) and one.wanted for one in train))
             else ""
         )
         notes["few-shot"] = f"base with {len(shots)} training rows as worked examples in the prompt{left}"
@@ -295,4 +295,4 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-STAGE = Stage("evaluate", 4, evaluate)
+STAGE = Stage("evaluate", 5, evaluate)

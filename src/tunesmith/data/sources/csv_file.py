@@ -16,9 +16,9 @@ NESTED = ("messages", "conversations", "tools")
 """Columns whose cells are JSON, since a table has no lists."""
 PERHAPS = ("conversation", "chosen", "rejected", "prompt", "completion", "history")
 """Columns of text whose cells may be messages, or pairs, as JSON."""
-_TURNS = re.compile(
-    r"""(?s)\s*\[\s*\{.{,1000}?["'](?:role|from)["']\s*:\s*["'](?:system|developer|user|human|assistant|gpt|tool|function)["']"""
-)
+_SPEAKERS = "system|developer|user|human|prompter|assistant|gpt|chatgpt|model|bot|bing|bard|tool|function|observation|function_response|tool_response|function_call|tool_call"
+"""Who may speak in a turn: the names that `conversation.py` reads."""
+_TURNS = re.compile(rf"""(?s)\s*\[\s*\{{.*?["'](?:role|from)["']\s*:\s*["'](?:{_SPEAKERS})["']""")
 _PAIRS = re.compile(r"""\s*\[\s*\[\s*["']""")
 
 

@@ -161,4 +161,4 @@ def _prove(divided: Divided, test: list[Example], trajectory: list[dict[str, Any
     return proof
 
 
-STAGE = Stage("prompt", 3, prompt)
+STAGE = Stage("prompt", 4, prompt)
