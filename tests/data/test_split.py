@@ -136,3 +136,11 @@ def test_who_is_held_out_for_a_seed_stays_as_it_was() -> None:
     sides = split(rows(40), PARTS, seed=3)
     held_out = {side: [number for number, name in enumerate(sides) if name == side] for side in PARTS}
     assert held_out == {"test": [7, 10, 18, 25], "validation": [19, 22, 26, 34]}
+
+
+def test_signs_have_no_say_in_who_is_held_out() -> None:
+    def asking(sign: str) -> list[Example]:
+        said = ({"role": "assistant", "content": "7"},)
+        return [Example(f"f:{n}", ({"role": "user", "content": f"{n} {sign} 3 of a"},), (said,)) for n in range(40)]
+
+    assert split(asking("+"), PARTS, seed=3) == split(asking("-"), PARTS, seed=3) == split(asking(""), PARTS, seed=3)

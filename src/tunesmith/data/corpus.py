@@ -15,12 +15,12 @@ KEY = np.dtype(f"V{DIGEST}")
 
 
 class Corpus:
-    """Examples in the order in which they came. Per example it holds three digests and a few numbers, some 120 bytes."""
+    """Examples in the order in which they came. Per example it holds four digests and a few numbers, some 150 bytes."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """An empty corpus, kept in unnamed files in `folder`."""
         self.folder, self.examples, self.shingles = folder, Shelf(folder), Shelf(folder)
-        self._keys = tuple(bytearray() for _ in range(3))
+        self._keys = tuple(bytearray() for _ in range(4))
         self._plain = bytearray()
 
     def add(self, examples: Sequence[Example]) -> None:
@@ -52,6 +52,11 @@ class Corpus:
     def question(self) -> np.ndarray:
         """KEY [N]: equal for examples that should have one answer; nothing for plain text, which asks nothing."""
         return np.frombuffer(bytes(self._keys[2]), dtype=KEY)
+
+    @property
+    def words(self) -> np.ndarray:
+        """KEY [N]: the words of what each asks."""
+        return np.frombuffer(bytes(self._keys[3]), dtype=KEY)
 
     @property
     def plain(self) -> np.ndarray:
@@ -121,9 +126,9 @@ MANY = 0.1
 """Share of rows above which a prompt tells nothing about them (and at least ten of them)."""
 
 
-def telling_keys(view: View) -> np.ndarray:
-    """KEY [N]: the key that no other split may hold: what an example asks, or, where many ask the same, what it teaches."""
-    asked: np.ndarray = view.corpus.asked[view.numbers]
+def telling_keys(view: View, words: bool = False) -> np.ndarray:
+    """KEY [N]: the key that no other split may hold: what an example asks, or its words alone, or, where many ask the same, what it teaches."""
+    asked: np.ndarray = (view.corpus.words if words else view.corpus.asked)[view.numbers]
     _, inverse, counts = np.unique(asked, return_inverse=True, return_counts=True)
     many = counts[inverse] > max(10, MANY * len(asked))
     asked[many] = view.corpus.content[view.numbers[many]]

@@ -108,10 +108,11 @@ def _units(view: View, seed: int, group: str | None) -> Units:
         values, keys = _values(view, group)
     else:
         values, keys = [], telling_keys(view)
+    drawn_by = keys if group else telling_keys(view, words=True)  # who is held out does not hang on signs
     first = firsts(keys)
     rows = np.argsort(first, kind="stable")
     starts = np.flatnonzero(np.diff(first[rows], prepend=-1))
-    shared = (values[key] if group else key.tobytes().hex() for key in keys[rows[starts]])
+    shared = (values[key] if group else key.tobytes().hex() for key in drawn_by[rows[starts]])
     draws = b"".join(sha256(f"{seed}\0{key}".encode()).digest() for key in shared)
     drawn = np.argsort(np.frombuffer(draws, dtype=KEY), kind="stable")
     return Units(rows, starts, np.diff(starts, append=len(rows)), drawn)

@@ -29,7 +29,7 @@ _BARE = re.compile(r"(?<![^\W\d_])[-+*/<>=%^&|#@$~]|[-+*/<>=%^&|#@$~](?![^\W\d_]
 _NO_WORD = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
 """The same for ASCII, where it is quicker: whatever is in no word becomes a space."""
 
-Keys = tuple[bytes, bytes, bytes]
+Keys = tuple[bytes, bytes, bytes, bytes]
 
 
 def read(example: Example) -> tuple[list[str], Keys]:
@@ -40,13 +40,15 @@ def read(example: Example) -> tuple[list[str], Keys]:
     * What it gives its answer to: two examples with one question and different answers contradict each other. The question of
       a demonstration is its prompt, of a labelled answer the prompt and the answer, of a preference the prompt and the
       answers in any order. Plain text asks nothing; its key is zero.
+    * The words of what it asks alone, by which rows are drawn to be held out.
     """
     heard = (message for message in example.asked[len(example.prompt) :] if message["role"] != "assistant")
     prompt = example.text if example.text is not None else "\x01".join(map(spelled, (*example.prompt, *heard)))
     asked, tidy = split_words(prompt), _tidy(prompt)
-    asks = _key(unicodedata.normalize("NFC", " ".join(asked)) or tidy, *filter(None, [_signs(prompt)]))
+    words = unicodedata.normalize("NFC", " ".join(asked)) or tidy
+    asks, drawn_by = _key(words, *filter(None, [_signs(prompt)])), _key(words)
     if example.text is not None:
-        return asked, (_key("text", tidy), asks, bytes(DIGEST))
+        return asked, (_key("text", tidy), asks, bytes(DIGEST), drawn_by)
     answers = ["\x01".join(map(spelled_whole, answer)) for answer in example.answers]
     tidied = [_tidy(answer) for answer in answers]
     tidy = "\2".join((tidy, canonical(list(example.tools)))) if example.tools else tidy
@@ -55,7 +57,7 @@ def read(example: Example) -> tuple[list[str], Keys]:
         question = _key(tidy, *map(_tidy, sorted(answers)))
     else:
         question = _key(tidy, *(tidied if example.columns else ()))
-    return asked, (content, asks, question)
+    return asked, (content, asks, question, drawn_by)
 
 
 def split_words(text: str) -> list[str]:
