@@ -26,8 +26,8 @@ def prepared(folder: Path, processes: int, monkeypatch, model: str) -> dict[str,
             started.append(self.process.pid)
 
     def begin(self, tokenizer, name, supervise, count) -> None:
-        self.renderer = rendering.Renderer(tokenizer, supervise)
-        self.workers = [Counted(name, supervise) for _ in range(processes)]
+        self.renderer, self.today = rendering.Renderer(tokenizer, supervise), None
+        self.workers = [Counted(name, supervise, "") for _ in range(processes)]
 
     monkeypatch.setattr(rendering.Rendering, "__init__", begin)
     spec = validate(Prepare, {"source": str(folder / "rows.jsonl"), "refuse_above": 1.0}, "recipe.yaml")
