@@ -253,7 +253,9 @@ def over_seeds(
         drawn_R = np.random.default_rng([seed, count]).standard_t(known.freedom, size=resamples)
         values_R = values_R + drawn_R * known.deviation / math.sqrt(count)
     low, high = _ends(point, values_R)
-    least = -math.inf if top is None and others else -(top or 0.0) if others else figures[0].floor
+    least = figures[0].floor
+    if others:
+        least = -math.inf if top is None else -top
     low = max(low, least)
     if top is not None:
         high = min(high, top)
