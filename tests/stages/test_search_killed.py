@@ -4,13 +4,21 @@ import itertools
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from searches import learnt, results, trials, write_recipe
+from searches import (
+    assert_nothing_was_done_twice,
+    assert_same_trials,
+    results,
+    start,
+    steps_of,
+    trials,
+    until,
+    write_recipe,
+)
 
 import tunesmith
 from tunesmith.base import Run
@@ -21,64 +29,11 @@ def recipe(tmp_path_factory, tiny_folder):
     return write_recipe(tmp_path_factory.mktemp("search"), tiny_folder)
 
 
-def start(recipe: Path, folder: Path, *settings: str) -> subprocess.Popen:
-    """`tunesmith search` by two workers, in a process group of its own."""
-    command = [
-        sys.executable,
-        "-c",
-        "from tunesmith.cli import main; main()",
-        "search",
-        str(recipe),
-        "--run",
-        str(folder),
-    ]
-    return subprocess.Popen(
-        [*command, "--workers", "2", *settings], env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-
-
 def workers_of(process: subprocess.Popen) -> list[int]:
     """The workers that a search has started."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     children = [int(number) for number in found.read_text().split()] if found.exists() else []
     return [child for child in children if b"search.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def until(wanted, process: subprocess.Popen, seconds: float = 120) -> bool:
-    """Wait for something; whether it came before the process ended."""
-    for _ in range(int(100 * seconds)):
-        if wanted():
-            return True
-        if process.poll() is not None:
-            return False
-        time.sleep(0.01)
-    raise TimeoutError(process.args)
-
-
-def steps_of(run: Run) -> int:
-    return sum(1 for trial in trials(run) for _ in trial.run.events.read("step"))
-
-
-def assert_nothing_was_done_twice(run: Run) -> None:
-    """Each part of each trial was finished once, and what was repeated of it lies between two checkpoints for each time that it was begun again."""
-    for trial in trials(run):
-        events = list(trial.run.events.read())
-        done = [event["stage"] for event in events if event["event"] == "done"]
-        assert len(done) == len(set(done))
-        steps = [event["step"] for event in events if event["event"] == "step"]
-        again = sum(event["event"] == "started" for event in events) - len(done)
-        assert len(steps) - len(set(steps)) <= 3 * again
-
-
-def assert_same_trials(one: Run, other: Run) -> None:
-    """Settings, scores and weights alike."""
-    assert results(one)["trials"][0].keys() == results(other)["trials"][0].keys()
-    kept = ("number", "settings", "scores", "state", "steps", "tokens")
-    assert [[trial[name] for name in kept] for trial in results(one)["trials"]] == [
-        [trial[name] for name in kept] for trial in results(other)["trials"]
-    ]
-    assert learnt(one.artifact("search").path) == learnt(other.artifact("search").path)
 
 
 def test_two_workers_of_whom_one_is_killed_end_as_one_process_that_is_not(recipe, tmp_path):

@@ -1,5 +1,6 @@
 """The one append-only record of what happened in a run: a JSON object a line in `events.jsonl`."""
 
+import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ class Events:
         """Append one event with the time in seconds since 1970; a crash loses at most the line being written."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **self.tags, **fields}, ensure_ascii=False)
         with room(self.path, len(line)), self.path.open("a+b") as file:
-            torn = file.tell() > 0 and file.seek(-1, 2) is not None and file.read(1) != b"\n"
+            fcntl.flock(file, fcntl.LOCK_EX)  # on a file system of several machines, appending alone may overwrite
+            torn = file.seek(0, 2) > 0 and file.seek(-1, 2) is not None and file.read(1) != b"\n"
             file.write((b"\n" if torn else b"") + line.encode() + b"\n")
 
     def read(self, event: str | None = None) -> Iterator[dict[str, Any]]:

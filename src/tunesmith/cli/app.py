@@ -58,12 +58,15 @@ def search(
     overrides: Overrides = None,
     folder: Folder = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train trials at the same time.")] = 1,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Workers run on the Ray cluster that this machine belongs to.")
+    ] = False,
 ) -> int:
     """Stage 3: choose settings, by trials that stop early, of which the best go on to the end; nothing unless the recipe says so."""
     _check_free(given, folder)
     from .running import run_search
 
-    return run_search(given, folder, tuple(overrides or ()), workers)
+    return run_search(given, folder, tuple(overrides or ()), workers, ray)
 
 
 _stage_command("finetune", "Stage 4: train.")

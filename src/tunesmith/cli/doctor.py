@@ -23,6 +23,7 @@ EXTRAS = {
     "track": ("tensorboard", "mlflow"),
     "search": ("optuna", "scipy"),
     "quant": ("bitsandbytes",),
+    "ray": ("ray",),
 }
 TORCH = "2.13.0"
 COMPILE = "apt install gcc, then pip install --force-reinstall --no-deps tunesmith (or --editable .)"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,16 @@ def _stage(name: str, pipeline: Pipeline | Merger) -> Artifact:
         return _stages(pipeline, (*pipeline.before(name), name))
 
 
-def run_search(given: Path, folder: Path | None, assignments: tuple[str, ...], workers: int) -> int:
-    """Search by several processes, then the table of trials."""
+def run_search(given: Path, folder: Path | None, assignments: tuple[str, ...], workers: int, ray: bool) -> int:
+    """Search by several processes, here or on a cluster, then the table of trials."""
+    from tunesmith.stages.search.cluster import work_on_cluster
     from tunesmith.stages.search.stage import RESULTS
     from tunesmith.stages.search.table import heading, lines, summary
+    from tunesmith.stages.search.worker import work_together
 
     pipeline = open_run(given, folder, assignments)
-    pipeline.workers = workers
+    if ray or workers > 1:
+        pipeline.work = partial(work_on_cluster if ray else work_together, workers=workers)
     made = _stage("search", pipeline)
     if (made / RESULTS).exists():
         found = read_json(made / RESULTS)

@@ -1,6 +1,6 @@
 """The pipeline: the eight stages in order, in one run folder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .prepare import input_files
 from .recipe import Recipe, read_recipe
 from .search import stage as search
 from .search.space import chosen
+from .search.study import Study
 
 ORDER = ("prepare", "initialise", "search", "finetune", "prune", "evaluate", "deploy")
 """The stages that `run` goes through; monitor follows once the model is served."""
@@ -44,9 +45,7 @@ class Pipeline(Stages[Recipe]):
 
     ORDER, AFTER = ORDER, ("ask", "sample", "prompt", "monitor")
 
-    def __init__(
-        self, recipe: Recipe, run: Run, notes: Path | None = None, split_seed: int | None = None, workers: int = 1
-    ) -> None:
+    def __init__(self, recipe: Recipe, run: Run, notes: Path | None = None, split_seed: int | None = None) -> None:
         """A pipeline.
 
         Args:
@@ -54,12 +53,13 @@ class Pipeline(Stages[Recipe]):
             run: where artifacts are.
             notes: folder of resolved.yaml and plan.json, where they are not the run's own: of a variant of its recipe.
             split_seed: what rows are held out by, where it is not the recipe's own seed.
-            workers: processes that work at a search.
         """
         super().__init__(recipe, run)
-        self.notes, self.workers = notes or run.path, workers
+        self.notes = notes or run.path
         self.split_seed = recipe.seed if split_seed is None else split_seed
         self.searched: Artifact | None = None
+        self.work: Callable[[Study], None] = Study.work
+        """How trials of a search are trained: one by one, or by workers here or elsewhere."""
         self._take(recipe)
 
     def _take(self, recipe: Recipe) -> None:
@@ -148,7 +148,7 @@ class Pipeline(Stages[Recipe]):
             self.prepare(),
             (*_named(self.recipe.model), *_read_in_training(self.recipe.finetune)),
         )
-        stage = search.stage_for(recipe, self.run.path, inputs, self.workers)
+        stage = search.stage_for(recipe, self.run.path, inputs, self.work)
         made = self.run.once(stage, recipe.search, prepared, inputs=inputs, recipe=search.taught(recipe))
         self.searched, winner = made, read_json(made / "settings.json")
         laid = chosen(recipe, winner["settings"])

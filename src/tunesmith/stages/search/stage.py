@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from .space import space_of, told
 from .study import Study
 from .trial import Trial
 from .trust import trust
-from .worker import work_together
 
 FOLDER = "trials"
 """Where, in the run folder, trials are."""
@@ -47,24 +46,25 @@ def taught(recipe: Recipe) -> dict[str, Any]:
     return {name: tree[name] for name in TAUGHT}
 
 
-def stage_for(recipe: Recipe, run: Path, inputs: Sequence[Path], workers: int) -> Stage:
+def stage_for(recipe: Recipe, run: Path, inputs: Sequence[Path], work: Callable[[Study], None] = Study.work) -> Stage:
     """The stage of a search with trials, which are kept in the run's folder from one search to the next.
 
     Args:
         recipe: as given.
         run: the run's folder.
         inputs: the user's files that trainings read.
-        workers: processes that work at it.
+        work: trains until nothing is left to train, here or elsewhere.
     """
     return replace(
         STAGE,
         version=2,
-        function=partial(search, given=recipe, home=run / FOLDER, inputs=tuple(inputs), workers=workers),
+        function=partial(search, given=recipe, home=run / FOLDER, inputs=tuple(inputs), work=work),
     )
 
 
 def search(
-    spec: Search, prepared: Artifact, *, out: Output, recipe: dict[str, Any], given: Recipe, home: Path, inputs: Sequence[Path], workers: int
+    spec: Search, prepared: Artifact, *, out: Output, recipe: dict[str, Any], given: Recipe, home: Path, inputs: Sequence[Path],
+    work: Callable[[Study], None],
 ) -> None:  # fmt: skip
     """Try settings; write `search.json` (every trial and what it came to), `settings.json` (the winner's) and `winner/` (what it learnt).
 
@@ -77,10 +77,7 @@ def search(
     made_by = finetune.STAGE.version
     key = digest([recipe, lasting, made_by, prepared.id, [sha256(path) for path in inputs]])[:12]
     study = Study(home / key, given, prepared, out.events)
-    if workers > 1:
-        work_together(study, workers)
-    else:
-        study.work()
+    work(study)
     results = told_of(study)
     write_json(out / RESULTS, results)
     winner = next(trial for trial in study.trials() if trial.number == results["winner"])

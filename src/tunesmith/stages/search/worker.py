@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunesmith.base import Artifact, Events, Interrupted, MachineError, TunesmithError
@@ -28,14 +29,9 @@ def work_together(study: Study, workers: int) -> None:
         Interrupted: a signal arrived; all have saved what they were at.
         MachineError: a worker died, and something is left to do.
     """
-    study.folder.mkdir(parents=True, exist_ok=True)
-    write_json(study.folder / JOB, {
-        "recipe": study.recipe.model_dump(mode="json"), "prepared": str(study.prepared.path.resolve()), "events": str(study.events.path.resolve()),
-        "tags": study.events.tags,
-    })  # fmt: skip
-    command = [sys.executable, "-m", __name__, str(study.folder), str(available_memory() // workers)]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
-    started = [subprocess.Popen(command, stdin=subprocess.PIPE, env={**threads, **os.environ}) for _ in range(workers)]
+    lay_out(study)
+    share, cores = available_memory() // workers, max(1, (os.cpu_count() or 1) // workers)
+    started = [begin(study.folder, share, cores) for _ in range(workers)]
     try:
         codes = [process.wait() for process in started]
     finally:
@@ -44,10 +40,38 @@ def work_together(study: Study, workers: int) -> None:
                 process.terminate()
         for process in started:
             process.wait()
-    if failed := [code for code in codes if code]:
-        died = f"a worker ended with {failed[0]}" if len(failed) == 1 else f"{len(failed)} workers ended with {failed}"
+    look_back(study, [str(code) for code in codes if code])
+
+
+def lay_out(study: Study) -> None:
+    """Write what workers have to know into the search's folder."""
+    study.folder.mkdir(parents=True, exist_ok=True)
+    write_json(study.folder / JOB, {
+        "recipe": study.recipe.model_dump(mode="json"), "prepared": str(study.prepared.path.resolve()), "events": str(study.events.path.resolve()),
+        "tags": study.events.tags,
+    })  # fmt: skip
+
+
+def begin(folder: Path, share: int, cores: int) -> subprocess.Popen[bytes]:
+    """A worker with so many bytes of memory and cores; it ends when whoever began it does."""
+    command = [sys.executable, "-m", __name__, str(folder), str(share)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env={"OMP_NUM_THREADS": str(cores), **os.environ})
+
+
+def look_back(study: Study, failed: Sequence[str]) -> None:
+    """Note what workers that failed ended with, of which nothing came that others did not take over.
+
+    Raises:
+        MachineError: something is left to do.
+    """
+    if failed:
+        died = (
+            f"a worker ended with {failed[0]}"
+            if len(failed) == 1
+            else f"{len(failed)} workers ended with {', '.join(failed)}"
+        )
         if study.left():
-            raise MachineError(f"search: {died} and trials are left; run the same command again to go on from here")
+            raise MachineError(f"search: {died}, and trials are left; run the same command again to go on from here")
         study.events.write("worker_lost", reason=died)
 
 
