@@ -33,6 +33,8 @@ PAIRS = "pairs"
 """What is counted of a reward model, in the place of attributes."""
 STEPS = 5
 """Of a training whose cost is measured; the first warms up."""
+TURNS = 3
+"""Recipes whose cost is measured between two measurements of the base."""
 
 
 def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -161,6 +163,26 @@ def cost(name: str, folder: Path) -> dict[str, Any]:
     return {"seconds": statistics.median(s for s, _ in taken), "rate": statistics.median(t / s for s, t in taken)}
 
 
+def costs(names: list[str]) -> None:
+    """Measure recipes' steps in turns with the base's, before and after every few, in processes of their own."""
+    names = [name for name in names if name != BASE]
+    before = apart(BASE, "--cost")
+    for place in range(0, len(names), TURNS):
+        found = {name: apart(name, "--cost") for name in names[place : place + TURNS]}
+        after = apart(BASE, "--cost")
+        lora = {key: (before[key] + after[key]) / 2 for key in after}
+        for name, method in found.items():
+            keep(
+                name,
+                {**kept(name), "cost": {"date": datetime.date.today().isoformat(), "method": method, "lora": lora}},
+            )
+            print(
+                f"{name:18s} {method['rate']:.0f} tokens/s, LoRA {before['rate']:.0f} and {after['rate']:.0f}",
+                flush=True,
+            )
+        before = after
+
+
 def apart(*arguments: str) -> dict[str, Any]:
     """What this file says of `arguments` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -210,7 +232,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         apart = over_seeds(mine, other, apart=paired) if mine and name != BASE and not measure else None
         against = f"{apart.value:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]" if apart else ""
         cost = found.get("cost")
-        speed = f"{cost['method']['rate'] / cost['lora']['rate']:.2f}" if cost else ""
+        speed = "1" if name == BASE else f"{cost['method']['rate'] / cost['lora']['rate']:.2f}" if cost else ""
         cells = (
             f"{title(name)} (`{name}`)",
             f"{middle['trainable']:,.0f}", speed, f"{middle['peak_memory_mb']:,.0f} MB", f"{middle['loss']:.3f}",
@@ -265,12 +287,10 @@ def main() -> None:
         return
     if any(begins_tuned(name) for name in given.name):
         start()
+    if given.cost:
+        costs(given.name)
+        return
     for name in given.name:
-        if given.cost:
-            pair = [apart(each, "--cost") for each in (name, BASE)]
-            keep(name, {**kept(name), "cost": {"method": pair[0], "lora": pair[1]}})
-            print(f"{name:18s} {pair[0]['rate']:.0f} tokens/s, LoRA {pair[1]['rate']:.0f}", flush=True)
-            continue
         for seed in given.seeds:
             known = kept(name)
             if seed in [run["seed"] for run in known["runs"]]:

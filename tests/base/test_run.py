@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -250,6 +251,17 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path):
     with pytest.raises(ArtifactError, match="cannot write here") as caught, Run(tmp_path / "file" / "run").lock():
         pass
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    """As some network file systems are; none can be mounted here."""
+
+    def without(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    with pytest.raises(ArtifactError, match="locks no files"), Run(tmp_path / "run").lock():
+        pass
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -139,6 +139,10 @@ class Run:
                 raise ArtifactError(
                     f"{self.path}: {owner} is working here; wait for it or choose another --run"
                 ) from None
+            except OSError as error:
+                raise ArtifactError(
+                    f"{self.path}: its file system locks no files ({error.strerror}); choose a folder elsewhere with --run"
+                ) from None
             with room(self.path):
                 handle.truncate(0)
                 handle.write(f"process {os.getpid()} on {socket.gethostname()}")
