@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from spaced import SPACED, sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 from tunesmith.data import encode
 from tunesmith.data.encode import ENDING_WORDS, Encoder
@@ -117,40 +117,6 @@ ZEPHYR = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 MARKED = "<s>" + ZEPHYR
-SPACED = {
-    "first": (pre_tokenizers.Metaspace(prepend_scheme="first", split=False), None),
-    "always": (pre_tokenizers.Metaspace(prepend_scheme="always", split=False), None),
-    "legacy": (None, normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])),
-}
-"""How tokenizers that come from SentencePiece put a space before a text."""
-
-
-def sentencepiece(kind: str, template: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of single letters and a few words of that kind."""
-    pre, normal = SPACED[kind]
-    words = [
-        "<unk>",
-        "<s>",
-        "</s>",
-        *dict.fromkeys("▁\n<|>/abcdefghijklmnopqrstuvwxyzYN?!0123456789 "),
-        "▁y",
-        "▁Y",
-        "Ye",
-        "▁Ye",
-        "es",
-        "hi",
-        "▁hi",
-    ]
-    merges = [("▁", "y"), ("▁", "Y"), ("Y", "e"), ("▁", "Ye"), ("e", "s"), ("h", "i"), ("▁", "hi")]
-    backend = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, merges, unk_token="<unk>"))
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    if pre is not None:
-        backend.pre_tokenizer = pre
-    if normal is not None:
-        backend.normalizer = normal
-    found = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    found.chat_template = template
-    return found
 
 
 @pytest.mark.parametrize("template", [ZEPHYR, MARKED], ids=["begins with text", "begins with a token"])

@@ -4,11 +4,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from spaced import SPACED, sentencepiece
 
 from tunesmith.data.render import Renderer
 from tunesmith.models.attention import plain
 from tunesmith.models.generate import BATCH, generate, stream
-from tunesmith.models.sampling import Completion, Sampling, Writer
+from tunesmith.models.sampling import Completion, Sampling, Text, Writer
 
 ARCHITECTURES = {
     "llama": {},
@@ -54,6 +55,49 @@ def writer(smollm_tokenizer):
         return pieces, found
 
     return feed
+
+
+@given(tokens=st.lists(st.integers(0, 49151), max_size=40), tail=st.text(max_size=20))
+@example(tokens=[], tail="a \ufffd \U0001f469\u200d\U0001f692, \u0928\u092e")
+@example(tokens=[0, 1, 2, 0], tail="special ones between")
+@settings(max_examples=200)
+def test_text_that_grows_token_by_token_is_that_of_all_tokens(smollm_tokenizer, tokens, tail):
+    """Bytes that are no character among them."""
+    renderer = Renderer(smollm_tokenizer)
+    tokens, text = [*tokens, *smollm_tokenizer.encode(tail)], Text(renderer)
+    for count, token in enumerate(tokens, 1):
+        assert text.add(token) == renderer.decode(tokens[:count])
+
+
+@pytest.mark.parametrize("kind", SPACED)
+def test_text_that_grows_keeps_the_spaces_of_sentencepiece(kind):
+    """Which take one away from a text's beginning."""
+    tokenizer = sentencepiece(kind, "")
+    renderer, text = Renderer(tokenizer), Text(Renderer(tokenizer))
+    tokens = [
+        tokenizer.bos_token_id,
+        *tokenizer.encode("yes  hi\n hi"),
+        tokenizer.eos_token_id,
+        *tokenizer.encode(" yes"),
+    ]
+    for count, token in enumerate(tokens, 1):
+        assert text.add(token) == renderer.decode(tokens[:count])
+
+
+def test_the_text_of_a_long_answer_costs_no_more_a_token(smollm_tokenizer):
+    """Counted, not timed: tokens that are decoded for the last of a thousand."""
+    renderer, decoded = Renderer(smollm_tokenizer), []
+
+    class Counting:
+        def decode(self, tokens):
+            decoded.append(len(tokens))
+            return renderer.decode(tokens)
+
+    text = Text(Counting())
+    for token in smollm_tokenizer.encode("The quick brown fox jumps over a dog. " * 100):
+        text.add(token)
+    assert len(decoded) > 1500
+    assert max(decoded) <= 4
 
 
 def collect(pieces, count):

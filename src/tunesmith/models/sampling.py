@@ -74,13 +74,35 @@ class Completion:
         self.finish = piece.finish or ""
 
 
+class Text:
+    """Tokens that come one by one, as text; what a token costs does not grow with how many there were."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+        self.tokens: list[int] = []
+        self.sure, self._since, self._until = "", 0, 0
+
+    def add(self, token: int) -> str:
+        """The text of all tokens so far, which is what decoding them at once gives.
+
+        Only those behind the last whole character are decoded, beside the few before them, on which it may depend how they begin.
+        """
+        self.tokens.append(token)
+        before = self.renderer.decode(self.tokens[self._since : self._until])
+        new = self.renderer.decode(self.tokens[self._since :])[len(before) :]
+        text = self.sure + new
+        if new and not new.endswith(BROKEN):
+            self.sure, self._since, self._until = text, self._until, len(self.tokens)
+        return text
+
+
 class Writer:
     """Chooses the tokens of one prompt and turns them into text."""
 
     def __init__(self, index: int, sampling: Sampling, renderer: Renderer) -> None:
         self.index, self.sampling, self.renderer = index, sampling, renderer
-        self.tokens: list[int] = []
-        self.shown = 0
+        self.told = Text(renderer)
+        self.text, self.shown = "", 0
         self.generator = torch.Generator()
         if sampling.seed is not None:
             self.generator.manual_seed(sampling.seed)
@@ -96,11 +118,11 @@ class Writer:
             logprob, top = self._measure(logits_V, token)
         if token in self.renderer.ends:
             return Piece(self.index, token, self._rest(), logprob, top, "stop")
-        self.tokens.append(token)
+        self.text = self.told.add(token)
         text, stopped = self._advance()
         if stopped:
             return Piece(self.index, token, text, logprob, top, "stop")
-        if len(self.tokens) >= self.sampling.max_tokens:
+        if len(self.told.tokens) >= self.sampling.max_tokens:
             return Piece(self.index, token, text + self._rest(), logprob, top, "length")
         return Piece(self.index, token, text, logprob, top, None)
 
@@ -127,7 +149,7 @@ class Writer:
 
     def _advance(self) -> tuple[str, bool]:
         """Text newly safe to show, and whether a stop string ended the answer."""
-        text = self.renderer.decode(self.tokens)
+        text = self.text
         found = [place for place in (text.find(stop) for stop in self.sampling.stop) if place >= 0]
         if found:
             new = text[self.shown : max(self.shown, min(found))]
@@ -140,9 +162,8 @@ class Writer:
 
     def _rest(self) -> str:
         """What was held back, now that nothing follows."""
-        text = self.renderer.decode(self.tokens)
-        new = text[self.shown :]
-        self.shown = len(text)
+        new = self.text[self.shown :]
+        self.shown = len(self.text)
         return new
 
 
