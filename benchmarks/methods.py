@@ -33,6 +33,8 @@ PAIRS = "pairs"
 """What is counted of a reward model, in the place of attributes."""
 STEPS = 5
 """Of a training whose cost is measured; the first warms up."""
+PAIRED = (("hybrid", "sgd"), ("hybrid", "prompt-sgd"), ("prompt-hybrid", "prompt-sgd"), ("prompt-hybrid", "sgd"))
+"""Recipes that are compared with another than the base."""
 TURNS = 3
 """Recipes whose cost is measured between two measurements of the base."""
 
@@ -54,7 +56,8 @@ def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
     pipeline = open_run(RECIPES / f"{name}.yaml", folder, (f"seed={seed}",))
     recipe, tuned = pipeline.recipe, pipeline.locked("finetune")
     pruned = pipeline.locked("prune") if recipe.prune.method else None
-    metrics = json.loads((tuned.path / "manifest.json").read_text())["metrics"]
+    metrics = tuned.metrics if pruned is None else pruned.metrics["recovery"] or tuned.metrics
+    peaks = [each["peak_memory_mb"] for each in (tuned.metrics, metrics)]
     loaded = load(recipe.model, served(recipe.precision))
     general = [Renderer(loaded.tokenizer).row(example) for example in general_examples("bundled")]
     before = likelihoods(loaded, general)
@@ -79,7 +82,7 @@ def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
         "steps": metrics["steps"],
         "loss": metrics["best_value"],
         "tokens_per_second": metrics["tokens_per_second"],
-        "peak_memory_mb": metrics["peak_memory_mb"],
+        "peak_memory_mb": max(peaks),
         **measured,
         "forgetting": [[was.loss, now.loss, now.tokens] for was, now in zip(before, after, strict=True)],
     }
@@ -152,15 +155,18 @@ def held_out(folder: Path) -> tuple[str, ...]:
 
 
 def cost(name: str, folder: Path) -> dict[str, Any]:
-    """The median step of a few, in this process."""
+    """Seconds a step and tokens a second of a few steps, in this process; the first warms up, or the first answers and all that is learnt from them."""
     from tunesmith.stages.pipeline import open_run
 
     most = (f"finetune.epochs={STEPS / 12}", "prepare.validation_fraction=0", "finetune.schedule.warmup=0")
     pipeline = open_run(RECIPES / f"{name}.yaml", folder, most)
     tuned = pipeline.locked("finetune")
-    steps = pipeline.run.events.tagged(artifact=tuned.path.name).read("step")
-    taken = [(step["seconds"], step["tokens"]) for step in steps][1:]
-    return {"seconds": statistics.median(s for s, _ in taken), "rate": statistics.median(t / s for s, t in taken)}
+    rollouts = pipeline.recipe.finetune.rollouts
+    steps = list(pipeline.run.events.tagged(artifact=tuned.path.name).read("step"))[
+        rollouts.updates if rollouts else 1 :
+    ]
+    seconds, tokens = (sum(step[name] for step in steps) for name in ("seconds", "tokens"))
+    return {"seconds": seconds / len(steps), "rate": tokens / seconds}
 
 
 def costs(names: list[str]) -> None:
@@ -213,29 +219,56 @@ def title(name: str) -> str:
     return (RECIPES / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ").split(": ")[0]
 
 
+def spreads(results: dict[str, dict[str, Any]]) -> tuple[Any, Any]:
+    """How far seeds lie apart, of recipes and of differences between two."""
+    from tunesmith.grading.statistics import between, spread
+
+    measured = [each["runs"] for each in results.values() if not each["runs"][0].get("measure")]
+    asked = [run["seed"] for run in results[BASE]["runs"]]
+    alone = spread([one.point for one in figures(runs)] for runs in measured)
+    return alone, between(np.array([points for runs in measured if (points := of_seeds(runs, asked))]))
+
+
+def difference(runs: list[dict[str, Any]], others: list[dict[str, Any]], paired: Any) -> str:
+    """By how much one recipe is better than another on the same rows and seeds, with its 95 % interval."""
+    from tunesmith.grading.statistics import over_seeds
+
+    mine, theirs = beside(runs, others)
+    if not mine:
+        return ""
+    apart = over_seeds(mine, theirs, apart=paired)
+    return f"{apart.value:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]"
+
+
+def pairs(results: dict[str, dict[str, Any]]) -> str:
+    """A line for each two recipes that differ in one more thing than from the base."""
+    _, paired = spreads(results)
+    lines = ["| recipe | against | score |", "|---|---|--:|"]
+    for name, other in PAIRED:
+        lines.append(f"| `{name}` | `{other}` | {difference(results[name]['runs'], results[other]['runs'], paired)} |")
+    return "\n".join(lines)
+
+
 def table(results: dict[str, dict[str, Any]]) -> str:
     """A line for each recipe, the base first; scores, and differences to it on the same rows and seeds, with 95 % intervals."""
-    from tunesmith.grading.statistics import between, over_seeds, spread
+    from tunesmith.grading.statistics import over_seeds
+    from tunesmith.stages.recipe import read_recipe
 
     heads = ("method", "learns", "tokens/s", "memory", "loss", "score", "against LoRA", "general perplexity")
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
-    base, measured = results[BASE], [each["runs"] for each in results.values() if not each["runs"][0].get("measure")]
-    alone = spread([one.point for one in figures(runs)] for runs in measured)
-    asked = [run["seed"] for run in base["runs"]]
-    paired = between(np.array([points for runs in measured if (points := of_seeds(runs, asked))]))
+    alone, paired = spreads(results)
     for name in (BASE, *sorted(results.keys() - {BASE}, key=lambda name: title(name).lower())):
         found, runs = results[name], results[name]["runs"]
         middle = {key: statistics.median(run[key] for run in runs) for key in ("trainable", "peak_memory_mb", "loss")}
         measure = runs[0].get("measure")
         scored = over_seeds(figures(runs), apart=None if measure else alone)
-        mine, other = beside(runs, base["runs"])
-        apart = over_seeds(mine, other, apart=paired) if mine and name != BASE and not measure else None
-        against = f"{apart.value:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]" if apart else ""
+        against = "" if measure or name == BASE else difference(runs, results[BASE]["runs"], paired)
+        reward = "reward " if read_recipe(RECIPES / f"{name}.yaml").finetune.rollouts else ""
         cost = found.get("cost")
         speed = "1" if name == BASE else f"{cost['method']['rate'] / cost['lora']['rate']:.2f}" if cost else ""
         cells = (
             f"{title(name)} (`{name}`)",
-            f"{middle['trainable']:,.0f}", speed, f"{middle['peak_memory_mb']:,.0f} MB", f"{middle['loss']:.3f}",
+            f"{middle['trainable']:,.0f}", speed, f"{middle['peak_memory_mb']:,.0f} MB", f"{reward}{middle['loss']:.3f}",
             f"{scored.value:.1f} [{scored.low:.1f}, {scored.high:.1f}]{f' of {measure}' if measure else ''}", against,
             "" if measure else f"{forgotten(runs):+.1f} %",
         )  # fmt: skip

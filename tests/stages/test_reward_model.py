@@ -72,7 +72,7 @@ def methods(request):
 def test_the_table_of_methods_counts_pairs_that_are_ordered_rightly(
     methods, trained, preferences, tmp_path, monkeypatch
 ):
-    (preferences.parent / "base.yaml").write_text("# LoRA: the base\n")
+    (preferences.parent / "base.yaml").write_text(f"# LoRA: the base\nextends: {preferences.name}\n")
     monkeypatch.setattr(methods, "RECIPES", preferences.parent)
     run = methods.one("reward", 0, tmp_path / "run")
     block = read_json(Run(trained).artifact("evaluate") / "results.json")["task"]["graders"]["pairwise"]
