@@ -174,7 +174,12 @@ def costs(names: list[str]) -> None:
     names = [name for name in names if name != BASE]
     before = apart(BASE, "--cost")
     for place in range(0, len(names), TURNS):
-        found = {name: apart(name, "--cost") for name in names[place : place + TURNS]}
+        found = {}
+        for name in names[place : place + TURNS]:
+            try:
+                found[name] = apart(name, "--cost")
+            except SystemExit as error:  # the others' cost is worth knowing all the same
+                print(error, file=sys.stderr)
         after = apart(BASE, "--cost")
         lora = {key: (before[key] + after[key]) / 2 for key in after}
         for name, method in found.items():

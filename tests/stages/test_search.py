@@ -264,6 +264,10 @@ def test_what_kills_its_process_is_not_taken_up_for_ever(recipe, tmp_path, monke
     assert trial.deaths() == (19, 0)
     trial.run.events.write("step", step=3)
     assert trial.deaths() == (1, 0)  # those before it got on
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_stage, "boot", lambda: "of another machine")
+        patch.setattr(trial_stage, "killed_for_memory", lambda: 10**6)
+        assert trial.deaths() == (1, 0)  # only the machine on which it died could tell
     trial.run.events.write("interrupted")
     assert trial.deaths() == (0, 0)
 

@@ -83,7 +83,7 @@ class Text:
         self.sure, self._since, self._until = "", 0, 0
 
     def add(self, token: int) -> str:
-        """The text of all tokens so far, which is what decoding them at once gives.
+        """The text of all tokens so far, as decoding them at once gives it; but a character that was whole stays, also where bytes follow that are none.
 
         Only those behind the last whole character are decoded, beside the few before them, on which it may depend how they begin.
         """

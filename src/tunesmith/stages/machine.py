@@ -66,6 +66,11 @@ def killed_for_memory(told: Path = Path("/proc/vmstat")) -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
+def boot(told: Path = Path("/proc/sys/kernel/random/boot_id")) -> str | None:
+    """Tells machines, and their starts, apart; None where the system does not say."""
+    return told.read_text().strip() if told.is_file() else None
+
+
 def resident_memory() -> int:
     """Bytes that this process holds of the memory that `available_memory` speaks of, once it has given back what it can."""
     gc.collect()

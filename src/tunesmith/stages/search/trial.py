@@ -16,7 +16,7 @@ from tunesmith.models.load import Precision
 from tunesmith.training.batches import Dataset
 
 from ..finetune import Finetune, begin, conclude
-from ..machine import available_memory, killed_for_memory
+from ..machine import available_memory, boot, killed_for_memory
 from ..tuning import figures
 
 FACTS, REFUSED, PLANNED = "trial.json", "refused.json", "plan.json"
@@ -74,19 +74,19 @@ class Trial:
 
     def taken_up(self) -> None:
         """Note that its training begins, or goes on."""
-        self.run.events.write("taken_up", killed_for_memory=killed_for_memory())
+        self.run.events.write("taken_up", **_taken_up())
 
     def deaths(self) -> tuple[int, int]:
         """How often in a row its process ended without a word and got no further than before: in all, and while processes were killed for memory.
 
-        Where the system does not say whether any was, all are counted as that.
+        Where the system does not say whether any was, all are counted as that; on another machine, none, since only the first could tell.
         """
         died, best, before = list[bool](), 0, None
-        for event in [*self.run.events.read(), {"event": "taken_up", "killed_for_memory": killed_for_memory()}]:
+        for event in [*self.run.events.read(), {"event": "taken_up", **_taken_up()}]:
             if event["event"] == "taken_up":
                 if before is not None:
                     was, now = before["killed_for_memory"], event["killed_for_memory"]
-                    died.append(was is None or now is None or now > was)
+                    died.append(before.get("boot") == event.get("boot") and (was is None or now is None or now > was))
                 before = event
             elif event["event"] == "step" and event["step"] > best:
                 died, best = [], event["step"]
@@ -117,6 +117,11 @@ class Trial:
         """What it was worth there."""
         found = self.metrics(until)
         return None if found is None else float(found["value"])
+
+
+def _taken_up() -> dict[str, Any]:
+    """Which machine this is, and how many processes it has killed for memory so far."""
+    return {"boot": boot(), "killed_for_memory": killed_for_memory()}
 
 
 def stage_of(until: float) -> Stage:

@@ -40,7 +40,10 @@ def work_together(study: Study, workers: int) -> None:
                 process.terminate()
         for process in started:
             process.wait()
-    look_back(study, [str(code) for code in codes if code])
+    failed = [str(code) for code in codes if code]
+    for code in failed:
+        study.events.write("worker_lost", reason=f"a worker ended with {code}")
+    look_back(study, failed)
 
 
 def lay_out(study: Study) -> None:
@@ -59,20 +62,15 @@ def begin(folder: Path, share: int, cores: int) -> subprocess.Popen[bytes]:
 
 
 def look_back(study: Study, failed: Sequence[str]) -> None:
-    """Note what workers that failed ended with, of which nothing came that others did not take over.
+    """See that others took over what workers left that failed.
 
     Raises:
         MachineError: something is left to do.
     """
-    if failed:
-        died = (
-            f"a worker ended with {failed[0]}"
-            if len(failed) == 1
-            else f"{len(failed)} workers ended with {', '.join(failed)}"
-        )
-        if study.left():
-            raise MachineError(f"search: {died}, and trials are left; run the same command again to go on from here")
-        study.events.write("worker_lost", reason=died)
+    if failed and study.left():
+        first = f"a worker ended with {failed[0]}"
+        died = first if len(failed) == 1 else f"{len(failed)} workers ended with {', '.join(failed)}"
+        raise MachineError(f"search: {died}, and trials are left; run the same command again to go on from here")
 
 
 def main() -> None:
