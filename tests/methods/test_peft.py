@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
+from tunesmith.base import ModelError
 from tunesmith.data.batch import Batch
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.dora import DoRA
@@ -13,6 +14,7 @@ from tunesmith.methods.adapters.ia3 import IA3
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.adapters.prefix import Prefix
 from tunesmith.methods.adapters.prompt import Prompt
+from tunesmith.methods.merging.peft_file import rank_of
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.models.attention import plain
 from tunesmith.models.forward import generic_logps, padded_logps, token_logps
@@ -121,8 +123,42 @@ def test_gradients_are_peft_s(fresh, pair, random_rows, tmp_path):
         assert (parameter.grad - gradient.view_as(parameter)).norm() <= 1e-5 * gradient.norm(), name
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"alpha_pattern": {"q_proj": 60}}, "alpha_pattern is"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+    ],
+)
+def test_what_peft_would_compute_otherwise_is_refused(build, tmp_path, settings, said):
+    """Not read as an ordinary adapter, whose answers would be others."""
+    fresh = lambda: build("llama", seed=3, vocab_size=VOCABULARY)  # noqa: E731
+    torch.manual_seed(0)
+    theirs = get_peft_model(
+        fresh().model, LoraConfig(**{"r": 4, "lora_alpha": 6, "init_lora_weights": False, **COMMON, **settings})
+    )
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=said):
+        LoRA(rank=4, alpha=6).restore(fresh(), tmp_path)
+    assert rank_of(tmp_path) is None
+
+
 class TestPrincipalStart:
     adapter = LoRA(rank=4, alpha=6, start="principal")
+
+    def test_it_is_the_start_of_peft(self, build):
+        """Scaled product and what is left of the weight; the factors' signs are nobody's."""
+        ours, theirs = (build("llama", seed=3, vocab_size=VOCABULARY) for _ in range(2))
+        self.adapter.attach(ours, 0)
+        get_peft_model(theirs.model, LoraConfig(r=4, lora_alpha=6, init_lora_weights="pissa", **COMMON))
+        layers = {path: layer for path, layer in theirs.model.named_modules() if hasattr(layer, "get_delta_weight")}
+        assert layers
+        for path, layer in layers.items():
+            mine, part = ours.model.get_submodule(path), layer.get_delta_weight("default")
+            found = (mine.scale * mine.lora_B @ mine.lora_A).detach()
+            assert (found - part).norm() <= 1e-3 * part.norm(), path
 
     def test_corrections_begin_with_the_largest_singular_values_and_change_nothing(self, build):
         loaded = build("llama", seed=3, vocab_size=VOCABULARY)
@@ -246,6 +282,19 @@ class TestStarts:
         with torch.no_grad(), plain(loaded.model):
             before = torch.tensor([loaded.prefix]).expand(len(IDS), -1)
             found = loaded.model(input_ids=torch.cat([before, IDS], 1), use_cache=False).logits[:, 3:]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    def test_a_prompt_that_peft_wrote_is_read(self, fresh, tmp_path):
+        torch.manual_seed(0)
+        theirs = get_peft_model(fresh().model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+        theirs.save_pretrained(tmp_path)
+        loaded = fresh()
+        Prompt(tokens=5).restore(loaded, tmp_path)
+        with torch.no_grad(), plain(theirs.base_model):
+            expected = theirs(input_ids=IDS, use_cache=False).logits[:, 5:]
+        with torch.no_grad(), plain(loaded.model):
+            before = torch.tensor([loaded.prefix]).expand(len(IDS), -1)
+            found = loaded.model(input_ids=torch.cat([before, IDS], 1), use_cache=False).logits[:, 5:]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
     def test_a_prefix_that_peft_wrote_is_read(self, fresh, random_rows, tmp_path):

@@ -22,6 +22,10 @@ PREFIX = "base_model.model."
 """What peft puts before every name."""
 
 
+MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Starts of peft's that change the base, again whenever such a configuration is loaded."""
+
+
 class Injected(Adapter):
     """Modules around linear layers, each with `enabled`, which turns it off, and `merged()`, which makes it a plain layer again."""
 
@@ -30,6 +34,9 @@ class Injected(Adapter):
     """What takes the place of a linear layer."""
     TELLING: ClassVar[tuple[str, ...]] = ()
     """Fields of peft's configuration without which the tensors would fit, and the answers be others."""
+
+    SILENT: ClassVar[tuple[str, ...]] = ()
+    """Fields of peft's configuration that say more than an adapter of this kind can be."""
 
     @abstractmethod
     def tensors(self, layer: Any) -> Mapping[str, Tensor]:
@@ -97,6 +104,11 @@ class Injected(Adapter):
                     f"{folder}: its {name} is {found[name]}, this adapter's is {wanted[name]}; check adapter.kind and adapter.alpha"
                 )
 
+        if odd := next((name for name in self.SILENT if found.get(name)), None):
+            raise ModelError(f"{folder}: its {odd} is {found[odd]}, which adapter {self.kind} cannot be")
+        if changed := changes_base(found):
+            raise ModelError(changed.format(folder))
+
     def merge(self, loaded: Loaded) -> None:
         """Fold every module into its layer."""
         for parent, name, layer in children(loaded.model, self.LAYER):
@@ -117,6 +129,17 @@ class Injected(Adapter):
     def layers(self, model: nn.Module) -> dict[str, Any]:
         """Every module of this adapter, by its path."""
         return {path: layer for path, layer in model.named_modules() if isinstance(layer, self.LAYER)}
+
+
+def changes_base(config: Mapping[str, Any]) -> str:
+    """Why an adapter of peft's cannot be put on the base as it is; empty if it can. What the text is about stands for {}."""
+    start = config.get("init_lora_weights")
+    if not (isinstance(start, str) and start.startswith(MOVING)):
+        return ""
+    return (
+        f"{{}}: its init_lora_weights is {start!r}: it was learnt beside a base of which its start was subtracted; "
+        "save it anew by peft's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+    )
 
 
 def linear_layers(model: Any, names: tuple[str, ...] | None, field: str) -> list[tuple[nn.Module, str, nn.Linear]]:

@@ -23,6 +23,7 @@ class LoRA(Injected):
     kind: Literal["lora"] = "lora"
     LAYER: ClassVar[type[LoRALinear]] = LoRALinear
     TELLING: ClassVar[tuple[str, ...]] = ("lora_alpha", "use_rslora", "use_dora")
+    SILENT: ClassVar[tuple[str, ...]] = ("alpha_pattern", "rank_pattern", "alora_invocation_tokens", "use_qalora")
     rank: int = Field(16, gt=0)
     """Width of the correction; more rank learns more and costs more."""
     alpha: float = Field(32.0, gt=0)

@@ -91,7 +91,7 @@ class Prompt(Adapter):
             width = int((file.metadata() or {}).get("hidden_size", config.hidden_size))  # peft does not say it
         if (about.get("num_layers", config.num_hidden_layers), width) != (config.num_hidden_layers, config.hidden_size):
             raise ModelError(
-                f"{folder}: learnt on a model of {about['num_layers']} layers of width {width}, {loaded.name} has "
+                f"{folder}: learnt on a model of {about.get('num_layers', '?')} layers of width {width}, {loaded.name} has "
                 f"{config.num_hidden_layers} of {config.hidden_size}; check model"
             )
         self.attach(loaded, 0)

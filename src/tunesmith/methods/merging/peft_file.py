@@ -11,13 +11,21 @@ from tunesmith.base import ModelError
 from tunesmith.base.files import read_json
 from tunesmith.models.learnt import read_learnt
 
-from ..adapters.injected import PREFIX
+from ..adapters.injected import PREFIX, changes_base
 from ..adapters.lora import LoRA
 from ..optimizers.hybrid import FILE as MOVES
 from .base import Correction
 
 KINDS = ("lora_A.weight", "lora_B.weight")
-OTHERWISE = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out")
+OTHERWISE = (
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "alora_invocation_tokens",
+    "use_qalora",
+)
 """Fields of a configuration with which an adapter is more than one correction of one scale to each weight."""
 
 
@@ -26,7 +34,9 @@ def rank_of(folder: Path) -> int | None:
     if not (folder / "adapter_config.json").exists() or (folder / MOVES).exists():
         return None
     config = _config(folder)
-    plain = config["peft_type"] == "LORA" and not any(config.get(name) for name in OTHERWISE)
+    plain = (
+        config["peft_type"] == "LORA" and not any(config.get(name) for name in OTHERWISE) and not changes_base(config)
+    )
     return int(config["r"]) if plain and config.get("bias", "none") == "none" else None
 
 
