@@ -6,6 +6,7 @@ python benchmarks/exactness.py [--steps 100] [--out benchmarks/results/exactness
 import argparse
 import datetime
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def traces(half: list[float], single: list[float]) -> dict[str, Any]:
     return {
         "steps": len(half),
         "mean_difference": abs(sum(half) - sum(single)) / sum(single),
-        "median_difference": sorted(apart)[len(apart) // 2],
+        "median_difference": statistics.median(apart),
         "largest_difference": max(apart),
     }
 

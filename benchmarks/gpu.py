@@ -1,4 +1,4 @@
-"""Trains and generates on whatever device there is and checks both against float32 on the CPU; prints JSON, `--out` keeps it.
+"""Trains and generates on whatever device there is and checks both against float32 on the CPU; prints JSON, and keeps it where there is a GPU or `--out` says so.
 
     python benchmarks/gpu.py [--model smollm2-135m] [--steps 20] [--rows 64] [--out benchmarks/results/gpu.json]
     python benchmarks/gpu.py --peer .venv-trl/bin/python [--rounds 2] [--out benchmarks/results/gpu_training.json]
@@ -43,6 +43,7 @@ from tunesmith.models.load import Loaded, load, locate, parameters
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train
 
+RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).parents[1] / "examples" / "debtags" / "train.jsonl.gz"
 
 
@@ -70,6 +71,8 @@ def main() -> None:
         measured |= {"against": against(given.peer, given.model, given.rounds)}
     text = json.dumps({**about, **measured}, indent=2)
     print(text)
+    if given.out is None and torch.cuda.is_available():
+        given.out = RESULTS / ("qlora.json" if given.qlora else "gpu_training.json" if given.peer else "gpu.json")
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(text + "\n")

@@ -71,14 +71,14 @@ def against(result: dict[str, Any]) -> str:
             faster, memory = figures["tunesmith_is_faster"], figures["tunesmith_memory"]
             lines.append(f"| {TITLES[name]} | {contender} | {faster:.1f} | {memory:.2f} |")
     last = list(works.values())[-1]
-    limit = max(one["bf16_product_limit"] for work in works.values() for one in work["rounds"]) / 1e9
+    limits = [one["bf16_product_limit"] / 1e9 for work in works.values() for one in work["rounds"]]
     peer = ", ".join(f"{name} {number}" for name, number in last["peer"].items())
     rounds = ", ".join(f"{name} {len(work['rounds'])}" for name, work in works.items())
     return "\n".join(
         [
             *lines,
             "",
-            f"Measured on {measured(last)}; bf16 products reach {limit:.0f} GFLOP/s there. The other side: {peer}. Rounds: {rounds}.",
+            f"Measured on {measured(last)}; bf16 products reached {min(limits):.0f} to {max(limits):.0f} GFLOP/s there, by round. The other side: {peer}. Rounds: {rounds}.",
         ]
     )
 

@@ -106,6 +106,11 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         found[name]["tunesmith_is_faster"] = statistics.median(
             ours["tokens_per_second"] / theirs["tokens_per_second"] for ours, theirs in pairs
         )
+        if "operations_per_second" in found[name]:
+            found[name]["share_of_limit"] = statistics.median(
+                theirs["operations_per_second"] / one["bf16_product_limit"]
+                for (_, theirs), one in zip(pairs, rounds, strict=True)
+            )
         found[name]["tunesmith_memory"] = statistics.median(
             ours["peak_rss_mb"] / theirs["peak_rss_mb"] for ours, theirs in pairs
         )

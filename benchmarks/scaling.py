@@ -22,7 +22,7 @@ from rounds import RESULTS, product_limit
 
 from tunesmith.base.artifact import environment
 from tunesmith.data.example import Row, Sequence
-from tunesmith.kernels.memory import Peak
+from tunesmith.kernels.memory import Peak, keep_steady
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.objectives.sft import SFT
@@ -64,6 +64,7 @@ def shaped() -> Loaded:
 
 def one(model: str, length: int, rank: int) -> dict[str, Any]:
     """A few steps in this process; the first does not count."""
+    keep_steady()
     limit = product_limit(1.0)
     loaded = shaped() if model == "gemma3-270m-shape" else load(model, "bf16")
     work = operations(loaded, length)

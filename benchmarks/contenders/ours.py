@@ -5,9 +5,12 @@ import time
 STARTED = time.perf_counter()
 
 import argparse  # noqa: E402  the clock starts before anything is imported
+from collections.abc import Iterable, Iterator  # noqa: E402
+from typing import Any  # noqa: E402
 
 from rows import ALPHA, BATCH, LEARNING_RATE, RANK, ROWS, SEED, messages, peak_megabytes, report  # noqa: E402
 
+from tunesmith.data.batch import Batch  # noqa: E402
 from tunesmith.data.example import Example  # noqa: E402
 from tunesmith.data.render import Renderer  # noqa: E402
 from tunesmith.kernels.memory import Peak  # noqa: E402
@@ -21,6 +24,22 @@ from tunesmith.methods.optimizers.adamw import AdamW  # noqa: E402
 from tunesmith.models.load import load  # noqa: E402
 from tunesmith.training.batches import Dataset  # noqa: E402
 from tunesmith.training.loop import train  # noqa: E402
+
+
+def large(model: Any) -> tuple[int, int]:
+    """Weights that every token passes through, and those behind the last layer's attention, the head among them, that supervised places alone do."""
+    late = ("o_proj", "gate_proj", "up_proj", "down_proj")
+    own = [
+        {name.rpartition(".")[2]: one.weight.numel() for name, one in layer.named_modules() if name.endswith("_proj")}
+        for layer in model.model.layers
+    ]
+    behind = sum(own[-1][name] for name in late)
+    return sum(map(sum, (layer.values() for layer in own))) - behind, behind + model.lm_head.weight.numel()
+
+
+def operations(weights: tuple[int, int], batch: Batch) -> float:
+    """Floating point operations of a pass's large products, forward and backward to their inputs; attention, corrections and gradients of weights are not counted."""
+    return 4.0 * (weights[0] * len(batch.forest.tokens_N) + weights[1] * len(batch.target_M))
 
 
 def main() -> None:
@@ -42,6 +61,7 @@ def main() -> None:
     parser.add_argument("--optimizer", help="another than AdamW, by its kind and with its defaults")
     given = parser.parse_args()
     loaded = load(given.model, "fp32" if given.fp32 else "int8" if given.int8 else "bf16")
+    weights = large(loaded.model)
     loaded.fuse, loaded.checkpointing = not given.generic, given.checkpointing
     renderer = Renderer(loaded.tokenizer)
     rows = [
@@ -63,10 +83,17 @@ def main() -> None:
     data = Dataset(rows, BATCH, BATCH, given.steps * BATCH / ROWS, SEED, share=not given.no_sharing)
     steps, losses = [], []
     wall, cpu, first = time.perf_counter(), time.process_time(), 0.0
-    for step in train(loaded, SFT(), data.from_step(0), optimizer, lambda _: 1.0, seed=SEED):
+    work: list[float] = []
+
+    def counted(batches: Iterable[Any]) -> Iterator[Any]:
+        for parts in batches:
+            work.append(sum(operations(weights, batch) for batch in parts))
+            yield parts
+
+    for step in train(loaded, SFT(), counted(data.from_step(0)), optimizer, lambda _: 1.0, seed=SEED):
         now, used = time.perf_counter(), time.process_time()
         first = first or now
-        steps.append({"tokens": step.tokens, "seconds": now - wall, "cpu": used - cpu})
+        steps.append({"tokens": step.tokens, "seconds": now - wall, "cpu": used - cpu, "operations": work[len(steps)]})
         losses.append(step.loss)
         wall, cpu = now, used
     training = peak.megabytes

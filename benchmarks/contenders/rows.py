@@ -50,6 +50,13 @@ def gpu_peak() -> dict[str, int]:
     return {"gpu_peak_mb": used >> 20} if used else {}
 
 
+def rate(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Operations of large products a second, where a contender counts them."""
+    if "operations" not in steps[0]:
+        return {}
+    return {"operations_per_second": sum(step["operations"] for step in steps) / sum(step["seconds"] for step in steps)}
+
+
 def report(steps: list[dict[str, float]], started: float, first: float, losses: list[float], **more: Any) -> None:
     """Print one JSON line: figures of the steps that count, each step {tokens, seconds, cpu}."""
     counted = steps[WARM:]
@@ -58,6 +65,7 @@ def report(steps: list[dict[str, float]], started: float, first: float, losses: 
         "tokens_per_cpu_second": sum(step["tokens"] for step in counted) / sum(step["cpu"] for step in counted),
         "peak_rss_mb": peak_megabytes(),
         **gpu_peak(),
+        **rate(counted),
         "seconds_to_first_step": first - started,
         "losses": losses,
         "steps": steps,

@@ -5,6 +5,8 @@ Every stage is a function here, under the same name as on the command line:
     import tunesmith
     run = tunesmith.run("recipe.yaml")                     # all stages; the folder of the run
     artifact = tunesmith.evaluate("recipe.yaml", "finetune.epochs=2")
+
+A function of yours can judge answers, and pay for them, once it is a `tunesmith.grader`.
 """
 
 from collections.abc import Callable
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from tunesmith.base import Artifact
 
 STAGES = ("prepare", "initialise", "search", "finetune", "prune", "evaluate", "deploy", "monitor", "sample")
-__all__ = ["merge", "run", *STAGES]
+__all__ = ["grader", "merge", "run", *STAGES]
 
 
 def run(given: str | Path, *assignments: str, folder: str | Path | None = None) -> Path:
@@ -43,6 +45,20 @@ def run(given: str | Path, *assignments: str, folder: str | Path | None = None) 
             report.write(pipeline.run)
     path: Path = pipeline.run.path
     return path
+
+
+def grader(function: Callable[[str, Any], float]) -> Callable[[str, Any], float]:
+    """Let recipes name a function of yours: `{kind: function, name: ITS_NAME}` is then a grader, and pays for answers where rewards name it. To be used as a decorator.
+
+    Args:
+        function: of an answer (str) and the example that it answers (`example.gold` is the gold answer); it says what the answer is worth, from 0 to 1.
+
+    Raises:
+        ConfigError: it is in no file, so that nobody could tell whether it changed.
+    """
+    from tunesmith.grading.function import grader as known
+
+    return known(function)
 
 
 def merge(*runs: str | Path, folder: str | Path, settings: tuple[str, ...] = ()) -> Path:

@@ -98,6 +98,13 @@ def test_every_setting_can_be_explained(tunesmith):
         assert (code, "Undefined" in printed) == (0, False), (path, printed, error)
 
 
+@pytest.mark.parametrize("command", ["plan", "finetune"])
+def test_a_rate_of_what_does_not_learn_is_refused_before_training(tunesmith, task, tmp_path, command):
+    given = "finetune.optimizer={kind: adamw, rates: {'*.lora_Q': 8}}"
+    refused(tunesmith(command, task(), given), "optimizer.rates", "*.lora_Q", "*.lora_A")
+    assert not list(tmp_path.glob("runs/*/finetune-*"))
+
+
 def test_a_preview_goes_where_the_run_is(tunesmith, task, tmp_path):
     assert tunesmith("data", "preview", task(), "--run", "elsewhere")[0] == 0
     assert (tmp_path / "elsewhere").is_dir()

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -89,3 +90,10 @@ def test_what_a_template_is_given_and_gives_may_be_any_text():
 def test_a_template_s_refusal_is_an_error_of_the_row(source, said):
     with pytest.raises(DataError, match=f"cannot render it: .*{said}"):
         Template(source)([{"messages": TALK}], "x")
+
+
+def test_the_process_of_a_template_has_no_keys_of_the_environment(monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "0f3a9c77d2b14e5fa6")
+    template = Template("{{ messages[0].content }}")
+    assert template([{"messages": TALK}], "x") == ["<b> & é"]
+    assert b"0f3a9c77d2b14e5fa6" not in Path(f"/proc/{template._process.pid}/environ").read_bytes()

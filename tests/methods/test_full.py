@@ -1,6 +1,8 @@
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from tunesmith.base import ModelError
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.full import Full
 from tunesmith.models.load import load
@@ -55,3 +57,15 @@ def test_in_bf16_the_weights_that_learn_are_float32(build, tmp_path):
     assert {weight.dtype for weight in served.model.parameters()} == {torch.bfloat16}
     for name, weight in loaded.model.state_dict().items():
         assert torch.equal(served.model.state_dict()[name], weight.bfloat16())
+
+
+@pytest.mark.parametrize("lost", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_a_weight_that_is_not_in_the_file_is_not_made_up(build, tmp_path, lost):
+    loaded = build("llama", seed=1, vocab_size=VOCABULARY)
+    Full().attach(loaded, 0)
+    Full().save(loaded, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors[lost]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=lost):
+        Full().restore(build("llama", seed=2, vocab_size=VOCABULARY), tmp_path)

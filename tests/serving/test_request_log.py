@@ -76,6 +76,11 @@ def test_secrets_are_redacted(secret):
     assert redact(f"Say {secret} please") == f"Say {MARK} please"
 
 
+def test_keys_of_the_environment_are_redacted(monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "0f3a9c77d2b14e5fa6")
+    assert Redactor(RequestLogging())("use 0f3a9c77d2b14e5fa6 here") == f"use {MARK} here"
+
+
 @pytest.mark.parametrize(
     "harmless",
     ["2026-11-21 10:18", "version 3.11.7-2", "192.168.0.10", "1 + 2 = 3", "pip install a==1.0", "id 12345678"],

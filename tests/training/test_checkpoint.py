@@ -142,6 +142,21 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(session, tmp_
     assert "step-00000002" in said[0]
 
 
+def test_a_newest_that_cannot_be_read_falls_back_and_does_not_outlive_what_is_written_next(session, tmp_path):
+    """A damaged one does not count among the two that are kept, nor come before those that went on from an older one."""
+    own = session()
+    own.go(0, 1)
+    for step in (1, 2):
+        own.save(tmp_path, step)
+    own.save(tmp_path, 9)
+    (tmp_path / "step-00000009" / "weights.safetensors").unlink()
+    (tmp_path / "step-00000009" / "weights.safetensors").mkdir()  # reading it is an error of the system's
+    assert checkpoint.load_newest(tmp_path, [].append).step == 2
+    own.save(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+    assert checkpoint.load_newest(tmp_path, pytest.fail).step == 3
+
+
 def test_a_half_written_one_is_not_seen(session, tmp_path):
     own = session()
     own.save(tmp_path, 1)

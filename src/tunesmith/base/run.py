@@ -202,7 +202,7 @@ class Run:
             return None
         try:
             return self.open(folder.name)
-        except ArtifactError as error:
+        except OSError as error:  # an ArtifactError, or a file that cannot be read
             self.events.write("damaged", artifact=folder.name, reason=str(error))
             return None
 

@@ -16,10 +16,12 @@ KINDS = {
     r"|x-amz-signature)=)[^\s&#\"'<>]{6,1024}",
 }
 """What is taken for a secret wherever it stands, by what it is called. Every repetition is bounded, so the time is linear in the text."""
-NAMED = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+NAMED = re.compile(r"(?:KEY|TOKEN|SECRET|PASS(?:WORD|WD|PHRASE)?|PWD|CREDENTIALS?)(?:_?\d+)?$", re.IGNORECASE)
 """What the name of an environment variable that holds a secret ends with."""
 SHORTEST = 12
 """Letters of such a value below which it may be a word; one without a digit, or that is a path, may be one too."""
+LONGEST_NAME = 20
+"""Letters of a part of a path that is not there, from which on it is taken for a key."""
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
 HINT = re.compile(
     r"sk-|[rsp]k_|hf_|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|AKIA|ASIA|AIza|npm_|pypi-|PRIVATE KEY|eyJ|:/|[?&#][-\w]{3,24}="
@@ -30,8 +32,15 @@ HINT = re.compile(
 def from_environment() -> list[str]:
     """Values of the environment variables that are called keys, tokens or passwords, the longest first."""
     found = {value.strip() for name, value in os.environ.items() if NAMED.search(name)}
-    keys = [value for value in found if len(value) >= SHORTEST and re.search(r"\d", value) and value[0] not in "/~."]
+    keys = [value for value in found if len(value) >= SHORTEST and re.search(r"\d", value) and not _is_path(value)]
     return sorted(keys, key=len, reverse=True)
+
+
+def _is_path(value: str) -> bool:
+    """Whether a value is one of a file: keys in base 64 may begin with a slash too."""
+    if value[0] not in "/~.":
+        return False
+    return os.path.exists(os.path.expanduser(value)) or all(len(part) < LONGEST_NAME for part in value.split("/"))
 
 
 def kind_of_secret(text: str, known: list[str]) -> str | None:

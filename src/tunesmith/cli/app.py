@@ -23,6 +23,24 @@ Folder = Annotated[Path | None, typer.Option("--run", help="Where the run lives;
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[path.to.field=value ...]", help="Settings to change.")]
 
 
+@app.callback()
+def before(
+    code: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE.py",
+            help="Functions of your own, for graders and rewards {kind: function, name: ...}. Give it as often as you like.",
+        ),
+    ] = None,
+) -> None:
+    """Fine-tune a language model on your task, and know that it got better."""
+    if code:
+        from tunesmith.grading.function import load_code
+
+        for path in code:
+            load_code(path)
+
+
 @app.command()
 def run(given: Given, overrides: Overrides = None, folder: Folder = None) -> int:
     """All stages, from data to a model that can be served; what is there already is not computed again."""

@@ -18,6 +18,8 @@ SECONDS = 0.5
 """Of the processor's time for one conversation; an ordinary template takes some microseconds a message."""
 MEMORY = 512 << 20
 """Bytes that it may need beyond what rendering itself does."""
+INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+"""Variables that the process gets of the environment, in which keys may stand."""
 LONGEST = 20_000_000
 """Characters that it may make of what it is asked at once."""
 
@@ -58,7 +60,8 @@ class Template:
         return texts
 
     def _start(self) -> subprocess.Popen[bytes]:
-        variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        variables = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         command = [sys.executable, "-P", str(Path(__file__).with_name("template_process.py"))]
         made = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables)
         self._process = made

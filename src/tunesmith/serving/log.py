@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import ArtifactError
-from tunesmith.base.secrets import KINDS, MARK
+from tunesmith.base.secrets import KINDS, MARK, from_environment
 
 from .settings import RequestLogging
 
@@ -82,9 +82,12 @@ class Redactor:
 
     def __init__(self, keeping: RequestLogging) -> None:
         self.limit = keeping.text_limit
+        self.known = from_environment()
         self.patterns = [re.compile(pattern) for pattern in (*keeping.redact, *REDACTED)]
 
     def __call__(self, text: str) -> str:
+        for value in self.known:
+            text = text.replace(value, MARK)
         for pattern in self.patterns:
             text = pattern.sub(MARK, text)
         return text[: self.limit]

@@ -203,6 +203,7 @@ def estimate(
     if objective.head:
         attach_head(loaded)
     learnt = trainable(loaded.model)
+    optimizer.groups(learnt)  # refuses rates of what does not learn
     own = sum(parameter.nbytes for parameter in learnt.values())
     several = data.micro_batch < min(data.batch, data.size)
     pass_ = rehearse(loaded, objective, work.largest, gradients=passes.with_gradient > 0, accumulate=several)

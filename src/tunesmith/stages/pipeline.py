@@ -119,6 +119,8 @@ class Pipeline(Stages[Recipe]):
     def _check(self, prepared: Artifact) -> None:
         """Find out before training what would stop the evaluation after it."""
         measured = self.recipe.evaluate
+        _read_by(measured.graders)
+        _read_in_training(self.recipe.finetune)
         evaluate.check(measured, prepared)
         if measured.prompted:
             learnt = self.recipe.finetune.rows

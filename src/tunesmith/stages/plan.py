@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tunesmith.base import Events, MachineError, ModelError, Output
+from tunesmith.base import ConfigError, Events, MachineError, ModelError, Output
 from tunesmith.base.spec import overridden, validate
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
@@ -50,6 +50,7 @@ def plan(recipe: Recipe, rows: Sequence[Row] | None = None) -> list[Plan]:
         rows: training rows, if they are prepared already; else they are prepared in a temporary folder.
 
     Raises:
+        ConfigError: a rate is set for something that does not learn.
         DataError: the rows cannot be used as they are.
         ModelError: the model cannot be found or built.
     """
@@ -67,7 +68,9 @@ def plans(recipe: Recipe, rows: Sequence[Row], available: int | None = None) -> 
     machine = {"speed": speed, "available": free, "resident": resident_memory()}
     yield _plan(recipe, (), rows, config, machine)
     for settings in alternatives(recipe):
-        with suppress(ModelError):  # an adapter that this architecture cannot have is no alternative
+        with suppress(
+            ModelError, ConfigError
+        ):  # an adapter that this architecture cannot have, or rates do not fit, is no alternative
             yield _plan(recipe, settings, rows, config, machine)
 
 

@@ -57,7 +57,10 @@ def save(
         save_file(state, work / "optimizer.safetensors")
         write_json(work / "state.json", {"step": step, "notes": notes})
         commit(work, folder / called(step), {"stage": "checkpoint", "metrics": {}})
-    for old in _newest_first(folder)[KEEP:]:
+    ahead = [
+        path for path in _newest_first(folder) if path.name > called(step)
+    ]  # damaged, or this step came from before it
+    for old in (*ahead, *[path for path in _newest_first(folder) if path not in ahead][KEEP:]):
         shutil.rmtree(old)
 
 
@@ -69,7 +72,7 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
             state = read_json(artifact / "state.json")
             if called(state["step"]) != path.name:
                 raise ArtifactError(f"{path}: holds step {state['step']}; delete it")
-        except ArtifactError as error:
+        except OSError as error:  # an ArtifactError, or a file that cannot be read
             warn(f"checkpoint passed over: {error}")
             continue
         return Checkpoint(path, state["step"], state["notes"])

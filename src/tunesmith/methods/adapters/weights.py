@@ -9,8 +9,9 @@ from safetensors import SafetensorError
 
 from tunesmith.base import ModelError
 from tunesmith.models.learnt import check_learnt
-from tunesmith.models.load import Loaded
+from tunesmith.models.load import Loaded, load_config
 from tunesmith.models.memory import refuse_memory
+from tunesmith.models.vetting import vet_loaded, vet_weights
 
 from .base import Adapter
 
@@ -50,10 +51,16 @@ class Weights(Adapter):
         """Read all weights, by transformers, whose files may name them otherwise; they keep the dtype the model was loaded in."""
         kind = type(loaded.model)
         try:
-            read = kind.from_pretrained(folder, dtype=loaded.model.dtype, local_files_only=True, use_safetensors=True)
+            vet_weights(folder, load_config(folder))
+            read, told = kind.from_pretrained(
+                folder, dtype=loaded.model.dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+            vet_loaded(folder, read, told)
             check_learnt(read.state_dict(), folder)
             loaded.model.load_state_dict(read.state_dict())
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except ModelError:
+            raise
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise ModelError(f"{folder}: these weights are not of {loaded.name}: {reason}") from None
         loaded.model.requires_grad_(False)

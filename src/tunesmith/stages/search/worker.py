@@ -13,6 +13,7 @@ from tunesmith.base.files import read_json, write_json
 from tunesmith.base.secrets import redacted
 from tunesmith.base.signals import interruptible
 from tunesmith.base.spec import validate
+from tunesmith.grading.function import code_files, load_code
 
 from ..machine import available_memory
 from ..recipe import Recipe
@@ -51,7 +52,7 @@ def lay_out(study: Study) -> None:
     study.folder.mkdir(parents=True, exist_ok=True)
     write_json(study.folder / JOB, {
         "recipe": study.recipe.model_dump(mode="json"), "prepared": str(study.prepared.path.resolve()), "events": str(study.events.path.resolve()),
-        "tags": study.events.tags,
+        "tags": study.events.tags, "code": [str(path) for path in code_files()],
     })  # fmt: skip
 
 
@@ -80,6 +81,8 @@ def main() -> None:
     try:
         with interruptible():
             job = read_json(folder / JOB)
+            for path in job["code"]:
+                load_code(Path(path))
             recipe, prepared = validate(Recipe, job["recipe"], str(folder / JOB)), Artifact.open(Path(job["prepared"]))
             Study(folder, recipe, prepared, Events(Path(job["events"]), **job["tags"]), budget).work()
     except Interrupted as error:

@@ -1,0 +1,113 @@
+"""A Python function of the user's own as a grader. Recipes only name it: code comes from the command line (`--code`) or a program, never from what is read."""
+
+import importlib.util
+import inspect
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from tunesmith.base import ConfigError, DataError
+from tunesmith.base.files import known_sha256
+from tunesmith.data.example import Example
+
+from .base import AnswerGrader, Score
+
+Judge = Callable[[str, Example], float]
+"""What an answer to an example is worth, from 0 to 1."""
+_known: dict[str, tuple[Judge, Path]] = {}
+
+
+def grader(function: Judge) -> Judge:
+    """Let recipes name a function: `{kind: function, name: ITS_NAME}` is then a grader, and can pay for answers as one. To be used as a decorator.
+
+    Args:
+        function: of an answer (str) and the example that it answers, whose gold answer is `example.gold`; it says what the answer is worth, from 0 to 1.
+
+    Raises:
+        ConfigError: it is in no file, so that nobody could tell whether it changed.
+    """
+    try:
+        file = inspect.getsourcefile(function)
+    except TypeError:
+        file = None
+    if file is None or not Path(file).is_file():
+        raise ConfigError(f"grader {function.__name__!r}: is in no file; put it in one")
+    _known[function.__name__] = function, Path(file).resolve()
+    return function
+
+
+def load_code(path: Path) -> None:
+    """Run a Python file, and let recipes name its functions, but those whose names begin with an underscore.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be run, or has no such function.
+    """
+    if not path.is_file():
+        raise ConfigError(f"--code {path}: no such file")
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    if found is None or found.loader is None:
+        raise ConfigError(f"--code {path}: is no Python file; give one that ends with .py")
+    module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"--code {path}: {type(error).__name__}: {error}") from error
+    own = [
+        one
+        for name, one in vars(module).items()
+        if inspect.isfunction(one) and one.__module__ == module.__name__ and name[0] != "_"
+    ]
+    if not own:
+        raise ConfigError(f"--code {path}: defines no function that a recipe could name")
+    for one in own:
+        grader(one)
+
+
+def code_files() -> list[Path]:
+    """The files of all functions that recipes may name."""
+    return sorted({file for _, file in _known.values()})
+
+
+class Function(AnswerGrader):
+    """Share that a Python function gives: `def short(answer, example): return len(answer) < 100` in a file that is given by `tunesmith --code FILE.py`. What it imports is not looked at when the file is compared with that of an earlier run."""
+
+    kind: Literal["function"] = "function"
+    name: str
+    """The function's name."""
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The file that it is in."""
+        return (self._own[1],)
+
+    @property
+    def signature(self) -> str:
+        """Its name and its file's content."""
+        return json.dumps([self.kind, self.name, known_sha256(self._own[1])])
+
+    def score(self, answer: str, example: Example) -> Score:
+        """What the function says.
+
+        Raises:
+            DataError: it fails, or says no number from 0 to 1.
+        """
+        function, file = self._own
+        try:
+            worth = float(function(answer, example))
+        except Exception as error:
+            raise DataError(
+                f"{example.origin}: {file.name}: {self.name} fails on it: {type(error).__name__}: {error}"
+            ) from error
+        if not (math.isfinite(worth) and 0 <= worth <= 1):
+            raise DataError(f"{example.origin}: {file.name}: {self.name} says {worth:g}, which is not from 0 to 1")
+        return Score(worth, 1.0, text="" if worth == 1 else f"worth {worth:g}")
+
+    @property
+    def _own(self) -> tuple[Judge, Path]:
+        if self.name not in _known:
+            raise ConfigError(
+                f"grader function: nothing says what {self.name!r} is; give its file: tunesmith --code FILE.py COMMAND ..., or use tunesmith.grader in a program"
+            )
+        return _known[self.name]
