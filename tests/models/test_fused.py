@@ -1,16 +1,20 @@
 """The fast path against the generic one: values and gradients, architecture by architecture, for every kind of weight that learns."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES
 
 from tunesmith.data.batch import Batch
-from tunesmith.kernels import native
+from tunesmith.data.example import Sequence
+from tunesmith.kernels import head, native
 from tunesmith.methods.adapters.dora import DoRA
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.models import fused
-from tunesmith.models.forward import generic_logps, token_logps
+from tunesmith.models.forward import generic_logps, padded_logps, token_logps
 
 VOCABULARY = 97
 ADAPTERS = {
@@ -56,8 +60,6 @@ def test_fused_operations_are_the_models_own(kind, adapter, compiled, build, ran
         for module in ("add_norm", "forest_attention", "gated_linear", "head", "stretch"):
             monkeypatch.setattr(f"tunesmith.kernels.{module}.native.serves", lambda tensor: False)
         decoder = fused.Decoder(loaded.model, torch.float32)
-        from tunesmith.kernels import head
-
         found = head.token_logps(
             decoder.hidden(batch.forest, batch.source_M), decoder.head, batch.target_M, decoder.softcap
         )
@@ -70,3 +72,29 @@ def test_fused_operations_are_the_models_own(kind, adapter, compiled, build, ran
     largest = max(float(gradient.norm()) for gradient in expected_gradient.values())
     for name, gradient in expected_gradient.items():
         assert (found_gradient[name] - gradient).norm() <= 2e-5 * gradient.norm() + 1e-6 * largest, name
+
+
+def alike(row):
+    """The row with a second answer that is the first but for its end."""
+    first, second = row.sequences
+    tokens = np.concatenate([first.tokens[:-2], second.tokens[-2:]])
+    return replace(row, sequences=(first, Sequence(tokens, first.learn)))
+
+
+def test_what_answers_that_begin_alike_share_is_read_once_and_counts_for_both(build, random_rows, monkeypatch):
+    loaded = build("llama", spread=0.3, vocab_size=VOCABULARY)
+    LoRA(rank=3, alpha=6.0).attach(loaded, 0)
+    perturb(loaded)
+    batch, asked = Batch.of([alike(row) for row in random_rows(3, answers=2)]), []
+    expected = padded_logps(loaded, batch)
+    wanted = gradients(loaded, expected)
+    counted = lambda hidden, *given: asked.append(len(hidden)) or token_head(hidden, *given)  # noqa: E731
+    token_head = head.token_logps
+    monkeypatch.setattr(head, "token_logps", counted)
+    found = token_logps(loaded, batch)
+    pairs = set(zip(batch.source_M.tolist(), batch.target_M.tolist(), strict=True))
+    assert asked == [len(pairs)]
+    assert len(pairs) < 0.7 * batch.supervised
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for name, gradient in gradients(loaded, found).items():
+        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -155,6 +156,8 @@ def gguf_file(kv: int, tensors: int, *parts: bytes, version: int = 3) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", version, tensors, kv) + b"".join(parts)
 
 
+ABSOLUTE = Path(tempfile.gettempdir()) / f"canary-{os.getpid()}"
+"""Where an archive with an absolute path would write."""
 LLAMA = key("general.architecture", b"llama")
 
 

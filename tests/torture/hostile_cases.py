@@ -4,6 +4,7 @@ import struct
 
 import torch
 from hostile import (
+    ABSOLUTE,
     LLAMA,
     Case,
     adapter,
@@ -121,7 +122,7 @@ CASES = [
     Case("YAML date that is none", put("recipe.yaml", "seed: 2026-99-99"), recipe),
     Case("recipe that extends itself", put("recipe.yaml", "extends: recipe.yaml"), recipe),
     Case("zip with ../", archive("zip", "../canary"), rows("rows.zip")),
-    Case("zip with an absolute path", archive("zip", "/tmp/canary"), rows("rows.zip")),
+    Case("zip with an absolute path", archive("zip", str(ABSOLUTE)), rows("rows.zip")),
     Case("tar with ../", archive("tar", "../canary"), rows("rows.jsonl.gz")),
     Case("tar with a link", archive("link", "rows.jsonl"), rows("rows.jsonl.gz")),
     Case("gzip bomb of one line", bomb("rows.jsonl.gz", bytes(1 << 24), 8), rows("rows.jsonl.gz")),

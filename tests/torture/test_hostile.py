@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hostile import Case
+from hostile import ABSOLUTE, Case
 from hostile_cases import CASES
 
 import tunesmith
@@ -27,14 +27,14 @@ def test_hostile_artifacts_are_refused(tiny_folder, tally, tmp_path, many):
         folder = tmp_path / "case"
         shutil.copytree(tiny_folder, folder / "model")
         ended, told = tried(case, folder)
-        outside = sorted(path.name for path in tmp_path.iterdir() if path != folder)
+        outside = sorted(path for path in (*tmp_path.iterdir(), ABSOLUTE) if path != folder and path.exists())
         refused = told.get("refused", False) or (case.harmless and told.get("opened", False))
         held = ended == 0 and refused and not outside and not told["elsewhere"]
-        reason = f"exit {ended}, outside {outside}, {told}"
+        reason = f"exit {ended}, outside {[path.name for path in outside]}, {told}"
         counted.verdict(case.name, held, bool(told.get("refused")), reason)
         shutil.rmtree(folder)
-        for name in outside:
-            (tmp_path / name).unlink()
+        for path in outside:
+            path.unlink()
 
 
 def tried(case: Case, folder: Path) -> tuple[int | None, dict[str, Any]]:

@@ -143,6 +143,19 @@ class Batch:
         forest, source_M, target_M = self.forest.to(device), self.source_M.to(device), self.target_M.to(device)
         return replace(self, forest=forest, source_M=source_M, target_M=target_M)
 
+    def once(self) -> tuple["Batch", Tensor | None]:
+        """The same with each token that is predicted at a node named once, and which of these each supervised token is, int64 [M]; None where all differ.
+
+        Answers that begin alike, such as a chosen and a rejected one, have the same tokens predicted at the same nodes. `sequence_M` and columns stay those of the M tokens.
+        """
+        if not self.supervised:
+            return self, None
+        tokens = int(self.target_M.max()) + 1
+        pair_P, back_M = torch.unique(self.source_M * tokens + self.target_M, return_inverse=True)
+        if len(pair_P) == self.supervised:
+            return self, None
+        return replace(self, source_M=pair_P // tokens, target_M=pair_P % tokens), back_M
+
     def at_ends(self) -> "Batch":
         """The same with one thing to be read of each sequence: what is said at its last token, where nothing follows."""
         ends = [segment.path[-1][1] - 1 for segment in self.forest.segments]

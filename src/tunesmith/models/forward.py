@@ -34,13 +34,14 @@ def token_logps(loaded: Loaded, batch: Batch, smoothing: float = 0.0) -> Tensor:
     decoder = loaded.decoder()
     if decoder is None or (smoothing and decoder.softcap is not None):
         return generic_logps(loaded, batch, smoothing)
-    batch = batch.behind(loaded.prefix).to(loaded.device)
-    hidden_MD = decoder.hidden(batch.forest, batch.source_M, recompute=loaded.checkpointing)
-    logp_M = head.token_logps(hidden_MD, decoder.head, batch.target_M, decoder.softcap)
-    if smoothing:  # the mean of all logits is the logit of the mean weight, and the normaliser is in `logp_M` already
-        apart_MD = decoder.head.float().mean(0) - decoder.head[batch.target_M].float()
-        logp_M = logp_M + smoothing * (hidden_MD.float() * apart_MD).sum(1)
-    return logp_M
+    batch, back_M = batch.behind(loaded.prefix).once()
+    batch = batch.to(loaded.device)
+    hidden_PD = decoder.hidden(batch.forest, batch.source_M, recompute=loaded.checkpointing)
+    logp_P = head.token_logps(hidden_PD, decoder.head, batch.target_M, decoder.softcap)
+    if smoothing:  # the mean of all logits is the logit of the mean weight, and the normaliser is in `logp_P` already
+        apart_PD = decoder.head.float().mean(0) - decoder.head[batch.target_M].float()
+        logp_P = logp_P + smoothing * (hidden_PD.float() * apart_PD).sum(1)
+    return logp_P if back_M is None else logp_P.index_select(0, back_M.to(loaded.device))
 
 
 def candidate_logps(loaded: Loaded, batch: Batch, token_MK: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

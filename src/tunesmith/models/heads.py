@@ -99,12 +99,15 @@ def _seen(loaded: Loaded, batch: Batch, logits: bool) -> tuple[Tensor, Tensor]:
     decoder = loaded.decoder()
     if decoder is None:
         return generic_seen(loaded, batch, logits)
-    batch = batch.behind(loaded.prefix).to(loaded.device)
-    hidden_MD = decoder.hidden(batch.forest, batch.source_M, recompute=loaded.checkpointing)
-    value_M = loaded.model.score(hidden_MD)
-    if not logits:
-        return value_M[:0], value_M
-    return vocabulary.token_logps(hidden_MD, decoder.head, batch.target_M, decoder.softcap), value_M
+    batch, back_M = batch.behind(loaded.prefix).once()
+    batch = batch.to(loaded.device)
+    hidden_PD = decoder.hidden(batch.forest, batch.source_M, recompute=loaded.checkpointing)
+    value_P = loaded.model.score(hidden_PD)
+    logp_P = vocabulary.token_logps(hidden_PD, decoder.head, batch.target_M, decoder.softcap) if logits else value_P[:0]
+    if back_M is None:
+        return logp_P, value_P
+    back_M = back_M.to(loaded.device)
+    return logp_P.index_select(0, back_M) if logits else logp_P, value_P.index_select(0, back_M)
 
 
 def generic_seen(loaded: Loaded, batch: Batch, logits: bool) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ class Layers(Weights):
 
     kind: Literal["layers"] = "layers"
     last: int = Field(2, ge=0)
-    """So many of the last decoder layers learn, and the norm behind them."""
+    """So many of the last decoder layers learn, and the norm behind them; a quarter of all came close to tuning all in Lee et al., 2019 (arXiv:1911.03090)."""
     names: tuple[str, ...] = ()
     """Parameters that learn beside these, by name, with * for any text: `*.mlp.*`, `model.layers.0.*`, `lm_head*`."""
 

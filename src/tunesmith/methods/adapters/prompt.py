@@ -30,7 +30,7 @@ class Prompt(Adapter):
     neutral: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     tokens: int = Field(20, ge=1)
-    """Length of the prompt."""
+    """Length of the prompt; beyond 20 the paper found little to gain."""
     text: str | None = None
     """What the embeddings start as, over and over until there are enough; null draws tokens of the vocabulary."""
 

@@ -82,7 +82,7 @@ class Pruned(Cut):
     """Combines what is left of each addition after pruning."""
 
     density: float = Field(0.5, gt=0, le=1)
-    """Share of the values of each addition that stay."""
+    """Share of the values of each addition that stay; half is our choice."""
 
 
 def weighted_sum(delta_K: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

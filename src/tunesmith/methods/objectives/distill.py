@@ -29,11 +29,11 @@ class Distill(Objective):
     teacher: str | None = None
     """Who teaches, named as `model` is; null is the model that training starts from."""
     top: int = Field(16, ge=1)
-    """How many of the teacher's likeliest tokens are kept for each supervised token; eight bytes of memory for each."""
+    """How many of the teacher's likeliest tokens are kept for each supervised token; eight bytes of memory for each. Our choice; what they leave out is compared as one event."""
     temperature: float = Field(1.0, gt=0)
     """What the logits of both are divided by where they are compared; above 1 what is less likely counts more."""
     weight: float = Field(0.5, ge=0, le=1)
-    """How much the teacher counts; the rest is the likelihood of the answer as it stands."""
+    """How much the teacher counts; the rest is the likelihood of the answer as it stands. Half and half is our choice."""
 
     @property
     def teaching(self) -> Teaching:

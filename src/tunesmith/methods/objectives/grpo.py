@@ -29,7 +29,7 @@ class GRPO(Objective):
     clip_low: float = Field(0.2, gt=0, lt=1)
     """A token's probability ratio to the sampling policy below 1 - clip_low teaches nothing more (0.2 in the paper)."""
     clip_high: float = Field(0.2, gt=0)
-    """A token's probability ratio to the sampling policy above 1 + clip_high teaches nothing more."""
+    """A token's probability ratio to the sampling policy above 1 + clip_high teaches nothing more (0.2 in the paper, 0.28 in DAPO)."""
     beta: float = Field(0.0, ge=0)
     """Price of the divergence from the model that training starts from, per token; 0.04 in the paper, and 0 in DAPO and Dr. GRPO."""
     scale: Literal["group", "none"] = "group"

@@ -33,7 +33,7 @@ class KTO(Objective):
     answers: ClassVar[int | None] = 1
     whole: ClassVar[bool] = True
     beta: float = Field(0.1, gt=0)
-    """How dear it is to leave the model that training starts from."""
+    """How dear it is to leave the model that training starts from; 0.1 in the paper."""
     wanted: float = Field(1.0, ge=0)
     """Weight of wanted answers (lambda_D); the paper has wanted x their number over unwanted x theirs between 1 and 4/3."""
     unwanted: float = Field(1.0, ge=0)

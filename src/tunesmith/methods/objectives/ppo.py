@@ -40,11 +40,11 @@ class PPO(Objective):
     trace: float = Field(0.95, ge=0, le=1)
     """From 0, believing values, to 1, believing what was earned (lambda of generalised advantage estimation, arXiv:1506.02438)."""
     clip: float = Field(0.2, gt=0, lt=1)
-    """A token's probability ratio to the sampling policy that is further from 1 teaches nothing more."""
+    """A token's probability ratio to the sampling policy that is further from 1 teaches nothing more; 0.2 in the paper."""
     value_clip: float = Field(0.2, gt=0)
-    """A value that moved further than this from what it was when the answer was sampled teaches nothing more."""
+    """A value that moved further than this from what it was when the answer was sampled teaches nothing more; 0.2, as the policy's, in the implementations of OpenAI and TRL."""
     value_weight: float = Field(0.1, ge=0)
-    """How much the squared error of values counts beside the policy's loss."""
+    """How much the squared error of values counts beside the policy's loss; 0.1 in TRL, where the two share few weights."""
 
     @property
     def references(self) -> bool:

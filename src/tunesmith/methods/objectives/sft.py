@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: next-token cross-entropy on the tokens of the answer."""
+"""Supervised fine-tuning (Ouyang et al., 2022, arXiv:2203.02155, step 1): next-token cross-entropy on the tokens of the answer."""
 
 from typing import ClassVar, Literal, Self
 

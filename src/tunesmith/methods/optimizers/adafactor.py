@@ -19,7 +19,7 @@ class Adafactor(Optimizer):
     decay: float = Field(-0.8, le=0)
     """Power of the step number at which the running square forgets; -0.8 in the paper."""
     threshold: float = Field(1.0, ge=1)
-    """Root mean square beyond which an update is scaled down."""
+    """Root mean square beyond which an update is scaled down (d in the paper, which has 1)."""
 
     smallest: float = Field(1e-3, gt=0)
     """Size that a matrix counts as at least (epsilon_2 in the paper); 1e-3 in the paper. One that begins at zero, such as a low-rank correction's B, moves by

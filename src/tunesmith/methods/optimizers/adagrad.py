@@ -19,7 +19,7 @@ class Adagrad(Optimizer):
     weight_decay: float = Field(0.0, ge=0)
     """Added to the gradient of a matrix, times the weight, before its sum of squares is taken."""
     epsilon: float = Field(1e-10, gt=0)
-    """Added to the root of the sum."""
+    """Added to the root of the sum; torch's default."""
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """torch's, in its fused form."""

@@ -19,9 +19,9 @@ class Adam(Optimizer):
     weight_decay: float = Field(0.0, ge=0)
     """Added to the gradient, times the weight, before its moments are taken."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running mean and of the running square of the gradient."""
+    """Decay of the running mean and of the running square of the gradient, as in the paper of Adam (arXiv:1412.6980)."""
     epsilon: float = Field(1e-8, gt=0)
-    """Added to the root of the running square."""
+    """Added to the root of the running square; the same paper's."""
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """torch's, in its fused form."""

@@ -18,9 +18,9 @@ class AdamW(Optimizer):
     learning_rate: float = Field(2e-4, gt=0)
     """Largest step size, reached after warmup; 1e-4 to 1e-3 suits LoRA, 1e-5 to 5e-5 full fine-tuning."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running mean and of the running square of the gradient."""
+    """Decay of the running mean and of the running square of the gradient, as in the paper of Adam (arXiv:1412.6980)."""
     epsilon: float = Field(1e-8, gt=0)
-    """Added to the root of the running square."""
+    """Added to the root of the running square; the same paper's."""
     offload: bool = False
     """Keep the moments in a file in the cache folder, of which memory holds one weight's at a time, as paged optimizers do; the result is the same.
     Worth it where all weights learn."""

@@ -25,7 +25,7 @@ class MeZO(Optimizer):
     epsilon: float = Field(1e-3, gt=0)
     """How far the two passes are from the weights, in each weight; 1e-3 for all weights, 1e-2 for LoRA in the paper."""
     directions: int = Field(1, ge=1)
-    """How many are tried and averaged in a step; each costs two forward passes."""
+    """How many are tried and averaged in a step; each costs two forward passes. One in the paper."""
     noise: Noise = "normal"
     """What a direction is made of: normal numbers, as in the paper, or signs (Spall, 1992), which are cheaper."""
 

@@ -19,9 +19,9 @@ class RMSprop(Optimizer):
     weight_decay: float = Field(0.0, ge=0)
     """Added to the gradient of a matrix, times the weight, before its running square is taken."""
     decay: float = Field(0.99, gt=0, lt=1)
-    """Of the running square."""
+    """Of the running square; torch's default, 0.9 in Hinton's lecture."""
     epsilon: float = Field(1e-8, gt=0)
-    """Added to its root."""
+    """Added to its root; torch's default."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Share of the step before that is taken again; 0 keeps nothing."""
 
