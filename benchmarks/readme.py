@@ -125,6 +125,8 @@ def compared(result: dict[str, Any]) -> str:
         f"{name} {len(found['runs'])}" for name, found in sorted(result.items()) if len(found["runs"]) < 3
     )
     note = f" Fewer than three seeds: {fewer}." if fewer else ""
+    unknown = sorted(f"`{path.stem}`" for path in methods.RECIPES.glob("*.yaml") if path.stem not in result)
+    note += f" Not measured yet: {', '.join(unknown)}." if unknown else ""
     beside = f"With and without a base that moves by forward passes, and prompts beside LoRA, all by SGD:\n\n{methods.pairs(result)}"
     return f"{methods.table(result)}\n\n{beside}\n\nMeasured on {measured(last)}.{note}"
 
