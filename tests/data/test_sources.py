@@ -64,6 +64,16 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
         assert values(list(open_source(str(path)))) == ROWS, path.name
 
 
+def test_rows_in_a_field_of_a_json_object_have_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    rows = '[{"a": 1}, {"a": "]}"},\n\n {"a":\n 3}]'
+    path.write_text('{"about": {"data": [1, 2], "x": "\\"}"},\n "data" :\n  ' + rows + ', "version": 2\n}\n')
+    records = list(open_source(str(path)))
+    assert [record.value["a"] for record in records] == [1, "]}", 3]
+    assert [record.origin for record in records] == [f"{path}:3", f"{path}:3:2", f"{path}:5"]
+    assert records[0].note == "rows were read from the field 'data'"
+
+
 def test_origin_is_the_line_where_the_row_begins(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('\n{"a": 1}\n\n{"a": 2}\n')
     (tmp_path / "b.json").write_text('[\n {"a":\n  1},\n\n {"a": 2}]')

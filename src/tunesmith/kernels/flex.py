@@ -1,7 +1,7 @@
 """Attention over a forest on GPUs, by torch's FlexAttention (Dong et al., 2024, arXiv:2412.05496): tiles without an ancestor are skipped.
 
 Nodes are numbered as a walk through the forest meets them. A node's descendants are then the numbers from its own to its exit, so that one
-comparison tells whether a node may be seen, whatever the branching; nothing of size queries * keys is stored.
+comparison tells whether a node may be seen, whatever the branching; nothing of size queries * keys is kept. Finding the tiles of a batch takes a byte for each pair of nodes, for a moment.
 """
 
 from collections.abc import Callable, Sequence

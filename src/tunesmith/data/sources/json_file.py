@@ -36,10 +36,10 @@ class Json(Source):
             raise DataError(
                 f"{path}: holds {kind_of(value)}, no rows; write a list of objects, or one per line in a .jsonl file"
             )
-        yield from _rows(path, value, note)
+        yield from _rows(path, text, start, value, note)
 
 
-def _items(path: Path, text: str, at: int, note: str | None) -> Iterator[Record]:
+def _items(path: Path, text: str, at: int, note: str | None, last_in_file: bool = True) -> Iterator[Record]:
     """Records of a list whose opening bracket stands before `at`."""
     line, counted, last, number = 1, 0, 0, 0
     at = _skip(text, at)
@@ -62,19 +62,17 @@ def _items(path: Path, text: str, at: int, note: str | None) -> Iterator[Record]
             at = _skip(text, at + 1)
         elif text[at : at + 1] != "]":
             break
-    if text[at : at + 1] != "]" or _skip(text, at + 1) < len(text):
+    if text[at : at + 1] != "]" or (last_in_file and _skip(text, at + 1) < len(text)):
         raise _broken(path, JSONDecodeError("the list does not end as it should", text, min(at, len(text))))
 
 
-def _rows(path: Path, value: Any, note: str | None) -> Iterator[Record]:
-    """Records of one top-level object: those of the list of objects in it, or itself."""
+def _rows(path: Path, text: str, start: int, value: dict[str, Any], note: str | None) -> Iterator[Record]:
+    """Records of one top-level object, which begins at `start`: those of the list of objects in it, or itself."""
     lists = [name for name, part in value.items() if isinstance(part, list) and part and isinstance(part[0], dict)]
     chat = ("messages", "conversations", "conversation", "chosen", "rejected", "prompt", "completion", "tools")
     if len(lists) == 1 and lists[0] not in chat:
-        for number, part in enumerate(value[lists[0]], 1):
-            yield checked(
-                f"{path}:{number}", part, f"rows were read from the field {lists[0]!r}" if number == 1 else None
-            )
+        told = f"rows were read from the field {lists[0]!r}"
+        yield from _items(path, text, _place(text, start, lists[0]) + 1, told, last_in_file=False)
         return
     columns = [
         part for part in value.values() if isinstance(part, list) and not any(isinstance(cell, dict) for cell in part)
@@ -85,6 +83,18 @@ def _rows(path: Path, value: Any, note: str | None) -> Iterator[Record]:
             yield checked(f"{path}:{number}", row, "rows were put together from columns" if number == 1 else None)
         return
     yield checked(f"{path}:1", value, note)
+
+
+def _place(text: str, start: int, field: str) -> int:
+    """Where in a text the value of a field begins, of an object that was read from `start` on."""
+    at = _skip(text, start + 1)
+    while True:
+        name, at = DECODER.raw_decode(text, at)
+        at = _skip(text, _skip(text, at) + 1)  # past the colon
+        if name == field:
+            return at
+        _, at = DECODER.raw_decode(text, at)
+        at = _skip(text, _skip(text, at) + 1)  # past the comma
 
 
 def _value(path: Path, text: str, at: int) -> tuple[Any, int]:
