@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from tunesmith.base import MachineError
 from tunesmith.data.example import Row, Sequence
 from tunesmith.methods.adapters.full import Full
-from tunesmith.stages.initialise import Initialise
+from tunesmith.stages.initialise import Initialise, describe
 from tunesmith.stages.machine import available_memory, measure_speed
 from tunesmith.stages.plan import alternatives, check_memory, duration, plan, prepared, table
 from tunesmith.stages.plan import plans as planned
@@ -198,3 +198,9 @@ def test_auto_computes_layers_again_only_where_memory_does_not_suffice(tmp_path,
 def override_field(recipe: Recipe, value: bool) -> Recipe:
     tune = recipe.finetune.model_copy(update={"activation_checkpointing": value})
     return recipe.model_copy(update={"finetune": tune})
+
+
+def test_a_model_without_fused_operations_is_said_to_be_one(build):
+    plain = build("gpt2", n_embd=16, n_head=4, n_layer=2, n_positions=128)
+    assert any("no fused form of gpt2" in note for note in describe(plain, False)["notes"])
+    assert describe(build("llama"), False)["notes"] == []

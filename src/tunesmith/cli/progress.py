@@ -56,7 +56,7 @@ class Follower:
                 self._trial(event)
             elif event["event"] == "resumed":
                 self._say(f"going on from step {event['step']}")
-            elif event["event"] in ("damaged", "worker_lost"):
+            elif event["event"] in ("damaged", "worker_lost", "note"):
                 self._say(event["reason"])
 
     def _step(self, event: dict[str, Any]) -> None:

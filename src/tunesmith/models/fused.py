@@ -197,12 +197,12 @@ def misfit(loaded: "Loaded") -> str | None:
     if not native.serves(torch.empty(0, device=loaded.device)):
         return "no compiled operations for this device"
     if isinstance(model.get_input_embeddings(), PrefixEmbedding):
-        return "keys and values that learn"
+        return "no fused form of keys and values that learn"
     if activation_of(config) not in ACTIVATIONS:
         return f"no fused form of {activation_of(config)}"
     offset = 1.0 if TRAITS[config.model_type].gemma else 0.0
     if any(bool((weight == -offset).any()) for weight in norm_weights(model) if not weight.is_meta):
-        return "a norm with a weight of zero"
+        return "no fused form of a norm with a weight of zero"
     return _odd_layer(model, TRAITS[config.model_type])
 
 
@@ -216,5 +216,5 @@ def _odd_layer(model: Any, traits: Any) -> str | None:
                 ):
                     return f"no fused form of {type(module).__name__}"
                 if isinstance(module, LoRALinear) and module.enabled and module.training and module.dropout > 0:
-                    return "dropout of an adapter's inputs"
+                    return "no fused form of dropout of an adapter's inputs"
     return None

@@ -18,6 +18,7 @@ from tunesmith.kernels import native
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.models.forward import generic_logps, padded_logps, token_logps
+from tunesmith.models.fused import misfit
 from tunesmith.models.load import Loaded, Precision, fingerprint, load, parameters
 
 SAMPLE = 6
@@ -63,6 +64,8 @@ def initialise(
         spec.adapter.save(loaded, out / "adapter")
     facts = describe(loaded, spec.adapter.adds_weights)
     write_json(out / "model.json", facts)
+    for note in facts["notes"]:
+        out.events.write("note", reason=note)
     proof.write(out / "proof.json")
     out.metrics.update({name: facts[name] for name in ("precision", "parameters", "learning", "forest")})
 
@@ -70,6 +73,8 @@ def initialise(
 def describe(loaded: Loaded, adds_weights: bool) -> dict[str, Any]:
     """What was loaded, for the manifest, the report and the model card."""
     learning = sum(parameter.numel() for parameter in trainable(loaded.model).values())
+    slow = misfit(loaded) if loaded.forest else None
+    notes = [*loaded.notes, *([f"operations: transformers' own ({slow})"] if slow else [])]
     return {
         "name": loaded.name,
         "architecture": type(loaded.model).__name__,
@@ -78,7 +83,7 @@ def describe(loaded: Loaded, adds_weights: bool) -> dict[str, Any]:
         "parameters": parameters(loaded.model) - (learning if adds_weights else 0),
         "learning": learning,
         "forest": loaded.forest,
-        "notes": loaded.notes,
+        "notes": notes,
     }
 
 
