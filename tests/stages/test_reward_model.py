@@ -60,9 +60,10 @@ def trained(preferences) -> Path:
 
 
 @pytest.fixture
-def methods(request):
+def methods(request, monkeypatch):
     """The benchmark of methods."""
     path = request.config.rootpath / "benchmarks" / "methods.py"
+    monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location("methods_benchmark", path)
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
@@ -73,7 +74,9 @@ def test_the_table_of_methods_counts_pairs_that_are_ordered_rightly(
     methods, trained, preferences, tmp_path, monkeypatch
 ):
     (preferences.parent / "base.yaml").write_text(f"# LoRA: the base\nextends: {preferences.name}\n")
-    monkeypatch.setattr(methods, "RECIPES", preferences.parent)
+    shown = importlib.import_module("methods_table")
+    for module in (methods, shown):
+        monkeypatch.setattr(module, "RECIPES", preferences.parent)
     run = methods.one("reward", 0, tmp_path / "run")
     block = read_json(Run(trained).artifact("evaluate") / "results.json")["task"]["graders"]["pairwise"]
     assert run["measure"] == "pairs"
@@ -84,7 +87,7 @@ def test_the_table_of_methods_counts_pairs_that_are_ordered_rightly(
         "hits": [1.0] * 100,
         "totals": [1.0] * 100,
     }
-    *_, line = methods.table({"base": {"runs": [base]}, "reward": {"runs": [run]}}).splitlines()
+    *_, line = shown.table({"base": {"runs": [base]}, "reward": {"runs": [run]}}).splitlines()
     *_, score, against, forgotten = (cell.strip() for cell in line.strip("|").split("|"))
     assert score.startswith(f"{100 * sum(run['hits']) / 16:.1f} [")
     assert score.endswith("] of pairs")

@@ -1,20 +1,19 @@
 """The pipeline: the eight stages in order, in one run folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tunesmith.base import Artifact, ConfigError, Run
-from tunesmith.base.artifact import MANIFEST
 from tunesmith.base.files import read_json, write_atomic
-from tunesmith.base.run import deployed, run_of
+from tunesmith.base.run import run_of
 from tunesmith.base.spec import read_yaml
-from tunesmith.grading import Grader
-from tunesmith.models.find import files_of, locate
+from tunesmith.models.find import locate
 from tunesmith.serving.log import settle
 
 from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, prompting, prune, rivals, sample
 from .fitted import fitted
+from .inputs import named, read_by, read_in_training
 from .merged import Merger, is_merged, read_merged
 from .order import Stages
 from .prepare import input_files
@@ -95,7 +94,7 @@ class Pipeline(Stages[Recipe]):
         spec, about = self.recipe.prepare.settled(), {"tokenizer_name": self.recipe.model, "seed": self.split_seed}
         if spec.select is not None:
             about["draw"] = self.recipe.seed
-        return self.run.once(prepare.STAGE, spec, inputs=(*input_files(spec), *_named(self.recipe.model)), **about)
+        return self.run.once(prepare.STAGE, spec, inputs=(*input_files(spec), *named(self.recipe.model)), **about)
 
     def initialise(self) -> Artifact:
         """The checked start.
@@ -113,14 +112,14 @@ class Pipeline(Stages[Recipe]):
             self._check(prepared)
         self._plan(prepared)
         return self.run.once(
-            initialise.STAGE, self.recipe.initialise, prepared, inputs=_named(self.recipe.model), **self.about, seed=self.recipe.seed
+            initialise.STAGE, self.recipe.initialise, prepared, inputs=named(self.recipe.model), **self.about, seed=self.recipe.seed
         )  # fmt: skip
 
     def _check(self, prepared: Artifact) -> None:
         """Find out before training what would stop the evaluation after it."""
         measured = self.recipe.evaluate
-        _read_by(measured.graders)
-        _read_in_training(self.recipe.finetune)
+        read_by(measured.graders)
+        read_in_training(self.recipe.finetune)
         evaluate.check(measured, prepared)
         if measured.prompted:
             learnt = self.recipe.finetune.rows
@@ -148,7 +147,7 @@ class Pipeline(Stages[Recipe]):
         recipe, prepared, inputs = (
             self.recipe,
             self.prepare(),
-            (*_named(self.recipe.model), *_read_in_training(self.recipe.finetune)),
+            (*named(self.recipe.model), *read_in_training(self.recipe.finetune)),
         )
         stage = search.stage_for(recipe, self.run.path, inputs, self.work)
         made = self.run.once(stage, recipe.search, prepared, inputs=inputs, recipe=search.taught(recipe))
@@ -164,14 +163,14 @@ class Pipeline(Stages[Recipe]):
         searched = self.search()
         parents, spec = (self.prepare(), self.initialise(), searched), self.recipe.finetune
         return self.run.once(
-            finetune.STAGE, spec, *parents, inputs=_read_in_training(spec), **self.about, adapter=self.adapter, seed=self.recipe.seed
+            finetune.STAGE, spec, *parents, inputs=read_in_training(spec), **self.about, adapter=self.adapter, seed=self.recipe.seed
         )  # fmt: skip
 
     def prune(self) -> Artifact:
         """What is left of it."""
         parents = (self.prepare(), self.finetune())
         spec, seed = self.recipe.prune, self.recipe.seed
-        inputs = _read_in_training(spec.recovery) if spec.recovery is not None else ()
+        inputs = read_in_training(spec.recovery) if spec.recovery is not None else ()
         return self.run.once(prune.STAGE, spec, *parents, inputs=inputs, **self.about, adapter=self.adapter, seed=seed)
 
     def _pruned(self) -> tuple[Artifact, ...]:
@@ -185,7 +184,7 @@ class Pipeline(Stages[Recipe]):
         about = {"graders": [grader.model_dump(mode="json") for grader in measured.judges], "rows": measured.rows}
         about |= {"learnt": learnt} if learnt is not None else {}
         return self.run.once(
-            prompting.STAGE, self.recipe.prompt.settled(), self.prepare(), inputs=(*_named(self.recipe.model), *_read_by(measured.graders)),
+            prompting.STAGE, self.recipe.prompt.settled(), self.prepare(), inputs=(*named(self.recipe.model), *read_by(measured.graders)),
             **self.about, **about, max_tokens=measured.max_tokens, seed=self.recipe.seed,
         )  # fmt: skip
 
@@ -196,7 +195,7 @@ class Pipeline(Stages[Recipe]):
         parents = (self.prepare(), self.initialise(), finetuned, *self._pruned(), *prompted)
         spec = self.recipe.evaluate.settled()
         return self.run.once(
-            evaluate.STAGE, spec, *parents, inputs=(*_read_by(spec.graders), *evaluate.input_files(spec)), **self.about, adapter=self.adapter,
+            evaluate.STAGE, spec, *parents, inputs=(*read_by(spec.graders), *evaluate.input_files(spec)), **self.about, adapter=self.adapter,
             seed=self.recipe.seed,
         )  # fmt: skip
 
@@ -209,7 +208,7 @@ class Pipeline(Stages[Recipe]):
         """The same of the base, which was tuned for nothing; after worked examples, if any are wanted."""
         spec = ask.Ask.of(self.recipe.evaluate)
         worked: dict[str, Any] = {"shots": shots} if shots else {}
-        inputs = _named(self.recipe.model)
+        inputs = named(self.recipe.model)
         return self.run.once(
             ask.STAGE, spec, self.prepare(), inputs=inputs, **self.about, adapter=self.adapter, **worked
         )
@@ -229,7 +228,7 @@ class Pipeline(Stages[Recipe]):
         spec = self.recipe.sample
         tuned = (self.finetune(), *self._pruned()) if spec.system == "tuned" else ()
         return self.run.once(
-            sample.STAGE, spec, self.prepare(), *tuned, inputs=(*_named(self.recipe.model), *_read_by([each.grader for each in spec.rewards])),
+            sample.STAGE, spec, self.prepare(), *tuned, inputs=(*named(self.recipe.model), *read_by([each.grader for each in spec.rewards])),
             **self.about, adapter=self.adapter, seed=self.recipe.seed,
         )  # fmt: skip
 
@@ -255,29 +254,6 @@ class Pipeline(Stages[Recipe]):
             log=str(log),
             since=since,
         )
-
-
-def _read_by(graders: Sequence[Grader]) -> tuple[Path, ...]:
-    """Files that graders judge by."""
-    return tuple(path for grader in graders for path in grader.inputs)
-
-
-def _read_in_training(tune: finetune.Finetune) -> tuple[Path, ...]:
-    """Files that a training reads beside its rows: what pays for answers, what judges them, and models that have a say."""
-    objective, graders = tune.objective, [each.grader for each in tune.rollouts.rewards] if tune.rollouts else []
-    if isinstance(tune.validation.metric, Grader):
-        graders.append(tune.validation.metric)
-    teacher = objective.teaching.model if objective.teaching is not None else None
-    return (*_read_by(graders), *_named(*objective.others, *([teacher] if teacher is not None else [])))
-
-
-def _named(*models: str) -> tuple[Path, ...]:
-    """What models are, whatever they are called: files whose content tells it; of one that is named by the folder of a run, the manifest of what was deployed."""
-    found: list[Path] = []
-    for name in models:
-        made = deployed(name)
-        found += files_of(name) if made is None else [made / MANIFEST]
-    return tuple(found)
 
 
 def open_run(

@@ -1,0 +1,112 @@
+"""What `benchmarks/methods.py` measured, as the tables of docs/methods.md."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+RECIPES, RESULTS = ROOT / "recipes" / "methods", ROOT / "benchmarks" / "results" / "methods"
+BASE = "base"
+"""The recipe that the others extend and are compared with."""
+PAIRED = (("hybrid", "sgd"), ("hybrid", "prompt-sgd"), ("prompt-hybrid", "prompt-sgd"), ("prompt-hybrid", "sgd"))
+"""Recipes that are compared with another than the base."""
+
+
+def kept(name: str) -> dict[str, Any]:
+    """What is known of a recipe."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    return found
+
+
+def title(name: str) -> str:
+    """What the recipe's first line calls it."""
+    return (RECIPES / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ").split(": ")[0]
+
+
+def spreads(results: dict[str, dict[str, Any]]) -> tuple[Any, Any]:
+    """How far seeds lie apart, of recipes and of differences between two."""
+    from tunesmith.grading.statistics import between, spread
+
+    measured = [each["runs"] for each in results.values() if not each["runs"][0].get("measure")]
+    asked = [run["seed"] for run in results[BASE]["runs"]]
+    alone = spread([one.point for one in figures(runs)] for runs in measured)
+    return alone, between(np.array([points for runs in measured if (points := of_seeds(runs, asked))]))
+
+
+def difference(runs: list[dict[str, Any]], others: list[dict[str, Any]], paired: Any) -> str:
+    """By how much one recipe is better than another on the same rows and seeds, with its 95 % interval."""
+    from tunesmith.grading.statistics import over_seeds
+
+    mine, theirs = beside(runs, others)
+    if not mine:
+        return ""
+    apart = over_seeds(mine, theirs, apart=paired)
+    return f"{apart.value:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]"
+
+
+def pairs(results: dict[str, dict[str, Any]]) -> str:
+    """A line for each two recipes that differ in one more thing than from the base."""
+    _, paired = spreads(results)
+    lines = ["| recipe | against | score |", "|---|---|--:|"]
+    for name, other in PAIRED:
+        lines.append(f"| `{name}` | `{other}` | {difference(results[name]['runs'], results[other]['runs'], paired)} |")
+    return "\n".join(lines)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A line for each recipe, the base first; scores, and differences to it on the same rows and seeds, with 95 % intervals."""
+    from tunesmith.grading.statistics import over_seeds
+    from tunesmith.stages.recipe import read_recipe
+
+    heads = ("method", "learns", "tokens/s", "memory", "loss", "score", "against LoRA", "general perplexity")
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
+    alone, paired = spreads(results)
+    for name in (BASE, *sorted(results.keys() - {BASE}, key=lambda name: title(name).lower())):
+        found, runs = results[name], results[name]["runs"]
+        middle = {key: statistics.median(run[key] for run in runs) for key in ("trainable", "peak_memory_mb", "loss")}
+        measure = runs[0].get("measure")
+        scored = over_seeds(figures(runs), apart=None if measure else alone)
+        against = "" if measure or name == BASE else difference(runs, results[BASE]["runs"], paired)
+        reward = "reward " if read_recipe(RECIPES / f"{name}.yaml").finetune.rollouts else ""
+        cost = found.get("cost")
+        speed = "1" if name == BASE else f"{cost['method']['rate'] / cost['lora']['rate']:.2f}" if cost else ""
+        cells = (
+            f"{title(name)} (`{name}`)",
+            f"{middle['trainable']:,.0f}", speed, f"{middle['peak_memory_mb']:,.0f} MB", f"{reward}{middle['loss']:.3f}",
+            f"{scored.value:.1f} [{scored.low:.1f}, {scored.high:.1f}]{f' of {measure}' if measure else ''}", against,
+            "" if measure else f"{forgotten(runs):+.1f} %",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def figures(runs: list[dict[str, Any]]) -> list[Any]:
+    """Percent of the things asked for that are right, of each run, as something that can be resampled."""
+    from tunesmith.grading.statistics import Figure, share
+
+    return [Figure(np.array([run["hits"], run["totals"]], dtype=float).T, share, top=100.0) for run in runs]
+
+
+def beside(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
+    """Figures of a recipe's runs and of the base's with the same seeds."""
+    pairs = [(run, other) for run in runs for other in base if run["seed"] == other["seed"]]
+    return figures([mine for mine, _ in pairs]), figures([other for _, other in pairs])
+
+
+def of_seeds(runs: list[dict[str, Any]], seeds: list[int]) -> list[float]:
+    """Scores with each of some seeds; none if one of them is missing."""
+    known = {run["seed"]: one.point for run, one in zip(runs, figures(runs), strict=True)}
+    return [known[seed] for seed in seeds] if known.keys() >= set(seeds) else []
+
+
+def forgotten(runs: list[dict[str, Any]]) -> float:
+    """Percent by which perplexity on the general rows rose, in the mean over runs."""
+    rises = []
+    for run in runs:
+        before, after, tokens = np.array(run["forgetting"]).sum(0)
+        rises.append(100 * (np.exp((after - before) / tokens) - 1))
+    return float(np.mean(rises))
