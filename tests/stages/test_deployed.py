@@ -1,0 +1,128 @@
+"""What a whole run deploys: other programs load it, and it is what was trained, in whatever precision and whatever learnt."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from whole_runs import write_recipe
+
+import tunesmith
+from tunesmith.base import ConfigError, Run
+from tunesmith.base.files import read_json
+from tunesmith.data.batch import Batch
+from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.models.forward import token_logps
+from tunesmith.models.generate import Sampling
+from tunesmith.models.load import load
+from tunesmith.stages.judge import answer
+from tunesmith.stages.pipeline import open_run
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_folder):
+    return write_recipe(tmp_path, tiny_folder)
+
+
+def test_other_programs_load_what_was_deployed(recipe, tmp_path):
+    run = Run(tunesmith.run(recipe, folder=tmp_path / "r"))
+    folder = run.artifact("deploy") / "model"
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Shade 1?"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    ours = load(str(folder), "fp32")
+    with torch.no_grad():
+        theirs = plain(**prompt).logits[0, -1].log_softmax(-1)
+        from tunesmith.data.batch import Batch
+        from tunesmith.data.example import Row, Sequence
+
+        best = int(theirs.argmax())
+        tokens = torch.cat([prompt["input_ids"][0], torch.tensor([best])]).numpy().astype("int32")
+        learn = torch.zeros(len(tokens), dtype=torch.bool).numpy()
+        learn[-1] = True
+        found = token_logps(ours, Batch.of([Row("x", (Sequence(tokens, learn),))]))
+    assert torch.allclose(found[0], theirs[best], atol=1e-5)
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(read_json(run.path / "plan.json") and open_run(run.path).recipe.model),
+        run.artifact("finetune") / "adapter",
+    )
+    with torch.no_grad():
+        assert torch.allclose(adapted(**prompt).logits, plain(**prompt).logits, atol=1e-4)
+
+
+def test_a_gguf_file_is_written_read_back_and_proved(recipe, tmp_path):
+    settings = ("finetune.epochs=0.5", "deploy.ungated=true", "deploy.prompts=4", "deploy.gguf=f16", "evaluate.baselines=false", "evaluate.general=null", "evaluate.shots=0")  # fmt: skip
+    deployed = open_run(recipe, tmp_path / "run", settings).stage("deploy")
+    claims = {claim["claim"]: claim for claim in read_json(deployed / "proof.json")["claims"]}
+    assert claims["tokens of the GGUF file in f16 = of the trained model"]["prompts"] == 4
+    assert 0 < claims["GGUF file in f16 = stored"]["rms_gap"] == deployed.metrics["gguf_gap"] < 0.01
+    assert sorted(path.name for path in deployed.path.iterdir()) == [
+        "manifest.json",
+        "model",
+        "model.gguf",
+        "proof.json",
+    ]
+    weights = sum(one.numel() for one in load(str(deployed / "model"), "fp32").model.parameters())
+    assert 2 * weights < (deployed / "model.gguf").stat().st_size < 2 * weights + 4_000_000  # the rest is the tokenizer
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"), [("{kind: prompt}", "what adapter prompt learns"), ("{kind: moe}", "what adapter moe learns")]
+)
+def test_what_has_no_place_in_a_gguf_file_is_refused_before_training(recipe, tmp_path, adapter, said):
+    with pytest.raises(ConfigError, match=rf"deploy\.gguf: {said}.*leave deploy\.gguf out"):
+        tunesmith.run(recipe, f"initialise.adapter={adapter}", "deploy.gguf=q8_0", folder=tmp_path / "run")
+    assert "finetune" not in Run(tmp_path / "run").states
+
+
+def test_a_gate_that_says_no_keeps_the_model_from_deployment(recipe, tmp_path):
+    with pytest.raises(ConfigError, match="did not promote"):
+        tunesmith.run(
+            recipe, "evaluate.gate.beat=[base]", "finetune.optimizer.learning_rate=0.000005", folder=tmp_path / "r"
+        )
+    assert (tmp_path / "r" / "report.html").exists()
+    assert Run(tmp_path / "r").states["evaluate"]["state"] == "done"
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_a_base_in_few_bits_is_trained_and_its_merged_model_proved(recipe, tmp_path, precision):
+    settings = (
+        f"precision={precision}", "finetune.epochs=0.2", "deploy.ungated=true", "deploy.prompts=4", "initialise.adapter.dropout=0",
+        "evaluate.baselines=false", "evaluate.general=null", "evaluate.shots=0",
+    )  # fmt: skip
+    pipeline = open_run(recipe, tmp_path / "run", settings)
+    deployed = pipeline.stage("deploy")
+    claims = {claim["claim"]: claim for claim in read_json(deployed / "proof.json")["claims"]}
+    assert claims[f"trained in {precision} = served"]["rms_gap"] > 0
+    assert all(claim["holds"] for claim in claims.values())
+    # what was evaluated is what is served: the base as it was rounded, with what was learnt
+    evaluated = pipeline.stage("evaluate")
+    served, prompts = load(str(deployed / "model")), load_examples(pipeline.stage("prepare").path, "test")
+    said = read_json(evaluated / "tuned.json")
+    assert answer(served, prompts, Sampling(max_tokens=evaluated.manifest["spec"]["max_tokens"])) == said
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_few_bits_with_an_adapter_that_changes_the_base_are_refused(recipe, tmp_path, precision):
+    with pytest.raises(ConfigError, match=rf"{precision} keeps the base as it is.*adapter full.*set precision=bf16"):
+        open_run(recipe, tmp_path / "run", (f"precision={precision}", "initialise.adapter={kind: full}"))
+    with pytest.raises(ConfigError, match=rf"cannot move a base in {precision}"):
+        open_run(recipe, tmp_path / "run", (f"precision={precision}", "finetune.optimizer={kind: hybrid}"))
+
+
+@pytest.mark.parametrize("kind", ["moe", "memory"])
+def test_what_cannot_be_merged_goes_through_a_whole_run_and_is_served(recipe, tmp_path, kind):
+    """Deploy proves the folder it wrote against what was trained; it is opened here once more."""
+    settings = (
+        f"initialise.adapter={{kind: {kind}}}", "finetune.epochs=0.5", "finetune.optimizer.learning_rate=0.05", "deploy.ungated=true",
+        "deploy.prompts=4", "evaluate.baselines=false", "evaluate.general=null", "evaluate.shots=0",
+    )  # fmt: skip
+    pipeline = open_run(recipe, tmp_path / "run", settings)
+    deployed = pipeline.stage("deploy")
+    claims = {claim["claim"]: claim for claim in read_json(deployed / "proof.json")["claims"]}
+    assert all(claim["holds"] for claim in claims.values())
+    opened, base = load(str(deployed / "model"), "fp32"), load(pipeline.recipe.model, "fp32")
+    batch = Batch.of(load_split(pipeline.run.artifact("prepare").path, "test"))
+    with torch.no_grad():
+        assert float((token_logps(opened, batch) - token_logps(base, batch)).abs().max()) > 0.01
