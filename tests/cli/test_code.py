@@ -43,9 +43,12 @@ def test_it_pays_and_judges_and_a_changed_file_is_noticed(tunesmith, recipe, tmp
     assert not list(tmp_path.glob("runs/*/finetune-*")), "found out after training"
     assert tunesmith("--code", "judges.py", "evaluate", recipe)[0] in (0, 1)
     before = states(tmp_path / "runs" / "task")
-    code, *_ = tunesmith("show", "runs/task")  # without the code
-    assert code == 0
+    functions._known.clear()
+    for command in ("show", "report"):  # without the code
+        code, _, said = tunesmith(command, "runs/task")
+        assert code == 0, said
     (tmp_path / "judges.py").write_text(CODE.replace("100", "50"))
-    assert tunesmith("--code", "judges.py", "evaluate", recipe)[0] in (0, 1)
+    code, _, said = tunesmith("--code", "judges.py", "evaluate", recipe)
+    assert code in (0, 1), said
     after = states(tmp_path / "runs" / "task")
     assert {name for name in before if before[name] != after[name]} == {"finetune", "prune", "evaluate"}

@@ -78,6 +78,28 @@ def test_a_file_that_cannot_be_used_is_named(code, text, said):
         load_code(code.with_name("absent.py"))
 
 
+def test_a_decorated_function_is_of_the_file_that_defines_it(code):
+    code.write_text(
+        "from __future__ import annotations\nimport dataclasses, functools\n\n"
+        "@dataclasses.dataclass\nclass Limit:\n    most: int = 10\n\n"
+        "@functools.lru_cache\ndef helper():\n    return Limit()\n\n"
+        "def patient(f):\n    return functools.wraps(f)(lambda *given: f(*given))\n\n@patient\n"
+        "def brief(answer, example):\n    return float(len(answer) < helper().most)\n"
+    )
+    load_code(code)
+    assert Function(name="brief").inputs == (code,)
+    assert Function(name="brief").worth(["red", "x" * 20], [EXAMPLE, EXAMPLE]) == [1.0, 0.0]
+
+
+def test_one_name_in_two_files_is_refused(code):
+    load_code(code)
+    load_code(code)
+    other = code.with_name("others.py")
+    other.write_text(CODE)
+    with pytest.raises(ConfigError, match=r"'brief': is defined in .*judges\.py and in .*others\.py"):
+        load_code(other)
+
+
 def test_a_function_without_a_file_is_refused(code):
     scope = {}
     exec("def made(answer, example): return 1.0", scope)

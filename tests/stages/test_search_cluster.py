@@ -68,6 +68,8 @@ def test_a_machine_without_the_folder_its_locks_the_model_or_the_versions_is_nam
         assert not unfit(tmp_path, wanted)
         assert "torch is" in unfit(tmp_path, {**wanted, "torch": "1.0"})
         assert "model is" in unfit(tmp_path, {**wanted, "model": "another"})
+        assert "what judges or teaches is" in unfit(tmp_path, {**wanted, "what judges or teaches": "others"})
+        assert "absent.py: no such file" in unfit(tmp_path, wanted, [str(tmp_path / "absent.py")])
         write_json(tmp_path / JOB, {"recipe": {**job["recipe"], "model": str(tmp_path / "nowhere")}})
         assert "nowhere" in unfit(tmp_path, wanted)
 

@@ -202,7 +202,7 @@ class Run:
             return None
         try:
             return self.open(folder.name)
-        except OSError as error:  # an ArtifactError, or a file that cannot be read
+        except (ArtifactError, IsADirectoryError, NotADirectoryError, FileNotFoundError) as error:
             self.events.write("damaged", artifact=folder.name, reason=str(error))
             return None
 

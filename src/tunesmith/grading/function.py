@@ -4,12 +4,13 @@ import importlib.util
 import inspect
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tunesmith.base import ConfigError, DataError
-from tunesmith.base.files import known_sha256
+from tunesmith.base.files import digest, known_sha256
 from tunesmith.data.example import Example
 
 from .base import AnswerGrader, Score
@@ -26,43 +27,52 @@ def grader(function: Judge) -> Judge:
         function: of an answer (str) and the example that it answers, whose gold answer is `example.gold`; it says what the answer is worth, from 0 to 1.
 
     Raises:
-        ConfigError: it is in no file, so that nobody could tell whether it changed.
+        ConfigError: it is in no file, so that nobody could tell whether it changed; or a function of another file has its name.
     """
     try:
-        file = inspect.getsourcefile(function)
+        file = inspect.getsourcefile(inspect.unwrap(function))
     except TypeError:
         file = None
     if file is None or not Path(file).is_file():
         raise ConfigError(f"grader {function.__name__!r}: is in no file; put it in one")
-    _known[function.__name__] = function, Path(file).resolve()
+    _know(function.__name__, function, Path(file).resolve())
     return function
 
 
+def _know(name: str, function: Judge, file: Path) -> None:
+    before = _known.get(name)
+    if before is not None and before[1] != file:
+        raise ConfigError(f"grader {name!r}: is defined in {before[1]} and in {file}; give one another name")
+    _known[name] = function, file
+
+
 def load_code(path: Path) -> None:
-    """Run a Python file, and let recipes name its functions, but those whose names begin with an underscore.
+    """Run a Python file, and let recipes name its functions, but those whose names begin with an underscore and those that it imports.
 
     Raises:
-        ConfigError: there is no such file, it cannot be run, or has no such function.
+        ConfigError: there is no such file, it cannot be run, or has no such function; or another file has one of the same name.
     """
     if not path.is_file():
         raise ConfigError(f"--code {path}: no such file")
-    found = importlib.util.spec_from_file_location(path.stem, path)
+    path = path.resolve()
+    found = importlib.util.spec_from_file_location(f"tunesmith_code_{digest(str(path))[:12]}", path)
     if found is None or found.loader is None:
         raise ConfigError(f"--code {path}: is no Python file; give one that ends with .py")
-    module = importlib.util.module_from_spec(found)
+    module = sys.modules[found.name] = importlib.util.module_from_spec(found)
     try:
         found.loader.exec_module(module)
     except Exception as error:
         raise ConfigError(f"--code {path}: {type(error).__name__}: {error}") from error
-    own = [
-        one
-        for name, one in vars(module).items()
-        if inspect.isfunction(one) and one.__module__ == module.__name__ and name[0] != "_"
-    ]
+    own = {name: one for name, one in vars(module).items() if name[0] != "_" and _of(one, module.__name__)}
     if not own:
         raise ConfigError(f"--code {path}: defines no function that a recipe could name")
-    for one in own:
-        grader(one)
+    for name, one in own.items():
+        _know(name, one, path)
+
+
+def _of(value: Any, module: str) -> bool:
+    """Whether it is a function that a module defines, decorated or not."""
+    return inspect.isfunction(value) and value.__module__ == module
 
 
 def code_files() -> list[Path]:

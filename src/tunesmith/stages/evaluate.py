@@ -61,6 +61,13 @@ class Evaluate(Spec):
     """What it takes to be promoted."""
 
     @model_validator(mode="after")
+    def _graders_differ(self) -> Self:
+        kinds = [grader.kind for grader in self.graders]
+        if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
+            raise ValueError(f"graders: {twice} is named twice, and results go by kind; name it once")
+        return self
+
+    @model_validator(mode="after")
     def _prompts_are_judged(self) -> Self:
         deciding = self.judges[:1]
         if self.prompted and self.gate.prompted and any(grader.reads != "answers" for grader in deciding):

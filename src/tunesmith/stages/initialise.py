@@ -73,7 +73,10 @@ def initialise(
 def describe(loaded: Loaded, adds_weights: bool) -> dict[str, Any]:
     """What was loaded, for the manifest, the report and the model card."""
     learning = sum(parameter.numel() for parameter in trainable(loaded.model).values())
+    training = loaded.model.training
+    loaded.model.train()  # as it will learn: dropout may be what has no fused form
     slow = misfit(loaded) if loaded.forest else None
+    loaded.model.train(training)
     notes = [*loaded.notes, *([f"operations: transformers' own ({slow})"] if slow else [])]
     return {
         "name": loaded.name,

@@ -12,6 +12,7 @@ from tunesmith.serving.settings import Serve
 
 from . import comparison, deploy, merge
 from .deploy import Deploy
+from .inputs import read_by
 from .merge import Merge
 from .order import Stages
 from .sources import Source, check, read_sources
@@ -111,6 +112,7 @@ class Merger(Stages[Merged]):
 
     def merge(self) -> Artifact:
         """What the runs learnt together."""
+        self._judged_by()  # it is there
         adapters = [one.context["adapter"] for one in self.sources]
         learnt = [one.finetuned for one in self.sources]
         return self.run.once(
@@ -121,8 +123,18 @@ class Merger(Stages[Merged]):
         """What it is worth on the task of each run."""
         parents = [artifact for one in self.sources for artifact in one.artifacts]
         return self.run.once(
-            comparison.STAGE, comparison.Compare(), self.merge(), *parents, **self.about, names=self.names
+            comparison.STAGE,
+            comparison.Compare(),
+            self.merge(),
+            *parents,
+            inputs=self._judged_by(),
+            **self.about,
+            names=self.names,
         )
+
+    def _judged_by(self) -> tuple[Path, ...]:
+        """Files that the graders of the runs judge by."""
+        return read_by([grader for one in self.sources for grader in one.evaluation.graders])
 
     def deploy(self) -> Artifact:
         """What can be served."""

@@ -119,7 +119,9 @@ class Pipeline(Stages[Recipe]):
         """Find out before training what would stop the evaluation after it."""
         measured = self.recipe.evaluate
         read_by(measured.graders)
-        read_in_training(self.recipe.finetune)
+        for tune in (self.recipe.finetune, self.recipe.prune.recovery):
+            if tune is not None:
+                read_in_training(tune)
         evaluate.check(measured, prepared)
         if measured.prompted:
             learnt = self.recipe.finetune.rows

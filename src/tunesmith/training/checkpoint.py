@@ -72,7 +72,12 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
             state = read_json(artifact / "state.json")
             if called(state["step"]) != path.name:
                 raise ArtifactError(f"{path}: holds step {state['step']}; delete it")
-        except OSError as error:  # an ArtifactError, or a file that cannot be read
+        except (
+            ArtifactError,
+            IsADirectoryError,
+            NotADirectoryError,
+            FileNotFoundError,
+        ) as error:  # not what may pass, such as a disk that does not answer
             warn(f"checkpoint passed over: {error}")
             continue
         return Checkpoint(path, state["step"], state["notes"])

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-from tunesmith.base import Artifact
+from tunesmith.base import Artifact, ConfigError
+from tunesmith.base.files import read_json
 from tunesmith.data.example import Example
 from tunesmith.grading import AnswerGrader, Grader
 from tunesmith.grading.json_fields import JsonFields, part_name
@@ -57,8 +58,18 @@ def the_grader(evaluated: Artifact) -> AnswerGrader | None:
     for settings in evaluated.manifest["spec"]["graders"]:
         member = Grader.member(settings["kind"])
         if issubclass(member, AnswerGrader):
-            return member.model_validate(settings)
+            return judging(member.model_validate(settings), evaluated)
     return None
+
+
+def judging(grader: AnswerGrader, evaluated: Artifact) -> AnswerGrader | None:
+    """The grader, if it still judges as it did in the evaluation: a function whose file is not given, or has changed, does not."""
+    results = read_json(evaluated / "results.json")["task"]["graders"]
+    try:
+        same = grader.signature == results[grader.kind]["signature"]
+    except ConfigError:
+        return None
+    return grader if same else None
 
 
 def rows_of(prepared: Artifact, evaluated: Artifact) -> Rows:

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.base import MachineError, TunesmithError
+from tunesmith.base import Interrupted, MachineError, TunesmithError
 from tunesmith.base.artifact import environment
 from tunesmith.base.extras import extra
 from tunesmith.base.files import digest, known_sha256, read_json
 from tunesmith.base.signals import deferred
 from tunesmith.base.spec import validate
+from tunesmith.grading.function import code_files, load_code
 from tunesmith.models.find import files_of
 from tunesmith.models.load import resolve_precision
 
+from ..inputs import read_in_training
 from ..machine import available_memory
 from ..recipe import Recipe
 from .study import Study
@@ -86,11 +88,14 @@ def work_on_cluster(study: Study, workers: int) -> None:
         task = ray.remote(num_cpus=given.cores, num_gpus=given.gpus, max_retries=0, scheduling_strategy="SPREAD")(
             work_here
         )
-        wanted, waiting, failed = facts(study.recipe), list[Any](), list[str]()
+        wanted, waiting, failed, patience = facts(study.recipe), list[Any](), list[str](), LOOK
+        code = [str(path) for path in code_files()]
         try:
             with (study.folder / HELD).open("a") as held:
                 fcntl.flock(held, fcntl.LOCK_EX)
-                waiting += [task.remote(str(study.folder.resolve()), given, workers, wanted) for _ in range(workers)]
+                waiting += [
+                    task.remote(str(study.folder.resolve()), given, workers, wanted, code) for _ in range(workers)
+                ]
                 while waiting:
                     stop.check()
                     ended, waiting = ray.wait(waiting, timeout=LOOK)
@@ -100,9 +105,12 @@ def work_on_cluster(study: Study, workers: int) -> None:
                     failed += why
                     for reason in why:
                         study.events.write("worker_lost", reason=f"a worker ended with {reason}")
+        except Interrupted:
+            patience = PATIENCE
+            raise
         finally:
             if waiting:
-                ray.wait(waiting, num_returns=len(waiting), timeout=PATIENCE if stop.signal or failed else LOOK)
+                ray.wait(waiting, num_returns=len(waiting), timeout=patience)
     look_back(study, failed)
 
 
@@ -160,16 +168,16 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def work_here(folder: str, given: Room, workers: int, wanted: dict[str, Any]) -> str:
+def work_here(folder: str, given: Room, workers: int, wanted: dict[str, Any], code: Sequence[str] = ()) -> str:
     """On some machine of the cluster: a worker, and why it failed; empty if it did not."""
     import ray
 
-    if reason := unfit(Path(folder), wanted):
+    if reason := unfit(Path(folder), wanted, code):
         return reason
     mine = ray.get_runtime_context().get_node_id()
     machine = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == mine)
     beside = 1 if given.gpus else min(workers, given.fits(machine))
-    process = begin(Path(folder), available_memory() // beside, given.cores)
+    process = begin(Path(folder), available_memory() // beside, given.cores, code)
     try:
         while process.poll() is None and _held(Path(folder)):
             time.sleep(LOOK)
@@ -182,28 +190,33 @@ def work_here(folder: str, given: Room, workers: int, wanted: dict[str, Any]) ->
 
 
 def facts(recipe: Recipe) -> dict[str, Any]:
-    """What has to be alike on all machines, for trials to be compared: versions (of Python the minor one), the precision that `auto` means, and the model's files.
+    """What has to be alike on all machines, for trials to be compared: versions (of Python the minor one), the precision that `auto` means, and the files that are read.
 
     Raises:
         ModelError: the model is not here.
         MachineError: a package that has it is missing.
     """
     found = {name: environment()[name] for name in SAME}
-    model = [[path.name, known_sha256(path)] for path in files_of(recipe.model)]
+    model, beside = (
+        digest([[path.name, known_sha256(path)] for path in files])[:12]
+        for files in (files_of(recipe.model), read_in_training(recipe.finetune))
+    )
     return {
         "python": sys.version_info[:2],
         **found,
         "precision": resolve_precision(recipe.precision),
-        "model": digest(model)[:12],
+        "model": model,
+        "what judges or teaches": beside,
     }
 
 
-def unfit(folder: Path, wanted: dict[str, Any]) -> str:
+def unfit(folder: Path, wanted: dict[str, Any], code: Sequence[str] = ()) -> str:
     """Why trials cannot be trained here; empty if they can.
 
     Args:
         folder: the search's.
         wanted: the `facts` of who began it.
+        code: files of functions that the recipe names.
     """
     where = f"machine {os.uname().nodename}"
     if not (folder / HELD).exists():
@@ -211,6 +224,8 @@ def unfit(folder: Path, wanted: dict[str, Any]) -> str:
     if not _held(folder):
         return f"{where}: locks in {folder} are not seen from other machines; take a file system whose flock all of them see (NFS 4, CephFS, Lustre with -o flock)"
     try:
+        for path in code:
+            load_code(Path(path))
         mine = facts(validate(Recipe, read_json(folder / JOB)["recipe"], str(folder / JOB)))
     except TunesmithError as error:
         return f"{where}: {_said(error)}"

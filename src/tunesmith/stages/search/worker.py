@@ -1,4 +1,4 @@
-"""One of several processes that work at a search: `python -m tunesmith.stages.search.worker FOLDER [BYTES]`."""
+"""One of several processes that work at a search: `python -m tunesmith.stages.search.worker FOLDER BYTES [CODE ...]`."""
 
 import os
 import signal
@@ -32,7 +32,8 @@ def work_together(study: Study, workers: int) -> None:
     """
     lay_out(study)
     share, cores = available_memory() // workers, max(1, (os.cpu_count() or 1) // workers)
-    started = [begin(study.folder, share, cores) for _ in range(workers)]
+    code = [str(path) for path in code_files()]
+    started = [begin(study.folder, share, cores, code) for _ in range(workers)]
     try:
         codes = [process.wait() for process in started]
     finally:
@@ -41,9 +42,9 @@ def work_together(study: Study, workers: int) -> None:
                 process.terminate()
         for process in started:
             process.wait()
-    failed = [str(code) for code in codes if code]
-    for code in failed:
-        study.events.write("worker_lost", reason=f"a worker ended with {code}")
+    failed = [str(status) for status in codes if status]
+    for status in failed:
+        study.events.write("worker_lost", reason=f"a worker ended with {status}")
     look_back(study, failed)
 
 
@@ -52,13 +53,13 @@ def lay_out(study: Study) -> None:
     study.folder.mkdir(parents=True, exist_ok=True)
     write_json(study.folder / JOB, {
         "recipe": study.recipe.model_dump(mode="json"), "prepared": str(study.prepared.path.resolve()), "events": str(study.events.path.resolve()),
-        "tags": study.events.tags, "code": [str(path) for path in code_files()],
+        "tags": study.events.tags,
     })  # fmt: skip
 
 
-def begin(folder: Path, share: int, cores: int) -> subprocess.Popen[bytes]:
-    """A worker with so many bytes of memory and cores; it ends when whoever began it does."""
-    command = [sys.executable, "-m", __name__, str(folder), str(share)]
+def begin(folder: Path, share: int, cores: int, code: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """A worker with so many bytes of memory and cores, which knows the functions in some files; it ends when whoever began it does."""
+    command = [sys.executable, "-m", __name__, str(folder), str(share), *code]
     return subprocess.Popen(command, stdin=subprocess.PIPE, env={"OMP_NUM_THREADS": str(cores), **os.environ})
 
 
@@ -81,7 +82,7 @@ def main() -> None:
     try:
         with interruptible():
             job = read_json(folder / JOB)
-            for path in job["code"]:
+            for path in sys.argv[3:]:
                 load_code(Path(path))
             recipe, prepared = validate(Recipe, job["recipe"], str(folder / JOB)), Artifact.open(Path(job["prepared"]))
             Study(folder, recipe, prepared, Events(Path(job["events"]), **job["tags"]), budget).work()
