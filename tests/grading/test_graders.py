@@ -20,6 +20,7 @@ from tunesmith.grading.chrf import Chrf
 from tunesmith.grading.classes import normal
 from tunesmith.grading.exact import Exact
 from tunesmith.grading.extras import extra
+from tunesmith.grading.function import grader as grader_of
 from tunesmith.grading.json_fields import JsonFields, macro_f1
 from tunesmith.grading.json_valid import JsonValid
 from tunesmith.grading.pairwise import Pairwise
@@ -52,6 +53,12 @@ def test_letters_composed_or_not_are_the_same() -> None:
     gold, given = json.dumps({"name": "Zoe\u0308"}), json.dumps({"name": "Zo\u00eb"})
     assert JsonFields().score(given, example(gold)).hits == 1
     assert normal("Zoe\u0308", False) == normal("Zo\u00eb", False)
+
+
+@grader_of
+def judge(answer: str, example: Example) -> float:
+    """What the grader of functions is by default."""
+    return float(answer == example.gold)
 
 
 GOLDS = [json.dumps({"role": role, "size": size}) for role in ("program", "library") for size in (1, 2, 3)]

@@ -84,7 +84,7 @@ class Function(AnswerGrader):
     """Share that a Python function gives: `def short(answer, example): return len(answer) < 100` in a file that is given by `tunesmith --code FILE.py`. What it imports is not looked at when the file is compared with that of an earlier run."""
 
     kind: Literal["function"] = "function"
-    name: str
+    name: str = "judge"
     """The function's name."""
 
     @property
