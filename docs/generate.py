@@ -18,6 +18,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from tunesmith.base import Family, Spec
+from tunesmith.base.help import help_of
 from tunesmith.cli.app import app
 from tunesmith.stages.merge import Merge
 from tunesmith.stages.recipe import Recipe
@@ -151,7 +152,7 @@ def _table(spec: type[Spec], prefix: str = "") -> str:
     lines = ["| field | type | default | |", "|---|---|---|---|"]
     for name, field in fields.items():
         kind = ", ".join([_written(field.annotation, f"{prefix}{name}"), *_bounds(field)])
-        lines.append(f"| `{name}` | {kind} | {_default(field)} | {_cell(field.description or '')} |")
+        lines.append(f"| `{name}` | {kind} | {_default(field)} | {_cell(help_of(spec).get(name, ''))} |")
     return "\n".join(lines)
 
 

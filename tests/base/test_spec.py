@@ -5,6 +5,7 @@ import yaml
 from pydantic import Field
 
 from tunesmith.base import ConfigError, Family, Spec
+from tunesmith.base.help import help_of
 from tunesmith.base.spec import dump_yaml, merged, overridden, override, parse_yaml, read_yaml, validate
 
 
@@ -109,8 +110,20 @@ def test_a_spec_is_frozen_and_survives_yaml():
 
 
 def test_the_docstring_under_a_field_is_its_help():
-    assert Petrol.model_fields["cylinders"].description == "How many."
+    assert help_of(Petrol) == {"cylinders": "How many."}
     assert Petrol.model_json_schema()["properties"]["cylinders"]["description"] == "How many."
+
+
+def test_a_field_that_is_a_section_has_help_too_and_an_heir_has_its_parents():
+    class Van(Car):
+        seats: int = 2
+        """For people."""
+
+    properties = Van.model_json_schema()["properties"]
+    assert help_of(Van) == {**help_of(Car), "seats": "For people."}
+    assert {
+        name: described.get("description") for name, described in properties.items() if name in help_of(Van)
+    } == help_of(Van)
 
 
 class TestOverride:

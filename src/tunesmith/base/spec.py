@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, LiteralString, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from .errors import ConfigError
+from .help import help_of
 from .secrets import from_environment, secret_in
 
 SECRET = "secret"
@@ -25,7 +27,7 @@ def secret(message: LiteralString) -> PydanticCustomError:
 class Spec(BaseModel):
     """Frozen, closed and self-documenting: the docstring under a field is its help text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -39,6 +41,15 @@ class Spec(BaseModel):
             if kind is not None and isinstance(value, dict) and "kind" not in value:
                 filled[name] = {"kind": kind, **value}
         return filled
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With each field's help text as its description; pydantic's own reading of docstrings takes longer than all else that is imported here."""
+        found = handler(schema)
+        properties = handler.resolve_ref_schema(found).get("properties", {})
+        for name in properties.keys() & help_of(cls).keys():
+            properties[name].setdefault("description", help_of(cls)[name])
+        return found
 
 
 S = TypeVar("S", bound=Spec)

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from tunesmith.base import ConfigError, Family, Run, Spec
 from tunesmith.base.files import read_json
+from tunesmith.base.help import help_of
 from tunesmith.stages.headline import cells
 
 console = Console(highlight=False, soft_wrap=True)
@@ -112,13 +113,12 @@ def _print_spec(title: str, spec: type[Spec]) -> None:
     source = sys.modules[spec.__module__].__doc__
     console.print(f"  source: {(source or '').strip().splitlines()[0]}")
     for name, field in spec.model_fields.items():
-        console.print(
-            f"  {name} = {_default(field)}\n      {' '.join((field.description or '').split())}", markup=False
-        )
+        console.print(f"  {name} = {_default(field)}\n      {_help(spec, name)}", markup=False)
 
 
 def _explain_setting(spec: type[Spec], path: str) -> None:
     current: Any = spec
+    within = spec
     *_, last = parts = path.split(".")
     for part in parts:
         if not (isinstance(current, type) and issubclass(current, Spec)) or part not in current.model_fields:
@@ -126,7 +126,7 @@ def _explain_setting(spec: type[Spec], path: str) -> None:
                 ", ".join(current.model_fields) if isinstance(current, type) and issubclass(current, Spec) else "none"
             )
             raise ConfigError(f"{path}: nothing is called {part!r} there; there are {names}")
-        field = current.model_fields[part]
+        within, field = current, current.model_fields[part]
         classes = [
             kind
             for kind in (field.annotation, *get_args(field.annotation))
@@ -137,7 +137,11 @@ def _explain_setting(spec: type[Spec], path: str) -> None:
     if isinstance(current, type):
         _print_family(current) if issubclass(current, Family) and len(current.members()) else _print_spec(path, current)
         return
-    console.print(f"{path} = {_default(current)}\n  {' '.join((current.description or '').split())}", markup=False)
+    console.print(f"{path} = {_default(current)}\n  {_help(within, last)}", markup=False)
+
+
+def _help(spec: type[Spec], field: str) -> str:
+    return " ".join(help_of(spec).get(field, "").split())
 
 
 def _default(field: Any) -> str:

@@ -39,6 +39,8 @@ from .validation import Judge, Validation
 
 WINNER = "winner"
 """Where, in a search's artifact, what its best trial learnt is."""
+LOOKED_AT = 2
+"""Rows whose log-probabilities tell whether training changed anything: a pass over more would hold up the first step."""
 
 
 class Finetune(Spec):
@@ -197,8 +199,9 @@ class Begun:
     training: Training
     adapter: Adapter
     rows: list[Row]
+    """A few that it learns from."""
     before: Tensor
-    """Log-probabilities of a few of them before the first step."""
+    """Their log-probabilities before the first step."""
 
 
 def begin(
@@ -221,8 +224,9 @@ def begin(
     chosen.begin(loaded, list(learnt.rows), seed)
     if spec.objective.head:
         attach_head(loaded)
-    before = last_logits(loaded, list(learnt.rows))
-    return Begun(set_up(spec, loaded, chosen, learnt, held_out, out, seed, ranks), chosen, list(learnt.rows), before)
+    rows = list(learnt.rows[:LOOKED_AT])
+    before = last_logits(loaded, rows)
+    return Begun(set_up(spec, loaded, chosen, learnt, held_out, out, seed, ranks), chosen, rows, before)
 
 
 def conclude(begun: Begun, out: Output) -> None:
