@@ -57,6 +57,10 @@ TITLES = {
     "one": "one answer",
     "sixteen": "16 answers together",
     "sixty-four": "64 answers together",
+    "one in int8": "one answer, weights in int8",
+    "sixteen in int8": "16 answers together, weights in int8",
+    "one in nf4": "one answer, weights in four bits",
+    "sixteen in nf4": "16 answers together, weights in four bits",
     "ten-thousand": "prepare 10,000 rows",
     "hundred-thousand": "prepare 100,000 rows",
 }

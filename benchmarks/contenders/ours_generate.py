@@ -14,8 +14,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--precision", default="bf16")
     given = parser.parse_args()
-    loaded = load(given.model, "bf16")
+    loaded = load(given.model, given.precision)
     renderer = Renderer(loaded.tokenizer)
     prompts = [renderer.prompt(talk[:-1]) for talk in messages()[: given.batch]]
 

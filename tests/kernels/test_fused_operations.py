@@ -299,7 +299,8 @@ BUILT = [level for level in native.LEVELS if (native.HERE / f"fused-{level}.so")
 @pytest.mark.parametrize("level", [level for level in BUILT if level != native.level()])
 def test_every_build_gives_the_same(level, tmp_path):
     """In a process of its own, since the choice is made once; this machine's own is what all other tests run on."""
-    tests = [TESTS / "kernels" / "test_forest_attention.py", TESTS / "models" / "test_decoding.py"]
+    names = ("kernels/test_forest_attention.py", "kernels/test_decode_linear.py", "models/test_decoding.py")
+    tests = [TESTS / name for name in names]
     code = (
         "import sys, pytest, torch; torch.manual_seed(0)\n"
         "from tunesmith.kernels.head import token_logps, reference\n"
@@ -307,7 +308,7 @@ def test_every_build_gives_the_same(level, tmp_path):
         f"assert native.level() == {level!r}\n"
         "h, w, t = torch.randn(5, 24), torch.randn(301, 24), torch.arange(5)\n"
         "torch.testing.assert_close(token_logps(h, w, t), reference(h, w, t), atol=1e-5, rtol=1e-5)\n"
-        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', '-k', 'tiles or bf16 or llama', *sys.argv[1:]]))"
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', '-k', 'tiles or bf16 or llama or decode_linear', *sys.argv[1:]]))"
     )
     cache = {"TUNESMITH_CACHE": str(cache_folder()), "OMP_NUM_THREADS": "1"}
     environment = {"TUNESMITH_KERNELS": level, "PATH": "", "HOME": str(tmp_path), **cache}

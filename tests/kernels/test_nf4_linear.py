@@ -142,7 +142,7 @@ def test_a_weight_is_as_near_as_four_bits_allow():
 @pytest.mark.parametrize("shapes", [((64, 128),), ((7, 19), (4, 19)), ((5, 80), (3, 80), (2, 80))])
 def test_the_joint_product_is_that_of_the_weight_it_stands_for(dtype, shapes):
     width, rank = shapes[0][1], 4
-    stack = NF4Stack([NF4Weight.of(torch.randn(shape)) for shape in shapes])
+    stack = NF4Stack.of([NF4Weight.of(torch.randn(shape)) for shape in shapes])
     plain = torch.cat([part.dequantised(dtype) for part in stack.parts])
     assert torch.equal(stack.dequantised(dtype), plain)
     outputs = len(plain)

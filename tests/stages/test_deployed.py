@@ -1,5 +1,7 @@
 """What a whole run deploys: other programs load it, and it is what was trained, in whatever precision and whatever learnt."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,6 +17,7 @@ from tunesmith.models.generate import Sampling
 from tunesmith.models.load import load
 from tunesmith.stages.judge import answer
 from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.served import adapters_of, models_of
 
 
 @pytest.fixture
@@ -101,6 +104,49 @@ def test_a_base_in_few_bits_is_trained_and_its_merged_model_proved(recipe, tmp_p
     served, prompts = load(str(deployed / "model")), load_examples(pipeline.stage("prepare").path, "test")
     said = read_json(evaluated / "tuned.json")
     assert answer(served, prompts, Sampling(max_tokens=evaluated.manifest["spec"]["max_tokens"])) == said
+
+
+@pytest.mark.parametrize("few", ["int8", "nf4"])
+def test_a_model_that_is_measured_in_few_bits_is_served_in_them(recipe, tmp_path, few):
+    settings = (
+        f"evaluate.precision={few}", "finetune.epochs=0.5", "deploy.ungated=true", "deploy.prompts=4", "evaluate.baselines=false",
+        "evaluate.general=null", "evaluate.shots=0",
+    )  # fmt: skip
+    pipeline = open_run(recipe, tmp_path / "run", settings)
+    deployed = pipeline.stage("deploy")
+    claims = {claim["claim"]: claim for claim in read_json(deployed / "proof.json")["claims"]}
+    assert claims[f"greedy answers in {few}, as served, = of the evaluated model"]["equal"] == 4
+    models, measured = models_of(deployed, {}), pipeline.stage("evaluate")
+    assert {name: one.precision for name, one in models.items()} == {"tuned": few, "base": few}
+    prompts = load_examples(pipeline.stage("prepare").path, "test")
+    sampling = Sampling(max_tokens=measured.manifest["spec"]["max_tokens"])
+    for name, loaded in models.items():
+        assert answer(loaded, prompts, sampling) == read_json(measured / f"{name}.json")
+    batch, plain = Batch.of(load_split(pipeline.stage("prepare").path, "test")[:4]), load(str(deployed / "model"))
+    apart = token_logps(models["tuned"], batch) - token_logps(plain, batch)
+    assert (
+        0 < float(apart.detach().abs().mean()) < 0.5
+    )  # the figures are those of other numbers, not far from the plain ones
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "run", other)
+    with pytest.raises(ConfigError, match=rf"measured with its merged weights in {few}.*serve it alone"):
+        adapters_of([tmp_path / "run", other], [deployed, Run(other).artifact("deploy")])
+
+
+def test_int8_is_refused_on_a_gpu_before_training(recipe, tmp_path, monkeypatch):
+    pipeline = open_run(recipe, tmp_path / "run", ("evaluate.precision=int8",))
+    pipeline.stage("prepare")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match=r"evaluate\.precision: int8 is for CPUs; set it to auto or nf4"):
+        pipeline.stage("finetune")
+
+
+@pytest.mark.parametrize("adapter", ["prompt", "memory"])
+def test_few_bits_of_what_is_not_merged_are_refused(recipe, tmp_path, adapter):
+    with pytest.raises(
+        ConfigError, match=rf"evaluate\.precision: int8 rounds merged weights.*{adapter}.*set it to auto"
+    ):
+        open_run(recipe, tmp_path / "run", ("evaluate.precision=int8", f"initialise.adapter={{kind: {adapter}}}"))
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])

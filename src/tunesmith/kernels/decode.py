@@ -16,7 +16,9 @@ from . import native
 from .arena import NORESERVE
 from .forest_attention import Heads, Shape
 from .gated_linear import KINDS, Activation
+from .int8_linear import Int8Weight
 from .joint_linear import Joint
+from .nf4_linear import BLOCK, NF4Stack
 
 LANES = 16
 """What the kernel rounds lengths up to at most."""
@@ -44,6 +46,7 @@ class Linear(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "down")),
         *((name, ctypes.c_long) for name in ("rows", "width", "room", "ld")),
+        *((name, ctypes.c_void_p) for name in ("codes", "four", "scale", "total")),
     )
 
     @classmethod
@@ -57,8 +60,28 @@ class Linear(ctypes.Structure):
 
     @classmethod
     def joint(cls, joint: Joint) -> "Linear":
-        """Of a group of layers."""
+        """Of a group of layers; weights in few bits are read as they are, unless outputs have factors or blocks end within rows."""
+        if joint.factor_O is None and isinstance(joint.base, Int8Weight | NF4Stack):
+            width = joint.down_RI.shape[1]
+            if isinstance(joint.base, Int8Weight) or width % BLOCK == 0:
+                return cls.few(joint.base, joint.weight_OJ, joint.bias_O, joint.down_RI)
+        joint = joint.folded()
         return cls.of(joint.weight_OJ, joint.bias_O, joint.down_RI)
+
+    @classmethod
+    def few(cls, base: Int8Weight | NF4Stack, up_OR: Tensor, bias_O: Tensor | None, down_RI: Tensor) -> "Linear":
+        """W in few bits, [s B] in plain numbers beside it."""
+        rows, room = up_OR.shape
+        found = cls(_at(up_OR), _at(bias_O), _at(down_RI), rows, down_RI.shape[1], room, up_OR.stride(0))
+        if isinstance(base, Int8Weight):
+            total_O = base.codes_OI.sum(1, dtype=torch.int32)
+            held = [base.codes_OI, base.scale_O, total_O]
+            found.codes, found.scale, found.total = map(_at, held)
+        else:
+            held = [base.codes_N, torch.cat([part.scales() for part in base.parts])]
+            found.four, found.scale = map(_at, held)
+        found.held = up_OR, bias_O, down_RI, *held
+        return found
 
 
 class Layer(ctypes.Structure):

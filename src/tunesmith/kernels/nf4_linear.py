@@ -5,7 +5,7 @@ kept in eight bits, 256 together, less their mean. A number so takes 4 + 8/64 + 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 
@@ -67,7 +67,7 @@ class NF4Weight(Quantised):
 
     def joined(self, tail_OR: Tensor) -> Tensor:
         """[W | tail] [O, I + R], in the tail's dtype."""
-        return NF4Stack((self,)).joined(tail_OR)
+        return NF4Stack((self,), self.codes_N).joined(tail_OR)
 
     def write(self, out_OI: Tensor) -> None:
         """W as plain numbers into a matrix whose rows may lie apart."""
@@ -126,6 +126,15 @@ class NF4Stack(Quantised):
     """Weights with the same inputs, their rows one after another."""
 
     parts: Sequence[NF4Weight]
+    codes_N: Tensor
+    """uint8 [sum of the parts', 1], of which theirs are views."""
+
+    @classmethod
+    def of(cls, weights: Sequence[NF4Weight]) -> "NF4Stack":
+        """Weights' codes one after another."""
+        codes_N = torch.cat([one.codes_N for one in weights])
+        pieces = torch.split(codes_N, [len(one.codes_N) for one in weights])
+        return cls([replace(one, codes_N=piece) for one, piece in zip(weights, pieces, strict=True)], codes_N)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """W [O, I] as plain numbers."""

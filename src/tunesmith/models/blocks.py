@@ -84,7 +84,9 @@ class Group:
         """Copy the weights; a frozen one of the same dtype becomes a view of the copy, so that it is not stored twice."""
         row = 0
         if four := [base.held for base in self.bases if isinstance(base, NF4Linear)]:
-            self.base = NF4Stack(four)
+            self.base = NF4Stack.of(four)
+            for base, part in zip(self.bases, self.base.parts, strict=True):
+                base.weight = nn.Parameter(part.codes_N, requires_grad=False)
             return
         layers = [base for base in self.bases if isinstance(base, Int8Linear)]
         if layers:

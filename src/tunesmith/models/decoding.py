@@ -104,7 +104,7 @@ class FusedDecoding(Decoding):
             found.append(
                 decode.Layer.of(
                     {name: decode.Norm.of(norm.weight, norm.eps) for name, norm in norms.items() if norm},
-                    {name: decode.Linear.joint(group.joint.folded()) for name, group in linears},
+                    {name: decode.Linear.joint(group.joint) for name, group in linears},
                     block.heads,
                     block.shape,
                     block.activation,

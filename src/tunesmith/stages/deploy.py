@@ -1,5 +1,6 @@
 """Deploy: one merged model that any program can load, a card written from the run's facts, and the proof that it is what was trained."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from importlib.resources import files
@@ -81,7 +82,11 @@ def deploy(
         return
     rows, examples = load_split(prepared.path, "test"), load_examples(prepared.path, "test")[: spec.prompts]
     tokens = evaluated.manifest["spec"]["max_tokens"]
-    _write(spec, out, model, precision, adapter, finetuned, rows, examples, tokens, said, pruned)
+    proof = _write(spec, out, model, precision, adapter, finetuned, rows, examples, tokens, pruned)
+    few = out.metrics["precision"] = evaluated.manifest["spec"]["precision"]
+    if few in KINDS:
+        _prove_rounding(proof, spec, load(str(out / "model"), few), prepared, evaluated)
+    _conclude(out, said, proof)
 
 
 def deploy_merged(
@@ -102,7 +107,7 @@ def deploy_merged(
         environment=merged.manifest["environment"], table=(evaluated / "comparison.md").read_text(encoding="utf-8"),
     )  # fmt: skip
     adapter, tokens = merged.metrics["adapter"], evaluated.metrics["max_tokens"]
-    _write(spec, out, model, precision, adapter, merged, rows, examples, tokens, said)
+    _conclude(out, said, _write(spec, out, model, precision, adapter, merged, rows, examples, tokens))
 
 
 def _ask_the_gate(spec: Deploy, evaluated: Artifact) -> None:
@@ -119,9 +124,9 @@ def _in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
 
 def _write(
     spec: Deploy, out: Output, model: str, precision: Precision, adapter: dict[str, Any], finetuned: Artifact, rows: list[Row],
-    examples: list[Example], max_tokens: int, said: str, pruned: Artifact | None = None,
-) -> None:  # fmt: skip
-    """Write `model/` with the card and the proof."""
+    examples: list[Example], max_tokens: int, pruned: Artifact | None = None,
+) -> Proof:  # fmt: skip
+    """Write `model/`; the proof that it is the trained one."""
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
     spec.check(model, chosen, scores=False)
     if pruned is None:
@@ -152,9 +157,15 @@ def _write(
     _prove_answers(proof, spec.weights, answers, answer(reopened, examples, sampling))
     if spec.gguf is not None:
         out.metrics["gguf_gap"] = _export(spec.gguf, reopened, out, proof, rows, examples)
+    out.metrics["logp_gap"] = stored
+    return proof
+
+
+def _conclude(out: Output, said: str, proof: Proof) -> None:
+    """Write the card and the proof."""
     write_atomic(out / "model" / "README.md", said)
     proof.write(out / "proof.json")
-    out.metrics.update({"logp_gap": stored, "bytes": sum(path.stat().st_size for path in (out / "model").iterdir())})
+    out.metrics["bytes"] = sum(path.stat().st_size for path in (out / "model").iterdir())
 
 
 def _prove_arithmetic(
@@ -164,6 +175,23 @@ def _prove_arithmetic(
     chosen.restore(loaded, finetuned / "adapter")
     apart = float((last_logits(loaded, rows) - served).square().mean().sqrt())
     proof.claim(f"trained in {loaded.precision} = served", apart < ROUNDED, rms_gap=apart, tolerance=ROUNDED)
+
+
+def _prove_rounding(proof: Proof, spec: Deploy, loaded: Loaded, prepared: Artifact, evaluated: Artifact) -> None:
+    """The claim that the model as it is served in few bits says what the evaluated one said, if that was asked for answers."""
+    measured = evaluated.manifest["spec"]
+    examples = load_examples(prepared.path, "test", measured["rows"])[: spec.prompts]
+    with (evaluated / "answers.jsonl").open(encoding="utf-8") as file:
+        said = [json.loads(line)["answers"].get("tuned") for _, line in zip(examples, file, strict=False)]
+    if None not in said:
+        given = answer(loaded, examples, Sampling(max_tokens=measured["max_tokens"]))
+        _prove_answers(
+            proof,
+            spec.weights,
+            said,
+            given,
+            f"greedy answers in {loaded.precision}, as served, = of the evaluated model",
+        )
 
 
 def _export(kind: Kind, loaded: Loaded, out: Output, proof: Proof, rows: list[Row], examples: list[Example]) -> float:
@@ -198,16 +226,14 @@ def _read(renderer: Renderer, example: Example) -> list[int]:
     return renderer.prompt(example.asked, example.tools) if example.text is None else renderer.encode(example.text)
 
 
-def _prove_answers(proof: Proof, weights: str, said: list[str], stored: list[str]) -> None:
-    """The claim that the stored model says what the trained one says, both computed in fp32."""
+def _prove_answers(
+    proof: Proof, weights: str, said: list[str], stored: list[str],
+    claim: str = "greedy answers of the stored model = of the trained one",
+) -> None:  # fmt: skip
+    """The claim that the stored model says what the trained one says, both computed alike."""
     equal = sum(one == other for one, other in zip(said, stored, strict=True))
     enough = 0.95 if weights == "fp32" else 0.8  # weights rounded to bf16 may tip a close choice
-    proof.claim(
-        "greedy answers of the stored model = of the trained one",
-        equal >= enough * len(said),
-        prompts=len(said),
-        equal=equal,
-    )
+    proof.claim(claim, equal >= enough * len(said), prompts=len(said), equal=equal)
 
 
 def card(

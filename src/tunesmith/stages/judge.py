@@ -19,7 +19,7 @@ from tunesmith.methods.objectives import Objective
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.load import DTYPES, Loaded, Precision, cast, load
-from tunesmith.models.quantize import KINDS, round_to
+from tunesmith.models.quantize import KINDS, quantise, round_to
 from tunesmith.training.rollouts import Rollouts
 
 T = TypeVar("T")
@@ -138,7 +138,11 @@ def merge(
         exact = load_exact(loaded.name, precision)
         chosen.restore(exact, finetuned / "adapter")
         chosen.merge(exact)
-    loaded.model, loaded.forest = cast(exact.model, dtype), exact.forest
+    if loaded.precision in KINDS:
+        quantise(exact.model, loaded.precision, dtype)
+    else:
+        cast(exact.model, dtype)
+    loaded.model, loaded.forest = exact.model, exact.forest
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from tunesmith.base.spec import read_yaml
 from tunesmith.models.find import locate
 from tunesmith.serving.log import settle
 
-from . import ask, deploy, evaluate, finetune, initialise, monitor, prepare, prompting, prune, rivals, sample
+from . import ask, deploy, evaluate, finetune, initialise, judgeable, monitor, prepare, prompting, prune, rivals, sample
 from .fitted import fitted
 from .inputs import named, read_by, read_in_training
 from .merged import Merger, is_merged, read_merged
@@ -122,7 +122,7 @@ class Pipeline(Stages[Recipe]):
         for tune in (self.recipe.finetune, self.recipe.prune.recovery):
             if tune is not None:
                 read_in_training(tune)
-        evaluate.check(measured, prepared)
+        judgeable.check(measured, prepared)
         if measured.prompted:
             learnt = self.recipe.finetune.rows
             prompting.check(self.recipe.prompt, prepared, measured.judges, self.recipe.seed, learnt)

@@ -72,6 +72,18 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _answers_in_few_bits(self) -> Self:
+        adapter, few = self.initialise.adapter, self.evaluate.precision
+        if few in KINDS and (self.finetune.objective.scores or not adapter.merges):
+            what = (
+                "a model that scores" if self.finetune.objective.scores else f"what the adapter {adapter.kind} learns"
+            )
+            raise ValueError(
+                f"evaluate.precision: {few} rounds merged weights of a model that answers, and {what} is none; set it to auto"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _pruned_weights_are_all(self) -> Self:
         adapter, again = self.initialise.adapter, self.prune.recovery
         if self.prune.method is not None and (

@@ -29,7 +29,7 @@ def adapters_of(folders: Sequence[Path], deployed: Sequence[Artifact]) -> dict[s
         if any(context[part] != first[part] for part in ("model", "precision")):
             theirs, ours = (f"{each['model']} in {each['precision']}" for each in (context, first))
             raise ConfigError(f"{folder}: was tuned from {theirs}, {folders[0]} from {ours}; serve them apart")
-        if reason := _apart(context["precision"], adapter, made, learnt):
+        if reason := _apart(context["precision"], one.metrics.get("precision", "auto"), adapter, made, learnt):
             raise ConfigError(f"{folder}: {reason}")
         if name in (BASE, *found):
             raise ConfigError(f"{folder}: there is a model called {name} already; rename the folder")
@@ -37,7 +37,7 @@ def adapters_of(folders: Sequence[Path], deployed: Sequence[Artifact]) -> dict[s
     return found
 
 
-def _apart(precision: str, adapter: Path, made: Mapping[str, str], learnt: Artifact) -> str | None:
+def _apart(precision: str, few: str, adapter: Path, made: Mapping[str, str], learnt: Artifact) -> str | None:
     """Why what a run deployed is no base with low-rank corrections beside it; None where it is."""
     alone = "so it cannot share a base in memory; serve it alone"
     if "finetune" in made and learnt_by(learnt).scores:
@@ -46,13 +46,16 @@ def _apart(precision: str, adapter: Path, made: Mapping[str, str], learnt: Artif
         return f"was pruned, {alone}"
     if rank_of(adapter) is None:
         return f"learnt more than low-rank corrections, {alone}"
+    if few in KINDS:
+        return f"was measured with its merged weights in {few}, {alone}"
     return f"was trained on a base in {precision}, {alone}" if precision in KINDS else None
 
 
 def models_of(deployed: Artifact, adapters: Mapping[str, Path]) -> dict[str, Loaded]:
     """By the name that clients ask for: `tuned` and `base` of one run; of several, `base` and the adapters' names."""
     context = deployed.manifest["context"]
-    model, precision = context["model"], served(context["precision"])
+    few = deployed.metrics.get("precision", "auto")
+    model, precision = context["model"], served(context["precision"]) if few == "auto" else few
     if not adapters:
         return {"tuned": load(str(deployed / "model"), precision), BASE: load(model, precision)}
     return Several(load(model, precision), adapters).models

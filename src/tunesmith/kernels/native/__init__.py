@@ -69,7 +69,7 @@ def level() -> str | None:
     if wanted == "torch":
         return None
     best = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
-    if best == "avx512" and "avx512_bf16" in Path("/proc/cpuinfo").read_text():
+    if best == "avx512" and all(name in Path("/proc/cpuinfo").read_text() for name in ("avx512_bf16", "avx512_vnni")):
         best = "avx512bf16"
     fitting = LEVELS[LEVELS.index(best) :]
     return next((name for name in fitting if _path(name).exists()), None)

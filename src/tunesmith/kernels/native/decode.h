@@ -1,97 +1,10 @@
 // Rows of several sequences, new tokens and stretches of prompts, through all layers in one call, for an element type REAL.
 //
 // Activations are float between products and stand feature by feature as right sides of products whose left side is the model's own
-// weight: weights are read as they lie and nothing of them is packed. A right side is cut into panels of PANEL columns, a column a row of
-// the batch. Every number is summed in an order that depends on its own sequence alone, so a row's bits are the same whatever rows are beside it.
+// weight (side.h). Every number is summed in an order that depends on its own sequence alone, so a row's bits are the same whatever rows are
+// beside it.
 //
 // Keys and values lie in pages of PAGE positions: [groups][deep / PAIR][PAGE][PAIR] and [groups][PAGE / PAIR][deep][PAIR].
-
-// A right side: panels [features / PAIR][columns][PAIR], each `tall` features high.
-struct NAME(side) {
-    PACKED *at;
-    long tall, broad;
-};
-
-static inline long NAME(panel)(const struct NAME(side) *side, long column) {
-    long rest = side->broad - column / PANEL * PANEL;
-    return rest < PANEL ? rest : PANEL;
-}
-
-// Fill features from `feature` on of a column.
-static void NAME(put)(const struct NAME(side) *side, long feature, long column, const float *values, long count) {
-    long columns = NAME(panel)(side, column);
-    PACKED *to = side->at + column / PANEL * PANEL * side->tall + column % PANEL * PAIR;
-#if PAIR == 2
-    if (feature % 2 == 0)
-        for (; count > 1; count -= 2, feature += 2, values += 2) {
-            uint32_t both = store_bf16(values[0]) | (uint32_t)store_bf16(values[1]) << 16;
-            memcpy(to + feature * columns, &both, 4);
-        }
-#endif
-    for (long i = feature; i < feature + count; i++) to[i / PAIR * columns * PAIR + i % PAIR] = TO_PACK(values[i - feature]);
-}
-
-// The low-rank features of a right side; all of a team's threads together.
-static void NAME(narrow_down)(const struct linear *w, const struct NAME(side) *side, long batch) {
-    float tile[6 * PANEL];
-#pragma omp for schedule(static) collapse(2)
-    for (long first = 0; first < w->room; first += 6)
-        for (long left = 0; left < batch; left += PANEL) {
-            long rows = w->room - first < 6 ? w->room - first : 6, columns = NAME(panel)(side, left);
-            memset(tile, 0, rows * columns * 4);
-            NAME(weight_product)((const REAL *)w->down + first * w->width, w->width, side->at + left * side->tall, columns, tile, columns,
-                                 rows, w->width, columns);
-            for (long r = 0; r < rows; r++)
-                for (long b = left; b < batch && b < left + PANEL; b++)
-                    NAME(put)(side, w->width + first + r, b, tile + r * columns + b - left, 1);
-        }
-}
-
-// tile[rows, columns] = weight side + bias, for some rows of the weight and one panel.
-static void NAME(slice)(const struct linear *w, const struct NAME(side) *side, long first, long rows, long left, float *tile) {
-    long columns = NAME(panel)(side, left);
-    for (long r = 0; r < rows; r++) {
-        float bias = w->bias ? LOAD(((const REAL *)w->bias)[first + r]) : 0.0f;
-        for (long c = 0; c < columns; c++) tile[r * columns + c] = bias;
-    }
-    NAME(weight_product)((const REAL *)w->weight + first * w->ld, w->ld, side->at + left * side->tall, columns, tile, columns, rows,
-                         w->width + w->room, columns);
-}
-
-// out[b, row] = weight side + bias; all of a team's threads together.
-static void NAME(linear)(const struct linear *w, const struct NAME(side) *side, long batch, float *out) {
-    float tile[SLICE * PANEL];
-    NAME(narrow_down)(w, side, batch);
-#pragma omp for schedule(static) collapse(2)
-    for (long first = 0; first < w->rows; first += SLICE)
-        for (long left = 0; left < batch; left += PANEL) {
-            long rows = w->rows - first < SLICE ? w->rows - first : SLICE, count = batch - left < PANEL ? batch - left : PANEL;
-            NAME(slice)(w, side, first, rows, left, tile);
-            turn_over(tile, NAME(panel)(side, left), rows, count, out + left * w->rows + first, w->rows);
-        }
-}
-
-// to = activation(gate) up of the rows of a weight that holds the one above the other; all of a team's threads together.
-static void NAME(gated)(const struct linear *w, const struct NAME(side) *side, long batch, long kind, const struct NAME(side) *to) {
-    long inner = w->rows / 2;
-    float gate[SLICE * PANEL], *up = gate + SLICE / 2 * PANEL, slope;
-    NAME(narrow_down)(w, side, batch);
-#pragma omp for schedule(static) collapse(2)
-    for (long first = 0; first < inner; first += SLICE / 2)
-        for (long left = 0; left < batch; left += PANEL) {
-            long rows = inner - first < SLICE / 2 ? inner - first : SLICE / 2, columns = NAME(panel)(side, left);
-            NAME(slice)(w, side, first, rows, left, gate);
-            NAME(slice)(w, side, inner + first, rows, left, up);
-            if (kind == SILU)
-                for (long i = 0; i < rows * columns; i++) gate[i] = activate(gate[i], SILU, &slope) * up[i];
-            else
-                for (long i = 0; i < rows * columns; i++) gate[i] = activate(gate[i], GELU_TANH, &slope) * up[i];
-            PACKED *at = to->at + left * to->tall;
-            for (long r = 0; r < rows; r++)
-                for (long c = 0; c < columns; c++)
-                    at[(first + r) / PAIR * columns * PAIR + c * PAIR + (first + r) % PAIR] = TO_PACK(gate[r * columns + c]);
-        }
-}
 
 // x * rstd * weight in place; nothing where there is no norm.
 static void NAME(norm_row)(const struct norm *norm, float *x, long width) {
@@ -241,13 +154,6 @@ static long NAME(tallest)(const struct layer *layer) {
     return most + most % PAIR;
 }
 
-static struct NAME(side) NAME(new_side)(long tall, long batch) {
-    long broad = batch <= NARROW ? NARROW : DEEP(batch);
-    struct NAME(side) side = {aligned(tall * broad * sizeof(PACKED)), tall, broad};
-    memset(side.at, 0, tall * side.broad * sizeof(PACKED));
-    return side;
-}
-
 // residual [rows, features] passes through layers, in place; the rows' keys and values are kept.
 void NAME(decode_layers)(const struct layer *layers, const struct cache *caches, long count, const struct step *step, float *residual) {
     long batch = step->rows, features = layers->joint.width, inner = layers->down.width + layers->down.room;
@@ -264,18 +170,19 @@ void NAME(decode_layers)(const struct layer *layers, const struct cache *caches,
         NAME(linear)(&layer->down, &gated, batch, update);
         NAME(add_update)(&layer->after_feedforward, 0, residual, update, &side, batch, features);
     }
-    free(side.at), free(gated.at), free(qkv), free(update);
+    NAME(no_side)(side), NAME(no_side)(gated), free(qkv), free(update);
 }
 
 // logits [batch, head->rows] of hidden states after their last norm.
 void NAME(decode_head)(const struct norm *norm, const struct linear *head, float *residual, float *logits, long batch) {
-    struct NAME(side) side = NAME(new_side)(head->width, batch);
+    long tall = head->width + head->room;
+    struct NAME(side) side = NAME(new_side)(tall + tall % PAIR, batch);
 #pragma omp parallel
     {
         NAME(add_update)(0, norm, residual, 0, &side, batch, head->width);
         NAME(linear)(head, &side, batch, logits);
     }
-    free(side.at);
+    NAME(no_side)(side);
 }
 
 // Bytes of a packed number.

@@ -158,9 +158,14 @@ struct norm {
     const float *weight;
     float eps;
 };
-struct linear { // weight [rows, ld], of which width + room columns count; down [room, width]
+struct linear { // weight [rows, ld], of which width + room columns count, or room alone where the others are in few bits; down [room, width]
     const void *weight, *bias, *down;
     long rows, width, room, ld;
+    // Weights in int8, or in four bits (two in a byte, as many in a block as NF4_BLOCK), and what they are multiplied by, a row or a block each.
+    const int8_t *codes;
+    const uint8_t *four;
+    const float *scale;
+    const int32_t *total; // sums of the int8 rows
 };
 struct layer {
     struct norm before_attention, query, key, after_attention, before_feedforward, after_feedforward;
@@ -187,14 +192,37 @@ static const float nf4_levels[16] = {
     -1.0f,          -0.6961928010f, -0.5250730515f, -0.3949174881f, -0.2844413817f, -0.1847734302f, -0.0910500363f, 0.0f,
     0.0795802996f,  0.1609302014f,  0.2461123019f,  0.3379152417f,  0.4407098293f,  0.5626170039f,  0.7229568362f,  1.0f};
 
+typedef float sixteen __attribute__((vector_size(64)));
+typedef int32_t sixteen_places __attribute__((vector_size(64)));
+typedef uint8_t sixteen_bytes __attribute__((vector_size(16)));
+
 // A block, or what there is of the last one, as floats.
 static inline void nf4_block(const uint8_t *codes, long count, float scale, float *value) {
+#ifdef __AVX512F__
+    if (count == NF4_BLOCK) {
+        sixteen levels;
+        memcpy(&levels, nf4_levels, sizeof(levels));
+        levels *= scale;
+        for (long i = 0; i < NF4_BLOCK / 32; i++) {
+            sixteen_bytes both;
+            memcpy(&both, codes + 16 * i, sizeof(both));
+            sixteen_places code = __builtin_convertvector(both, sixteen_places);
+            sixteen even = __builtin_shuffle(levels, code >> 4), odd = __builtin_shuffle(levels, code & 15);
+            sixteen one = __builtin_shuffle(even, odd, (sixteen_places){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
+            sixteen two = __builtin_shuffle(even, odd, (sixteen_places){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+            memcpy(value + 32 * i, &one, sizeof(one));
+            memcpy(value + 32 * i + 16, &two, sizeof(two));
+        }
+        return;
+    }
+#endif
     int32_t code[NF4_BLOCK];
     for (long i = 0; i < (count + 1) / 2; i++) code[2 * i] = codes[i] >> 4, code[2 * i + 1] = codes[i] & 15;
     for (long i = 0; i < count; i++) value[i] = nf4_levels[code[i]] * scale;
 }
 
 #include "rotate.h"
+#include "codes.h"
 
 #define REAL float
 #define REAL_IS_BF16 0
@@ -208,6 +236,7 @@ static inline void nf4_block(const uint8_t *codes, long count, float scale, floa
 #include "nf4.h"
 #include "product.h"
 #include "attention.h"
+#include "side.h"
 #include "decode.h"
 #undef REAL
 #undef REAL_IS_BF16
@@ -217,6 +246,7 @@ static inline void nf4_block(const uint8_t *codes, long count, float scale, floa
 #undef PAIR
 #undef PACK
 #undef TO_PACK
+#undef FROM_PACK
 
 #define REAL bf16
 #define REAL_IS_BF16 1
@@ -229,4 +259,5 @@ static inline void nf4_block(const uint8_t *codes, long count, float scale, floa
 #include "nf4.h"
 #include "product.h"
 #include "attention.h"
+#include "side.h"
 #include "decode.h"

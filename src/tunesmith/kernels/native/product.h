@@ -7,11 +7,13 @@
 typedef bf16 NAME(packed);
 #define PACK(value) (value)
 #define TO_PACK(value) store_bf16(value)
+#define FROM_PACK(value) load_bf16(value)
 #else
 #define PAIR 1
 typedef float NAME(packed);
 #define PACK(value) LOAD(value)
 #define TO_PACK(value) (value)
+#define FROM_PACK(value) (value)
 #endif
 
 #define PACKED NAME(packed)

@@ -1,8 +1,6 @@
 // Rotation of float rows by Hadamard matrices, and their rounding to int8.
 
 #define BLOCK 64 // numbers that are mixed: a Hadamard matrix of this size, on blocks of a row
-typedef float sixteen __attribute__((vector_size(64)));
-typedef int32_t sixteen_places __attribute__((vector_size(64)));
 
 // x[i] and x[i ^ distance] become sum and difference; distance is a constant below 16.
 #define MIX_WITHIN(x, distance)                                                                                                           \

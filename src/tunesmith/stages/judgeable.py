@@ -1,0 +1,56 @@
+"""What of an evaluation can be refused before anything is trained: graders that cannot read the test rows, and documents that cannot be asked about."""
+
+import torch
+
+from tunesmith.base import Artifact, ConfigError, DataError
+from tunesmith.base.files import read_json
+from tunesmith.data.example import Example
+from tunesmith.data.prepared import load_examples
+from tunesmith.grading import Grader
+
+from .chances import asking
+from .evaluate import Evaluate
+
+
+def check(spec: Evaluate, prepared: Artifact) -> None:
+    """Refuse what cannot be evaluated before anything is trained: graders of answers where all rows are plain text, rows that a grader cannot read, documents that
+    cannot be asked about, a precision that this machine does not have.
+
+    Raises:
+        ConfigError: naming the graders.
+        DataError: test rows, documents or questions are not what they should be.
+        MachineError: a retriever's package is missing.
+    """
+    if spec.precision == "int8" and torch.cuda.is_available():
+        raise ConfigError("evaluate.precision: int8 is for CPUs; set it to auto or nf4")
+    formats = {source["format"] for source in read_json(prepared / "summary.json")["sources"]}
+    reading = [grader for grader in spec.graders if grader.reads in ("answers", "chances")]
+    if formats == {"text"} and reading:
+        raise ConfigError(
+            f"evaluate.graders: {', '.join(grader.kind for grader in reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
+        )
+    if test := load_examples(prepared.path, "test", spec.rows):
+        if reading:
+            _readable(test, reading)
+        asking(spec.graders, test)
+    if spec.retrieval is not None:
+        spec.retrieval.check()
+
+
+def _readable(test: list[Example], graders: list[Grader]) -> None:
+    """Refuse test rows whose own answer is no right answer in words.
+
+    Raises:
+        DataError: naming the first.
+    """
+    blind = [grader for grader in graders if not grader.judges_calls]
+    for example in test:
+        unable = graders
+        if not example.wanted:
+            wrong = "its answer is an unwanted one, which graders would take for right; hold out wanted answers (prepare.test)"
+        elif example.calls and blind:
+            unable = blind
+            wrong = "its last turn calls a tool, which is no text to compare an answer with; set evaluate.graders=[{kind: tool_calls}], or hold out rows that end with text"
+        else:
+            continue
+        raise DataError(f"{example.origin}: {', '.join(grader.kind for grader in unable)} cannot judge by it: {wrong}")
