@@ -53,6 +53,7 @@ bench: $(VENV)/dev .venv-trl
 	$(BIN)/python benchmarks/prepare.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/serving.py --peer .venv-trl/bin/python
 	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/profiles.py
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/perturbation.py

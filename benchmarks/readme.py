@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 FINETUNE, SERVING = ROOT / "docs" / "stages" / "finetune.md", ROOT / "docs" / "serving.md"
 METHODS, DATA_CURVE = ROOT / "docs" / "methods.md", ROOT / "docs" / "data-curve.md"
-RELIABILITY = ROOT / "docs" / "reliability.md"
+RELIABILITY, NOTES = ROOT / "docs" / "reliability.md", ROOT / "docs" / "lab-notes.md"
 
 
 def minutes(seconds: float) -> str:
@@ -95,6 +95,19 @@ def planned(result: dict[str, Any]) -> str:
         lines.append(f"| {work['title']} | {sizes} | {100 * work['memory_error']:+.0f} % |")
     last = list(result["works"].values())[-1]
     return "\n".join([*lines, "", f"Measured on {measured(last)}, in one thread (`python benchmarks/plan.py`)."])
+
+
+def spent(result: dict[str, Any]) -> str:
+    """The share of each kind of operation in a step."""
+    works = result["works"]
+    kinds = list(next(iter(works.values()))["shares"])
+    kinds += sorted({kind for work in works.values() for kind in work["shares"]} - set(kinds))
+    lines = [f"| a step of | {' | '.join(kinds)} |", "|---|" + "--:|" * len(kinds)]
+    for name, work in works.items():
+        shares = " | ".join(f"{100 * work['shares'].get(kind, 0.0):.0f} %" for kind in kinds)
+        lines.append(f"| {TITLES[name].removesuffix(', a step')} | {shares} |")
+    last = list(works.values())[-1]
+    return "\n".join([*lines, "", f"Measured on {measured(last)} (`python benchmarks/profiles.py`)."])
 
 
 def saved(result: dict[str, Any]) -> str:
@@ -203,6 +216,7 @@ FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "methods": (METHODS, compared),
     "data_curve": (DATA_CURVE, curved),
     "torture": (RELIABILITY, tortured),
+    "profiles": (NOTES, spent),
 }
 
 
@@ -229,7 +243,7 @@ def kept(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Write, or say what is out of date."""
-    for page in (README, FINETUNE, SERVING, METHODS, DATA_CURVE, RELIABILITY):
+    for page in (README, FINETUNE, SERVING, METHODS, DATA_CURVE, RELIABILITY, NOTES):
         before = page.read_text()
         after = written(page, before)
         if "--check" in sys.argv and before != after:
