@@ -7,6 +7,8 @@ from tunesmith.base.spec import validate
 from tunesmith.data.example import Example
 from tunesmith.grading import function as functions
 from tunesmith.grading.function import Function, code_files, grader, load_code
+from tunesmith.grading.scoreboard import scoreboard
+from tunesmith.stages.evaluate import Evaluate
 from tunesmith.training.rollouts import Reward
 
 EXAMPLE = Example("rows.jsonl:1", answers=(({"role": "assistant", "content": "red"},),))
@@ -47,6 +49,21 @@ def test_functions_of_a_file_judge_and_pay(code):
     signature = brief.signature
     code.write_text(CODE + "# another\n")
     assert brief.signature != signature
+
+
+def test_several_judge_side_by_side_under_their_names(code):
+    load_code(code)
+    graders = validate(
+        Evaluate, {"graders": [{"kind": "function", "name": name} for name in ("same", "brief")], "gate": {"task": "brief"}}, "r"
+    )  # fmt: skip
+    rows = [Example(f"rows.jsonl:{number}", answers=EXAMPLE.answers) for number in range(40)]
+    board = scoreboard(rows, {"base": ["green"] * 40, "tuned": ["red"] * 40}, graders.graders)
+    points = {name: block["systems"]["tuned"]["value"] for name, block in board["graders"].items()}
+    assert points == {"same": 100.0, "brief": pytest.approx(70.0)}
+    assert [grader.called for grader in graders.judges] == ["brief", "same"]
+    assert "brief" in graders.gate(board)["reasons"][0]
+    with pytest.raises(ConfigError, match="same is named twice"):
+        validate(Evaluate, {"graders": [{"kind": "function", "name": "same"}] * 2}, "r")
 
 
 @pytest.mark.parametrize("name", ["_helper", "imported", "absent"])

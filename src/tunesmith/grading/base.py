@@ -68,6 +68,11 @@ class Grader(Family):
     summaries: ClassVar[tuple[str, ...]] = ()
     """Parts that speak of all rows, to be told where there is room for few."""
 
+    @property
+    def called(self) -> str:
+        """What results, gates and messages call it."""
+        return self.kind
+
     @abstractmethod
     def figures(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, Figure]:
         """One system's figures over all examples: the `headline`, then parts by name.

@@ -16,7 +16,7 @@ class Gate(Spec):
     """Promote only what is shown to be better at the task and shown not to be worse elsewhere."""
 
     task: str | None = None
-    """Grader that decides on the task; empty means the scoreboard's headline."""
+    """Grader that decides on the task, by its kind, or its name if it is a function; empty means the scoreboard's headline."""
     beat: tuple[str, ...] = ("base",)
     """Systems it must beat on the task: the 95 % interval of the paired difference must lie above zero."""
     prompted: bool = True

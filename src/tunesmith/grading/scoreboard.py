@@ -68,9 +68,9 @@ def scoreboard(
         figures = {name: grader.graded(examples, outputs) for name, outputs in given[grader.reads].items()}
         if not figures:
             raise ConfigError(
-                f"graders.{place}: {grader.kind!r} reads {grader.reads}, and no system has any; leave it out"
+                f"graders.{place}: {grader.called!r} reads {grader.reads}, and no system has any; leave it out"
             )
-        blocks[grader.kind] = {
+        blocks[grader.called] = {
             "unit": grader.unit,
             "better": grader.better,
             "signature": grader.signature,
@@ -158,7 +158,7 @@ def _check(
             raise DataError(
                 f"scoreboard: {system!r} has {len(given)} outputs for {len(examples)} rows; give one per row"
             )
-    twice = [kind for kind, count in Counter(grader.kind for grader in graders).items() if count > 1]
+    twice = [name for name, count in Counter(grader.called for grader in graders).items() if count > 1]
     if twice or not graders:
         raise ConfigError(
             f"graders: {twice[0]!r} is named twice; name it once" if twice else "graders: is empty; name at least one"

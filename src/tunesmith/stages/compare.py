@@ -219,7 +219,7 @@ def _figures(
     names = [
         name for name in next(iter(found.values()))[0] if all(name in one for each in found.values() for one in each)
     ]
-    about = {"grader": grader.kind, "unit": grader.unit, "better": grader.better}
+    about = {"grader": grader.called, "unit": grader.unit, "better": grader.better}
     for name in names:
         summary = name == HEADLINE or name in grader.summaries
         figures = {variant: [one[name] for one in each] for variant, each in found.items()}

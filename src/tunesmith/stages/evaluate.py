@@ -66,9 +66,9 @@ class Evaluate(Spec):
 
     @model_validator(mode="after")
     def _graders_differ(self) -> Self:
-        kinds = [grader.kind for grader in self.graders]
-        if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
-            raise ValueError(f"graders: {twice} is named twice, and results go by kind; name it once")
+        names = [grader.called for grader in self.graders]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"graders: {twice} is named twice, and results go by it; name it once")
         return self
 
     @model_validator(mode="after")
@@ -76,14 +76,14 @@ class Evaluate(Spec):
         deciding = self.judges[:1]
         if self.prompted and self.gate.prompted and any(grader.reads != "answers" for grader in deciding):
             raise ValueError(
-                f"the best prompt is worth what its answers are, and the gate decides by {deciding[0].kind}; set gate.task to a grader of answers, or gate.prompted to false"
+                f"the best prompt is worth what its answers are, and the gate decides by {deciding[0].called}; set gate.task to a grader of answers, or gate.prompted to false"
             )
         return self
 
     @property
     def judges(self) -> tuple[Grader, ...]:
         """The graders, that which the gate decides by before the others."""
-        return tuple(sorted(self.graders, key=lambda grader: grader.kind != self.gate.task))
+        return tuple(sorted(self.graders, key=lambda grader: grader.called != self.gate.task))
 
     def answered_in(self, precision: Precision) -> Precision:
         """What answers are computed in after training in `precision`."""

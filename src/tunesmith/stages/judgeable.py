@@ -27,7 +27,7 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
     reading = [grader for grader in spec.graders if grader.reads in ("answers", "chances")]
     if formats == {"text"} and reading:
         raise ConfigError(
-            f"evaluate.graders: {', '.join(grader.kind for grader in reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
+            f"evaluate.graders: {', '.join(grader.called for grader in reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
         )
     if test := load_examples(prepared.path, "test", spec.rows):
         if reading:
@@ -53,4 +53,6 @@ def _readable(test: list[Example], graders: list[Grader]) -> None:
             wrong = "its last turn calls a tool, which is no text to compare an answer with; set evaluate.graders=[{kind: tool_calls}], or hold out rows that end with text"
         else:
             continue
-        raise DataError(f"{example.origin}: {', '.join(grader.kind for grader in unable)} cannot judge by it: {wrong}")
+        raise DataError(
+            f"{example.origin}: {', '.join(grader.called for grader in unable)} cannot judge by it: {wrong}"
+        )

@@ -142,7 +142,7 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _measured_by_what_it_says(self) -> Self:
         objective, evaluate = self.finetune.objective, self.evaluate
-        odd = [grader.kind for grader in evaluate.graders if (grader.reads == "scores") != objective.scores]
+        odd = [grader.called for grader in evaluate.graders if (grader.reads == "scores") != objective.scores]
         if objective.scores and (odd or evaluate.general is not None or evaluate.gate.margin is not None):
             raise ValueError(
                 f"objective {objective.kind} leaves a model that scores answers and writes none: set evaluate.graders to what judges scores "

@@ -35,7 +35,7 @@ class Reward(Spec):
     @classmethod
     def _grades_one_answer(cls, grader: Grader) -> Grader:
         if not isinstance(grader, Paying):
-            raise ValueError(f"{grader.kind} cannot judge one answer by itself")
+            raise ValueError(f"{grader.called} cannot judge one answer by itself")
         return grader
 
 
@@ -65,7 +65,7 @@ class Tries(Spec):
             for worth, each in zip(paid, self.rewards, strict=True):
                 if not math.isfinite(worth):
                     raise ModelError(
-                        f"{example.origin}: what {each.grader.kind} says an answer is worth is not finite; mend the grader, or the model that it asks"
+                        f"{example.origin}: what {each.grader.called} says an answer is worth is not finite; mend the grader, or the model that it asks"
                     )
         return earned
 
@@ -182,12 +182,12 @@ class OnPolicy(Sampled):
     ) -> None:
         """What this step's answers were like."""
         groups = np.array([list(row.columns.values()) for row in rows])
-        kinds = [each.grader.kind for each in self.spec.rewards]
+        names = [each.grader.called for each in self.spec.rewards]
         parts = {
-            f"reward_{kind}" + (f"_{number}" if kinds.count(kind) > 1 else ""): float(
+            f"reward_{name}" + (f"_{number}" if names.count(name) > 1 else ""): float(
                 np.mean([paid[number] for paid in earned])
             )
-            for number, kind in enumerate(kinds)
+            for number, name in enumerate(names)
         }
         self.facts.update(
             reward=float(groups.mean()),

@@ -49,7 +49,7 @@ def forecast(
     curve = LearningCurve(np.array(sizes, dtype=np.float64), value_K, value_RK, best, seed_R)
     fit, known, held = curve.fit, len(sizes) > FEWEST, curve.calibration()
     return {
-        "grader": grader.kind, "unit": grader.unit, "better": grader.better, "resamples": len(value_RK),
+        "grader": grader.called, "unit": grader.unit, "better": grader.better, "resamples": len(value_RK),
         "form": fit.form.name, "formula": fit.form.formula, "d": fit.d, "b": fit.b, "c": fit.c, "best": best,
         "errors": curve.errors if known else None,
         "forms": dict(Counter(one.form.name for one in curve.fits)),
@@ -67,9 +67,9 @@ def _silent(grader: Grader, sizes: Sequence[int], best: float | None, value_RK: 
     if len(sizes) < FEWEST:
         return f"{len(sizes)} sizes are too few for a curve; measure {FEWEST} or more, besides 0"
     if best is None:
-        return f"{grader.kind} has no best possible score to fall short of"
+        return f"{grader.called} has no best possible score to fall short of"
     if len(value_RK) < RESAMPLES / 2:
-        return f"{grader.kind} has no value on most samples of the test rows; hold out more rows of each class"
+        return f"{grader.called} has no value on most samples of the test rows; hold out more rows of each class"
     if not np.ptp(value_RK):
         return "every size scores the same on any test rows; there is no curve"
     return ""

@@ -45,7 +45,7 @@ def shown(source: Source, before: str | None) -> dict[str, Any] | None:
     counts = {kind: sum(row["kind"] == kind for row in rows) for kind in KINDS}
     chosen = choose(rows)
     return {
-        "grader": grader.kind,
+        "grader": grader.called,
         "before": before,
         "rows": len(rows),
         "counts": counts,
@@ -66,7 +66,7 @@ def judging(grader: AnswerGrader, evaluated: Artifact) -> AnswerGrader | None:
     """The grader, if it still judges as it did in the evaluation: a function whose file is not given, or has changed, does not."""
     results = read_json(evaluated / "results.json")["task"]["graders"]
     try:
-        same = grader.signature == results[grader.kind]["signature"]
+        same = grader.signature == results[grader.called]["signature"]
     except ConfigError:
         return None
     return grader if same else None

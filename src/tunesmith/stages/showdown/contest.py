@@ -149,6 +149,6 @@ def open_contest(given: Path, folder: Path | None = None, assignments: tuple[str
     graders = contest.spec.recipe(START, contest.find).evaluate.graders
     if not any(grader.reads == "answers" for grader in graders):
         raise ConfigError(
-            f"base.evaluate.graders: {', '.join(grader.kind for grader in graders)}: roads are compared by what they answer; add a grader that judges answers"
+            f"base.evaluate.graders: {', '.join(grader.called for grader in graders)}: roads are compared by what they answer; add a grader that judges answers"
         )
     return contest
