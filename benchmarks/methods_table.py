@@ -27,50 +27,59 @@ def title(name: str) -> str:
     return (RECIPES / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ").split(": ")[0]
 
 
-def spreads(results: dict[str, dict[str, Any]]) -> tuple[Any, Any]:
-    """How far seeds lie apart, of recipes and of differences between two."""
-    from tunesmith.grading.statistics import between, spread
+Spreads = dict[str, Any]
+"""By recipe; of one that is not there too little is known."""
 
-    measured = [each["runs"] for each in results.values() if not each["runs"][0].get("measure")]
+
+def spreads(results: dict[str, dict[str, Any]]) -> tuple[Spreads, Spreads]:
+    """How far each recipe's seeds lie apart, and what is left of that when what a seed does to all recipes is taken off, each drawn towards what all tell."""
+    from tunesmith.grading.seeds import moderated, residuals, spread
+
     asked = [run["seed"] for run in results[BASE]["runs"]]
-    alone = spread([one.point for one in figures(runs)] for runs in measured)
-    return alone, between(np.array([points for runs in measured if (points := of_seeds(runs, asked))]))
+    known = {
+        name: of_seeds(each["runs"], asked) for name, each in results.items() if not each["runs"][0].get("measure")
+    }
+    points = {name: found for name, found in known.items() if found}
+    alone = [spread([found]) for found in points.values()]
+    rest = residuals(np.array(list(points.values())))
+    return tuple(dict(zip(points, moderated(each), strict=True)) for each in (alone, rest))  # type: ignore[return-value, arg-type]
 
 
-def difference(runs: list[dict[str, Any]], others: list[dict[str, Any]], paired: Any) -> str:
+def difference(name: str, other: str, results: dict[str, dict[str, Any]], rest: Spreads) -> str:
     """By how much one recipe is better than another on the same rows and seeds, with its 95 % interval."""
-    from tunesmith.grading.statistics import over_seeds
+    from tunesmith.grading.seeds import over_seeds, together
 
-    mine, theirs = beside(runs, others)
+    mine, theirs = beside(results[name]["runs"], results[other]["runs"])
     if not mine:
         return ""
-    apart = over_seeds(mine, theirs, apart=paired)
+    known = together(rest[name], rest[other]) if name in rest and other in rest else None
+    apart = over_seeds(mine, theirs, apart=known)
     return f"{apart.value:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]"
 
 
 def pairs(results: dict[str, dict[str, Any]]) -> str:
     """A line for each two recipes that differ in one more thing than from the base."""
-    _, paired = spreads(results)
+    _, rest = spreads(results)
     lines = ["| recipe | against | score |", "|---|---|--:|"]
     for name, other in PAIRED:
-        lines.append(f"| `{name}` | `{other}` | {difference(results[name]['runs'], results[other]['runs'], paired)} |")
+        lines.append(f"| `{name}` | `{other}` | {difference(name, other, results, rest)} |")
     return "\n".join(lines)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """A line for each recipe, the base first; scores, and differences to it on the same rows and seeds, with 95 % intervals."""
-    from tunesmith.grading.statistics import over_seeds
+    from tunesmith.grading.seeds import over_seeds
     from tunesmith.stages.recipe import read_recipe
 
     heads = ("method", "learns", "tokens/s", "memory", "loss", "score", "against LoRA", "general perplexity")
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
-    alone, paired = spreads(results)
+    alone, rest = spreads(results)
     for name in (BASE, *sorted(results.keys() - {BASE}, key=lambda name: title(name).lower())):
         found, runs = results[name], results[name]["runs"]
         middle = {key: statistics.median(run[key] for run in runs) for key in ("trainable", "peak_memory_mb", "loss")}
         measure = runs[0].get("measure")
-        scored = over_seeds(figures(runs), apart=None if measure else alone)
-        against = "" if measure or name == BASE else difference(runs, results[BASE]["runs"], paired)
+        scored = over_seeds(figures(runs), apart=alone.get(name))
+        against = "" if measure or name == BASE else difference(name, BASE, results, rest)
         reward = "reward " if read_recipe(RECIPES / f"{name}.yaml").finetune.rollouts else ""
         cost = found.get("cost")
         speed = "1" if name == BASE else f"{cost['method']['rate'] / cost['lora']['rate']:.2f}" if cost else ""

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tunesmith.grading.learning_curve import FORMS, LearningCurve, by_seed, fit, held_out, resampled
-from tunesmith.grading.statistics import Figure, over_seeds, replicates, share
+from tunesmith.grading.seeds import over_seeds
+from tunesmith.grading.statistics import Figure, replicates, share
 
 SIZES = np.array([25, 50, 100, 200, 400, 800, 1600], dtype=np.float64)
 SHORT = {

@@ -10,15 +10,12 @@ from scipy import stats
 from tunesmith.grading.perplexity import perplexity
 from tunesmith.grading.statistics import (
     Figure,
-    between,
     detectable,
     difference,
     interval,
-    over_seeds,
     permutation,
     replicates,
     share,
-    spread,
 )
 
 CHEAP = 600
@@ -180,83 +177,6 @@ def test_a_change_relative_to_nothing_is_none() -> None:
     assert difference(ones, none, relative=True).relative is None
 
 
-def trainings(seeds: int, apart: float, generator: np.random.Generator) -> list[Figure]:
-    """So many trainings graded on the same 150 rows; their quality differs by `apart` on the scale of logits."""
-    rows = generator.normal(0, 1, 150)
-    chances = [1 / (1 + np.exp(-(rows + generator.normal(0.5, apart)))) for _ in range(seeds)]
-    return [binary(generator.random(150) < chance) for chance in chances]
-
-
-def test_intervals_over_seeds_cover_what_another_seed_on_other_rows_would_give() -> None:
-    generator = np.random.default_rng(5)
-    truth = 100 * np.mean(1 / (1 + np.exp(-generator.normal(0.5, np.hypot(1, 0.3), 200_000))))
-    for seeds in (3, 5):
-        found = [over_seeds(trainings(seeds, 0.3, generator), resamples=300) for _ in range(150)]
-        assert np.mean([each.low <= truth <= each.high for each in found]) >= 0.92
-    rows_alone = [interval(trainings(1, 0.6, generator)[0], resamples=300) for _ in range(150)]
-    assert np.mean([each.low <= truth <= each.high for each in rows_alone]) < 0.75  # one training cannot know of others
-
-
-def test_few_seeds_say_little_of_how_far_seeds_lie_apart() -> None:
-    """Rows tell nothing here: all trainings are right on so many of 4,000 rows, and only that number differs."""
-    generator, rows = np.random.default_rng(6), np.arange(4000)
-    for seeds in (2, 3):
-        found = []
-        for _ in range(200):
-            better, worse = ([binary(rows < 40 * generator.normal(mean, 5)) for _ in range(seeds)] for mean in (60, 50))
-            found.append(over_seeds(better, worse, resamples=400))
-        assert np.mean([each.low <= 10 <= each.high for each in found]) >= 0.91
-
-
-def test_trainings_of_several_groups_tell_together_how_far_seeds_lie_apart() -> None:
-    generator, rows = np.random.default_rng(7), np.arange(4000)
-    found, widths = [], []
-    for _ in range(150):
-        groups = [[binary(rows < 40 * generator.normal(mean, 5)) for _ in range(2)] for mean in (30, 40, 50, 60, 70)]
-        known = spread([one.point for one in group] for group in groups)
-        assert known is not None
-        assert known.freedom == 5
-        one = over_seeds(groups[2], apart=known, resamples=400)
-        found.append(one.low <= 50 <= one.high)
-        widths.append(
-            (one.high - one.low)
-            / np.ptp([over_seeds(groups[2], resamples=400).low, over_seeds(groups[2], resamples=400).high])
-        )
-        single = over_seeds(groups[2][:1], apart=known, resamples=400)
-        assert single.high - single.low > one.high - one.low
-    assert np.mean(found) >= 0.9
-    assert np.median(widths) < 0.8
-    assert spread([[1.0], [2.0]]) is None
-    assert spread([[1.0, 3.0], [2.0, 2.0]]).deviation == 1.0
-
-
-def test_differences_from_one_baseline_are_told_from_what_seeds_do_to_single_variants() -> None:
-    """All variants have the baseline's luck in common: it must not pass for as many observations as there are variants."""
-    generator, rows, found = np.random.default_rng(8), np.arange(4000), []
-    for _ in range(300):
-        shared = generator.normal(0, 5, 2)  # of the seeds, for all alike
-        groups = [
-            [binary(rows < 40 * (mean + luck + generator.normal(0, 3))) for luck in shared]
-            for mean in (40, 50, 55, 60, 45, 50)
-        ]
-        known = between(np.array([[one.point for one in group] for group in groups]))
-        one = over_seeds(groups[1], groups[0], apart=known, resamples=400)
-        found.append(one.low <= 10 <= one.high)
-    assert known is not None
-    assert known.freedom == 5
-    assert 0.91 <= np.mean(found) <= 0.985
-    assert between(np.array([[1.0, 2.0]])) is None
-    exact = between(np.array([[0.0, 6.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
-    assert exact is not None
-    assert exact.deviation == pytest.approx(3.0)
-
-
-def test_rows_that_all_agree_leave_what_was_not_seen_open() -> None:
-    right = [binary(np.arange(30) < 30) for _ in range(3)]
-    known = spread([[100.0, 100.0, 100.0], [93.0, 97.0, 100.0]])
-    assert over_seeds(right, apart=known).low <= over_seeds(right).low == pytest.approx(interval(right[0]).low)
-
-
 def test_no_interval_leaves_the_scale_or_its_point() -> None:
     """Perplexity is at least 1, and kappa may be negative."""
     few = Figure(np.array([[math.log(5) * 9, 9.0], [math.log(20) * 9, 9.0]]), perplexity, least=1.0)
@@ -277,24 +197,3 @@ def test_few_units_leave_more_open_than_their_own_spread() -> None:
         one = interval(figure, resamples=400)
         found.append(one.low <= 10 <= one.high)
     assert np.mean(found) >= 0.9
-
-
-def test_no_interval_over_seeds_reaches_beyond_what_a_score_can_be() -> None:
-    figures = [binary(np.arange(100) < right) for right in (100, 100, 94)]
-    none = [binary(np.arange(100) < right) for right in (0, 0, 6)]
-    assert over_seeds(figures).high == 100
-    assert over_seeds(none).low == 0
-    assert over_seeds(figures, none).high == 100
-
-
-def test_differences_over_seeds_are_paired() -> None:
-    """Trainings of widely different luck that the other system shares: the difference knows nothing of it."""
-    generator = np.random.default_rng(6)
-    worse = [binary(np.arange(100) < right) for right in (30, 50, 70)]
-    better = [binary(np.arange(100) < right + 5) for right in (30, 50, 70)]
-    found, alone = over_seeds(better, worse), over_seeds(better)
-    assert (found.value, alone.value) == (5, 55)
-    assert alone.high - alone.low > 30
-    assert found.high - found.low < 10
-    one = trainings(1, 0.0, generator)
-    assert over_seeds(one) == interval(one[0])

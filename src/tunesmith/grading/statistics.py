@@ -6,7 +6,7 @@ ranks gathers its rows another way (`ranked.py`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from statistics import NormalDist
@@ -159,9 +159,9 @@ def interval(figure: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) ->
     Where all rows agree the bootstrap sees no spread; then the exact binomial limit on rows not seen takes its place.
     """
     point = figure.point
-    low, high = _ends(point, replicates(figure, seed=seed, resamples=resamples), figure.rows)
+    low, high = ends(point, replicates(figure, seed=seed, resamples=resamples), figure.rows)
     if figure.top is not None and low == high:
-        low, high = _unseen(point, figure.floor, figure.top, figure.rows)
+        low, high = unseen_ends(point, figure.floor, figure.top, figure.rows)
     return Interval(point, max(low, figure.floor), high if figure.top is None else min(high, figure.top), figure.rows)
 
 
@@ -172,97 +172,18 @@ def difference(
     values = replicates(first, seed=seed, resamples=resamples)
     others = replicates(second, seed=seed, resamples=resamples)
     point, rows = first.point - second.point, max(first.rows, second.rows)
-    ends = _ends(point, values - others, rows)
+    reach = ends(point, values - others, rows)
     deviation = float(np.nanstd(values - others, ddof=1))
     if first.top is not None:
-        equal, top = ends[0] == ends[1], first.top
-        ends = _unseen(point, -top, top, rows) if equal else (max(ends[0], -top), min(ends[1], top))
+        equal, top = reach[0] == reach[1], first.top
+        reach = unseen_ends(point, -top, top, rows) if equal else (max(reach[0], -top), min(reach[1], top))
     change = None
     if relative and second.point > 0:
         ratio = 100.0 * (first.point / second.point - 1.0)
-        low, high = _ends(ratio, 100.0 * (values / others - 1.0), rows)
+        low, high = ends(ratio, 100.0 * (values / others - 1.0), rows)
         change = Interval(ratio, max(low, -100.0), high, rows)
     p = permutation(first, second, seed=seed, resamples=resamples)
-    return Difference(point, *ends, rows, p, detectable(deviation) if deviation > 0 else None, change)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How far trainings that differ in their seed alone lie apart, and on how much that rests."""
-
-    deviation: float
-    freedom: int
-    """Trainings beyond the first of each group."""
-
-
-def spread(groups: Iterable[Sequence[float] | Array]) -> Spread | None:
-    """Of groups of trainings together, each around its own mean (the pooled variance of an analysis of variance); None where no group has two.
-
-    It takes seeds to matter alike in all groups: a few trainings of each then tell of each what they tell together.
-
-    Args:
-        groups: scores, or differences of scores, of trainings that differ in their seed.
-    """
-    found = [np.array(group) for group in groups]
-    freedom = sum(len(group) - 1 for group in found)
-    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in found)
-    return Spread(math.sqrt(squares / freedom), freedom) if freedom else None
-
-
-def between(point_VS: Array) -> Spread | None:
-    """How far differences of two of V variants lie apart that were trained with the same S seeds, [V, S]; None where that cannot be told.
-
-    What a seed does to all variants alike makes no difference: what is left is the residual of a two-way analysis of variance, and a difference has twice its variance.
-    """
-    freedom = (point_VS.shape[0] - 1) * (point_VS.shape[1] - 1)
-    rest_VS = point_VS - point_VS.mean(0) - point_VS.mean(1, keepdims=True) + point_VS.mean()
-    return Spread(math.sqrt(2 * float((rest_VS**2).sum()) / freedom), freedom) if freedom else None
-
-
-def over_seeds(
-    figures: Sequence[Figure],
-    others: Sequence[Figure] = (),
-    *,
-    apart: Spread | None = None,
-    seed: int = SEED,
-    resamples: int = RESAMPLES,
-) -> Interval:
-    """The mean of one system's figures over trainings that differ in their seed, or of its differences from another's.
-
-    Rows are resampled alike for all, and to each resample is added what another set of S seeds may differ by: their standard error times a draw of Student's
-    t with as many degrees of freedom as that error rests on. Two or three trainings say little of how far trainings lie apart, and their interval is as wide as that.
-
-    Args:
-        figures: one per training, all on the same rows.
-        others: those of the system to be subtracted, by the same seeds; none for the figure itself.
-        apart: how far trainings lie apart, if more is known of it than these tell; one training alone has an interval over rows otherwise.
-        seed: of the bootstrap.
-        resamples: how often.
-    """
-    points_S = np.array([figure.point for figure in figures])
-    values_SR = np.stack([replicates(figure, seed=seed, resamples=resamples) for figure in figures])
-    if others:
-        points_S = points_S - [other.point for other in others]
-        values_SR = values_SR - [replicates(other, seed=seed, resamples=resamples) for other in others]
-    point, count = float(points_S.mean()), len(points_S)
-    values_R = values_SR.mean(axis=0)
-    rows, top = max(figure.rows for figure in (*figures, *others)), figures[0].top
-    by_rows, values_R = _ends(point, values_R), _apart(point, values_R, rows)
-    known = apart or (Spread(float(points_S.std(ddof=1)), count - 1) if count > 1 else None)
-    if known:
-        drawn_R = np.random.default_rng([seed, count]).standard_t(known.freedom, size=resamples)
-        values_R = values_R + drawn_R * known.deviation / math.sqrt(count)
-    low, high = _ends(point, values_R)
-    least = figures[0].floor
-    if others:
-        least = -math.inf if top is None else -top
-    low = max(low, least)
-    if top is not None:
-        high = min(high, top)
-        if by_rows[0] == by_rows[1]:
-            unseen = _unseen(point, least, top, rows)
-            low, high = min(low, unseen[0]), max(high, unseen[1])
-    return Interval(point, low, high, rows)
+    return Difference(point, *reach, rows, p, detectable(deviation) if deviation > 0 else None, change)
 
 
 def permutation(first: Figure, second: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) -> float:
@@ -306,15 +227,15 @@ def _few(units: int) -> float:
     return T_975[units - 2] / _NORMAL.inv_cdf(0.5 + CONFIDENCE / 2) * math.sqrt(units / (units - 1))
 
 
-def _apart(point: float, values: Array, units: int) -> Array:
+def moved_apart(point: float, values: Array, units: int) -> Array:
     """Replicates moved away from the point by what those of few units fall short of."""
     factor = _few(units)
     return values if factor == 1.0 or not math.isfinite(point) else point + (values - point) * factor
 
 
-def _ends(point: float, values: Array, units: int = 0) -> tuple[float, float]:
+def ends(point: float, values: Array, units: int = 0) -> tuple[float, float]:
     """Bias-corrected percentiles: where the point lies among its replicates shifts which of them are the ends. Those of few units are moved apart."""
-    values = _apart(point, values[~np.isnan(values)], units)
+    values = moved_apart(point, values[~np.isnan(values)], units)
     below = float(np.mean(values < point) + 0.5 * np.mean(values == point))
     shift = _NORMAL.inv_cdf(min(max(below, 1 / len(values)), 1 - 1 / len(values)))
     reach = _NORMAL.inv_cdf(0.5 + CONFIDENCE / 2)
@@ -322,7 +243,7 @@ def _ends(point: float, values: Array, units: int = 0) -> tuple[float, float]:
     return min(float(low), point), max(float(high), point)
 
 
-def _unseen(point: float, bottom: float, top: float, rows: int) -> tuple[float, float]:
+def unseen_ends(point: float, bottom: float, top: float, rows: int) -> tuple[float, float]:
     """Ends if all rows agree: at most `1 - 0.025 ** (1 / rows)` of all rows may disagree (Clopper, Pearson 1934)."""
     unseen = 1.0 - math.pow((1 - CONFIDENCE) / 2, 1 / rows)
     return point - unseen * (point - bottom), point + unseen * (top - point)

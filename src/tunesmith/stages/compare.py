@@ -15,7 +15,8 @@ from tunesmith.data.prepared import load_examples
 from tunesmith.grading import HEADLINE, Figure, Grader, Likelihood
 from tunesmith.grading.base import Chances
 from tunesmith.grading.scoreboard import groups
-from tunesmith.grading.statistics import CONFIDENCE, RESAMPLES, between, over_seeds, spread
+from tunesmith.grading.seeds import between, over_seeds, spread
+from tunesmith.grading.statistics import CONFIDENCE, RESAMPLES
 
 from .evaluate import Evaluate
 from .pipeline import Pipeline, open_run

@@ -9,7 +9,8 @@ import numpy as np
 from tunesmith.data.example import Example
 from tunesmith.grading import HEADLINE, Figure, Grader
 from tunesmith.grading.scoreboard import groups
-from tunesmith.grading.statistics import CONFIDENCE, RESAMPLES, over_seeds
+from tunesmith.grading.seeds import over_seeds
+from tunesmith.grading.statistics import CONFIDENCE, RESAMPLES
 
 from ..compare import Trained
 from ..recipe import Recipe
