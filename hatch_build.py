@@ -35,6 +35,9 @@ class CompileKernels(BuildHookInterface):
         made = []
         for level, flags in (X86 if platform.machine() in ("x86_64", "AMD64") else OTHER).items():
             target = source.with_name(f"fused-{level}.so")
+            target.unlink(
+                missing_ok=True
+            )  # an older one may lay structures out otherwise; whoever has it open keeps it
             with tempfile.TemporaryDirectory(dir=source.parent) as folder:
                 compiled, linked = Path(folder) / "fused.o", Path(folder) / "fused.so"
                 compiling = [compiler, *FLAGS.split(), *flags, "-c", str(source), "-o", str(compiled)]

@@ -1,6 +1,6 @@
 """Preparing many rows against TRL's mapping passes, files to tokens: `make bench`, or
 
-python benchmarks/prepare.py --peer .venv-trl/bin/python [--work thousand ten-thousand hundred-thousand] [--rounds 2]
+python benchmarks/prepare.py --peer .venv-trl/bin/python [--work two-hundred thousand ten-thousand hundred-thousand] [--rounds 2]
 
 tunesmith's side is the whole stage as the default recipe has it: parse, check, split, exact copies, near copies across splits, chat template,
 tokens, mask, and every file of the artifact. TRL's is what SFTTrainer maps: chat template, tokens, mask, truncation.
@@ -19,7 +19,8 @@ def contenders(count: int, *, processes: bool = True) -> dict[str, Contender]:
 
 
 WORKS = {
-    "thousand": contenders(1_000),
+    "two-hundred": contenders(200, processes=False),
+    "thousand": contenders(1_000, processes=False),
     "ten-thousand": contenders(10_000),
     "hundred-thousand": contenders(100_000, processes=False),  # which at ten thousand rows were slower than one
 }

@@ -61,6 +61,8 @@ TITLES = {
     "sixteen in int8": "16 answers together, weights in int8",
     "one in nf4": "one answer, weights in four bits",
     "sixteen in nf4": "16 answers together, weights in four bits",
+    "two-hundred": "prepare 200 rows",
+    "thousand": "prepare 1,000 rows",
     "ten-thousand": "prepare 10,000 rows",
     "hundred-thousand": "prepare 100,000 rows",
 }

@@ -74,7 +74,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         "environment": environment(),
         "trials": given.trials,
         "seed": given.seed,
-        "grader": grader.kind,
+        "grader": grader.called,
         "unit": grader.unit,
         "rows": len(test),
         "paper": PAPER,

@@ -62,6 +62,8 @@ def test_several_judge_side_by_side_under_their_names(code):
     assert points == {"same": 100.0, "brief": pytest.approx(70.0)}
     assert [grader.called for grader in graders.judges] == ["brief", "same"]
     assert "brief" in graders.gate(board)["reasons"][0]
+    with pytest.raises(ConfigError, match=r"gate\.task: 'function' is none of the graders; there are same"):
+        validate(Evaluate, {"graders": [{"kind": "function", "name": "same"}], "gate": {"task": "function"}}, "r")
     with pytest.raises(ConfigError, match="same is named twice"):
         validate(Evaluate, {"graders": [{"kind": "function", "name": "same"}] * 2}, "r")
 

@@ -13,6 +13,7 @@ from tunesmith.kernels import native
 from tunesmith.kernels.int8_linear import Int8Linear
 from tunesmith.kernels.nf4_linear import NF4Linear
 from tunesmith.kernels.quantised_linear import QuantisedLinear
+from tunesmith.methods.adapters.dora import DoRA
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.models.decoding import Feed, FusedDecoding
 from tunesmith.models.forward import generic_logps, token_logps
@@ -100,6 +101,30 @@ def test_four_bits_are_kept_once_and_their_plain_numbers_not_at_all(quantised):
     assert size == pytest.approx(0.516 * numbers, rel=1e-3)
     corrections = sum(layer.in_features + layer.out_features for layer in layers) * 4 * 4  # rank 3, made even
     assert sum(tensor.nbytes for tensor in decoder.held()) < 1.4 * corrections
+
+
+def test_four_bits_are_views_of_what_answers_are_decoded_from(quantised):
+    loaded = quantised(precision="nf4")
+    blocks = loaded.decoder().blocks
+    for layer, block in zip(loaded.model.model.layers, blocks, strict=True):
+        stack = block.gate_up.base.codes_N
+        for name in ("gate_proj", "up_proj"):
+            base = getattr(layer.mlp, name).base
+            assert base.weight.untyped_storage().data_ptr() == stack.untyped_storage().data_ptr()
+
+
+@each
+@pytest.mark.parametrize(("adapter", "widths"), [(DoRA(rank=3), {}), (LoRA(rank=3), {"intermediate_size": 80})])
+def test_what_is_not_read_as_it_is_is_made_plain(precision, adapter, widths, build):
+    """Factors of outputs, and in four bits rows that end within a block."""
+    loaded = build("llama", spread=0.15, vocab_size=VOCABULARY, **{**WIDTHS, **widths})
+    quantise(loaded.model, precision, torch.float32)
+    adapter.attach(loaded, 0)
+    prompts, sampling = [[5, 6, 7], [8, 9]], Sampling(max_tokens=6)
+    fast = [one.tokens for one in generate(loaded, prompts, sampling)]
+    with native.disabled():
+        loaded.fuse = False
+        assert [one.tokens for one in generate(loaded, prompts, sampling)] == fast
 
 
 def test_it_takes_a_quarter_of_float32_and_no_weight_is_kept_twice(quantised):

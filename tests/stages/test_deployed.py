@@ -12,12 +12,14 @@ from tunesmith.base import ConfigError, Run
 from tunesmith.base.files import read_json
 from tunesmith.data.batch import Batch
 from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.methods.merging.linear import Linear
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import load
 from tunesmith.stages.judge import answer
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.served import adapters_of, models_of
+from tunesmith.stages.sources import check, read_sources
 
 
 @pytest.fixture
@@ -127,10 +129,28 @@ def test_a_model_that_is_measured_in_few_bits_is_served_in_them(recipe, tmp_path
     assert (
         0 < float(apart.detach().abs().mean()) < 0.5
     )  # the figures are those of other numbers, not far from the plain ones
+    card = (deployed / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"weights rounded to {few} as it is served" in card
+    asked = pipeline.ask()
+    assert read_json(asked / "answers.json") == read_json(measured / "tuned.json")
     other = tmp_path / "other"
     shutil.copytree(tmp_path / "run", other)
     with pytest.raises(ConfigError, match=rf"measured with its merged weights in {few}.*serve it alone"):
         adapters_of([tmp_path / "run", other], [deployed, Run(other).artifact("deploy")])
+
+
+def test_runs_that_were_measured_in_few_bits_are_not_merged(recipe, tmp_path):
+    settings = (
+        "evaluate.precision=nf4",
+        "finetune.epochs=0.2",
+        "evaluate.baselines=false",
+        "evaluate.general=null",
+        "evaluate.shots=0",
+    )
+    open_run(recipe, tmp_path / "a", settings).stage("evaluate")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"runs: a was measured with its weights in nf4.*evaluate\.precision=auto"):
+        check(read_sources([tmp_path / "a", tmp_path / "b"]), Linear())
 
 
 def test_int8_is_refused_on_a_gpu_before_training(recipe, tmp_path, monkeypatch):

@@ -21,12 +21,10 @@ def help_of(kind: type) -> MappingProxyType[str, str]:
 
 def _own(kind: type) -> Iterator[tuple[str, str]]:
     try:
-        source = inspect.getsource(kind)
-    except (OSError, TypeError):
+        definition = ast.parse(dedent(inspect.getsource(kind))).body[0]
+    except (OSError, TypeError, SyntaxError):
         return
-    (definition,) = ast.parse(dedent(source)).body
-    assert isinstance(definition, ast.ClassDef)
-    for field, below in pairwise(definition.body):
+    for field, below in pairwise(definition.body if isinstance(definition, ast.ClassDef) else ()):
         match field, below:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 yield name, inspect.cleandoc(text)

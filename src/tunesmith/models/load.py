@@ -158,7 +158,7 @@ def resolve_precision(precision: Precision) -> str:
 
 
 def served(precision: Precision) -> Precision:
-    """What a model is evaluated and served in after training in `precision`: int8 and nf4 are for training, merged weights are not kept in them."""
+    """What a model is evaluated and served in after training in `precision`, unless `evaluate.precision` asks for few bits: merged weights are not kept in them."""
     return "auto" if precision in KINDS else precision
 
 

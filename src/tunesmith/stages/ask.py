@@ -25,13 +25,17 @@ class Ask(Spec):
     """Whether it is wanted how likely the right answers are."""
     chances: AveragePrecision | None = None
     """What reads how probable each class is."""
+    precision: Precision = "auto"
+    """What it answers in; auto is what follows from the training's."""
 
     @classmethod
     def of(cls, spec: Evaluate) -> "Ask":
         """What these graders need to know."""
         reads = any(grader.reads == "likelihoods" for grader in spec.graders)
         chances = next((grader for grader in spec.graders if isinstance(grader, AveragePrecision)), None)
-        return cls(rows=spec.rows, max_tokens=spec.max_tokens, likelihoods=reads, chances=chances)
+        return cls(
+            rows=spec.rows, max_tokens=spec.max_tokens, likelihoods=reads, chances=chances, precision=spec.precision
+        )
 
 
 def ask(
@@ -47,7 +51,7 @@ def ask(
     test = load_examples(prepared.path, "test", spec.rows)
     if not test:
         raise DataError("compare: there are no test rows; set prepare.test or prepare.test_fraction")
-    loaded = load(model, served(precision))
+    loaded = load(model, served(precision) if spec.precision == "auto" else spec.precision)
     if finetuned is not None:
         merge(loaded, adapter, finetuned, precision, pruned)
     before = worked(loaded, load_examples(prepared.path, "train"), test, shots, spec.max_tokens)

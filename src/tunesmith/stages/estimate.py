@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tunesmith.data.batch import Batch
 from tunesmith.kernels.dora_linear import DoRALinear
 from tunesmith.kernels.memory import PRODUCTS
-from tunesmith.kernels.quantised_linear import QuantisedLinear
+from tunesmith.kernels.nf4_linear import BLOCK, NF4Linear
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.optimizers import Optimizer
@@ -238,12 +238,12 @@ def measuring(objective: Objective, data: Dataset) -> float:
 
 
 def _plain_copy(loaded: Loaded) -> int:
-    """Bytes of the plain numbers that fused sampling makes of layers in few bits or with factors, for as long as it samples; the backward's pages are not
-    free then."""
+    """Bytes of the plain numbers that fused sampling makes of layers that it cannot read as they are, with factors or in four bits whose blocks end within
+    rows, for as long as it samples; the backward's pages are not free then."""
     if loaded.decoder() is None:
         return 0
     turned = [layer.base for layer in loaded.model.modules() if isinstance(layer, DoRALinear)]
-    packed = [layer for layer in loaded.model.modules() if isinstance(layer, QuantisedLinear)]
+    packed = [layer for layer in loaded.model.modules() if isinstance(layer, NF4Linear) and layer.in_features % BLOCK]
     copied = {id(layer): layer.in_features * layer.out_features for layer in (*turned, *packed)}
     return sum(copied.values()) * DTYPES[loaded.precision].itemsize
 

@@ -72,6 +72,13 @@ class Evaluate(Spec):
         return self
 
     @model_validator(mode="after")
+    def _the_gate_asks_one_of_them(self) -> Self:
+        names = [grader.called for grader in self.graders]
+        if self.gate.task is not None and self.gate.task not in names:
+            raise ValueError(f"gate.task: {self.gate.task!r} is none of the graders; there are {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
     def _prompts_are_judged(self) -> Self:
         deciding = self.judges[:1]
         if self.prompted and self.gate.prompted and any(grader.reads != "answers" for grader in deciding):
@@ -175,7 +182,8 @@ def _systems(
         return {}, dict.fromkeys(("base", "tuned"), "likelihoods of plain text; nothing was asked")
     sampling = Sampling(max_tokens=spec.max_tokens)
     answers = {"base": kept(out, "base", lambda: answer(loaded, test, sampling))}
-    notes = {"base": "zero-shot: the prompt as it is", "tuned": "the prompt as it is"}
+    few = "" if spec.precision == "auto" else f", weights rounded to {spec.precision}"
+    notes = {"base": f"zero-shot: the prompt as it is{few}", "tuned": f"the prompt as it is{few}"}
     if spec.shots and any(example.text is None for example in train):
         shots = worked(loaded, train, test, spec.shots, spec.max_tokens)
         answers["few-shot"] = kept(out, "few-shot", lambda: answer(loaded, test, sampling, as_shots(shots)))

@@ -296,4 +296,4 @@ def set_up(
     return Training(spec, loaded, data, judge, out, ranks)
 
 
-STAGE = Stage("finetune", 3, finetune)
+STAGE = Stage("finetune", 4, finetune)

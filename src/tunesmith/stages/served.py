@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.methods.merging.peft_file import rank_of
 from tunesmith.methods.several import BASE, Several
@@ -55,6 +57,10 @@ def models_of(deployed: Artifact, adapters: Mapping[str, Path]) -> dict[str, Loa
     """By the name that clients ask for: `tuned` and `base` of one run; of several, `base` and the adapters' names."""
     context = deployed.manifest["context"]
     few = deployed.metrics.get("precision", "auto")
+    if few == "int8" and torch.cuda.is_available():
+        raise ConfigError(
+            "this model was measured in int8, which is for CPUs; evaluate and deploy it again with evaluate.precision=auto"
+        )
     model, precision = context["model"], served(context["precision"]) if few == "auto" else few
     if not adapters:
         return {"tuned": load(str(deployed / "model"), precision), BASE: load(model, precision)}

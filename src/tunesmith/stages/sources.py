@@ -125,6 +125,10 @@ def check(sources: Sequence[Source], method: Merging) -> None:
             raise ConfigError(
                 f"runs: {one.name} was measured on plain text, which asks nothing a merged run could be compared by; leave it out"
             )
+        if (few := one.evaluated.manifest["spec"].get("precision", "auto")) in KINDS:
+            raise ConfigError(
+                f"runs: {one.name} was measured with its weights in {few}, and merged ones are plain numbers; evaluate it again with evaluate.precision=auto"
+            )
         if not one.adapter.merges:
             raise ConfigError(
                 f"runs: {one.name} learnt with the adapter {one.adapter.kind}, which adds nothing to weights; leave it out"

@@ -37,6 +37,8 @@ ARGUMENTS = {
     "packed_bytes": "",
 }
 """Of each operation: p a pointer, n a count, f a float, i an int."""
+LAYOUT = 2
+"""Of the structures that are handed over; a library of another one was compiled from other files, and is not used."""
 TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
 
 Passed = Tensor | ctypes.Structure | ctypes.Array[Any] | float | None
@@ -88,8 +90,9 @@ def _library() -> Any:
     bundled = sorted(Path(torch.__file__).parent.glob("lib/libgomp*")) or [Path("libgomp.so.1")]
     try:
         ctypes.CDLL(str(bundled[0]), mode=ctypes.RTLD_GLOBAL)
-        return ctypes.CDLL(str(_path(chosen)))
-    except OSError:
+        found = ctypes.CDLL(str(_path(chosen)))
+        return found if found.layout() == LAYOUT else None
+    except (OSError, AttributeError):
         return None
 
 

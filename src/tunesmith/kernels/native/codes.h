@@ -62,7 +62,7 @@ static __attribute__((noinline)) void add_scaled(const int32_t *sum, int32_t tot
 }
 
 // to[r * ld + c] += left row r times right row c, times the scales of both; `total` are the sums of the left side's rows. There is room for
-// four columns at a time, in `scales` and `to` as well.
+// four columns at a time: in `right`, `scales` and `to`.
 static void code_product(const int8_t *left, const float *scale, const int32_t *total, long rows, const uint8_t *right, const float *scales,
                          long columns, long width, float *to, long ld) {
     int32_t sums[16] = {0};
@@ -70,14 +70,13 @@ static void code_product(const int8_t *left, const float *scale, const int32_t *
         for (long c = 0; c < columns; c += 4) {
             const int8_t *from = left + r * width;
             const uint8_t *side = right + c * ROOM(width);
-            long tall = rows - r < 4 ? rows - r : 4, broad = columns - c < 4 ? columns - c : 4;
-            if (tall == 4 && broad == 4)
-                code_tile(from, side, width, sums, 4, 4);
-            else if (tall == 4 && broad == 1)
+            long tall = rows - r < 4 ? rows - r : 4, lone = columns - c == 1;
+            if (tall == 4 && lone)
                 code_tile(from, side, width, sums, 4, 1);
+            else if (tall == 4)
+                code_tile(from, side, width, sums, 4, 4);
             else
-                for (long i = 0; i < tall; i++)
-                    for (long j = 0; j < broad; j++) code_tile(from + i * width, side + j * ROOM(width), width, sums + i * 4 + j, 1, 1);
+                for (long i = 0; i < tall; i++) code_tile(from + i * width, side, width, sums + i * 4, 1, 4);
             for (long i = 0; i < tall; i++) add_scaled(sums + i * 4, total[r + i], scale[r + i], scales + c, to + (r + i) * ld + c);
         }
 }

@@ -18,9 +18,11 @@ static inline long NAME(panel)(const struct NAME(side) *side, long column) {
 
 static struct NAME(side) NAME(new_side)(long tall, long batch) {
     long broad = batch <= NARROW ? NARROW : DEEP(batch);
-    struct NAME(side) side = {aligned(tall * broad * sizeof(PACKED)), tall, broad, batch, aligned(ROOM(tall) * batch), aligned((batch + 3) * 4)};
+    long room = batch + 3; // int8 columns are multiplied four at a time
+    struct NAME(side) side = {aligned(tall * broad * sizeof(PACKED)), tall, broad, batch, aligned(ROOM(tall) * room), aligned(room * 4)};
     memset(side.at, 0, tall * side.broad * sizeof(PACKED));
-    memset(side.scale, 0, (batch + 3) * 4);
+    memset(side.codes, 0, ROOM(tall) * room);
+    memset(side.scale, 0, room * 4);
     return side;
 }
 
@@ -104,7 +106,9 @@ static void NAME(slice)(const struct linear *w, const struct NAME(side) *side, l
     else
         known = 0;
     long depth = w->width + w->room - known;
-    if (depth) NAME(weight_product)((const REAL *)w->weight + first * w->ld, w->ld, from + known * columns, columns, tile, columns, rows, depth, columns);
+    if (!depth) return;
+    const REAL *plain = (const REAL *)w->weight + first * w->ld;
+    NAME(weight_product)(plain, w->ld, from + known * columns, columns, tile, columns, rows, depth, columns);
 }
 
 // out[b, row] = weight side + bias; all of a team's threads together.

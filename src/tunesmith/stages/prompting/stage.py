@@ -88,7 +88,7 @@ def check(
     grader = next((grader for grader in graders if grader.reads == "answers"), None)
     if grader is None:
         raise ConfigError(
-            f"prompt: prompts are chosen by what their answers score, and evaluate.graders has only {', '.join(each.kind for each in graders)}; add one that judges answers"
+            f"prompt: prompts are chosen by what their answers score, and evaluate.graders has only {', '.join(each.called for each in graders)}; add one that judges answers"
         )
     train, test = load_examples(prepared.path, "train"), load_examples(prepared.path, "test")
     places = Finetune(rows=learnt).places(load_split(prepared.path, "train"), seed)

@@ -66,7 +66,7 @@ def judging(grader: AnswerGrader, evaluated: Artifact) -> AnswerGrader | None:
     """The grader, if it still judges as it did in the evaluation: a function whose file is not given, or has changed, does not."""
     results = read_json(evaluated / "results.json")["task"]["graders"]
     try:
-        same = grader.signature == results[grader.called]["signature"]
+        same = grader.signature == results.get(grader.called, {}).get("signature")
     except ConfigError:
         return None
     return grader if same else None
