@@ -35,9 +35,6 @@ class CompileKernels(BuildHookInterface):
         made = []
         for level, flags in (X86 if platform.machine() in ("x86_64", "AMD64") else OTHER).items():
             target = source.with_name(f"fused-{level}.so")
-            target.unlink(
-                missing_ok=True
-            )  # an older one may lay structures out otherwise; whoever has it open keeps it
             with tempfile.TemporaryDirectory(dir=source.parent) as folder:
                 compiled, linked = Path(folder) / "fused.o", Path(folder) / "fused.so"
                 compiling = [compiler, *FLAGS.split(), *flags, "-c", str(source), "-o", str(compiled)]
@@ -45,6 +42,7 @@ class CompileKernels(BuildHookInterface):
                 failed = next((done for done in map(_run, (compiling, linking)) if done.returncode), None)
                 if failed is not None:
                     self.app.display_warning(f"kernels for {level} did not compile: {failed.stderr.strip()[-300:]}")
+                    target.unlink(missing_ok=True)  # an older one was compiled from other files
                     continue
                 linked.replace(target)  # a library in use is not written into
             made.append(str(target.relative_to(self.root)))

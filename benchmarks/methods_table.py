@@ -33,16 +33,25 @@ Spreads = dict[str, Any]
 
 def spreads(results: dict[str, dict[str, Any]]) -> tuple[Spreads, Spreads]:
     """How far each recipe's seeds lie apart, and what is left of that when what a seed does to all recipes is taken off, each drawn towards what all tell."""
-    from tunesmith.grading.seeds import moderated, residuals, spread
+    from tunesmith.grading.seeds import Spread, residuals, spread
 
     asked = [run["seed"] for run in results[BASE]["runs"]]
-    known = {
-        name: of_seeds(each["runs"], asked) for name, each in results.items() if not each["runs"][0].get("measure")
-    }
-    points = {name: found for name, found in known.items() if found}
-    alone = [spread([found]) for found in points.values()]
-    rest = residuals(np.array(list(points.values())))
-    return tuple(dict(zip(points, moderated(each), strict=True)) for each in (alone, rest))  # type: ignore[return-value, arg-type]
+    measured = {name: each["runs"] for name, each in results.items() if not each["runs"][0].get("measure")}
+    unknown = Spread(0.0, 0.0)
+    alone = {name: spread([[one.point for one in figures(runs)]]) or unknown for name, runs in measured.items()}
+    whole = {name: points for name, runs in measured.items() if (points := of_seeds(runs, asked))}
+    rest = dict.fromkeys(measured, unknown)
+    if len(asked) > 1 and len(whole) > 1:
+        rest |= zip(whole, residuals(np.array(list(whole.values()))), strict=True)
+    return drawn(alone), drawn(rest)
+
+
+def drawn(known: Spreads) -> Spreads:
+    """Each towards what all tell; of a single training it is that alone."""
+    from tunesmith.grading.seeds import moderated
+
+    found = zip(known, moderated(list(known.values())), strict=True)
+    return {name: one for name, one in found if one.freedom}
 
 
 def difference(name: str, other: str, results: dict[str, dict[str, Any]], rest: Spreads) -> str:

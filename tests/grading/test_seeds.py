@@ -139,6 +139,9 @@ def test_spreads_that_differ_by_chance_alone_are_pooled() -> None:
     found = moderated([Spread(float(each.std(ddof=1)), 3) for each in points])
     assert {round(one.deviation, 1) for one in found} == {2.0}
     assert min(one.freedom for one in found) > 60
+    single = moderated([*(Spread(float(each.std(ddof=1)), 3) for each in points), Spread(0.0, 0)])[-1]
+    assert single.deviation == pytest.approx(2.0, abs=0.1)
+    assert single.freedom > 50
     alone = [Spread(1.0, 2), Spread(0.0, 2)]
     assert moderated(alone) == alone
     assert moderated([Spread(0.0, 2), Spread(1.0, 2), Spread(1.1, 2)])[0].deviation == pytest.approx(1.05, abs=0.01)

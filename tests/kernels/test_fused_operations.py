@@ -317,6 +317,12 @@ def test_every_build_gives_the_same(level, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_library_that_was_compiled_from_other_files_is_not_used(monkeypatch):
+    assert native.used() == native.level()
+    monkeypatch.setattr(native, "LAYOUT", native.LAYOUT + 1)
+    assert native._library.__wrapped__() is None
+
+
 def test_the_operations_can_be_turned_off():
     with native.disabled():
         assert not native.serves(torch.zeros(1))

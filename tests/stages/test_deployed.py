@@ -161,6 +161,14 @@ def test_int8_is_refused_on_a_gpu_before_training(recipe, tmp_path, monkeypatch)
         pipeline.stage("finetune")
 
 
+def test_a_model_that_was_measured_in_int8_is_not_served_on_a_gpu(recipe, tmp_path, monkeypatch):
+    settings = ("evaluate.precision=int8", "finetune.epochs=0.2", "deploy.ungated=true", "deploy.prompts=2", "evaluate.baselines=false", "evaluate.general=null", "evaluate.shots=0")  # fmt: skip
+    deployed = open_run(recipe, tmp_path / "run", settings).stage("deploy")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match=r"measured in int8, which is for CPUs.*evaluate\.precision=auto"):
+        models_of(deployed, {})
+
+
 @pytest.mark.parametrize("adapter", ["prompt", "memory"])
 def test_few_bits_of_what_is_not_merged_are_refused(recipe, tmp_path, adapter):
     with pytest.raises(

@@ -80,8 +80,8 @@ def _machine() -> list[Finding]:
         Finding("precision", f"auto is {resolve_precision('auto')} here"),
         Finding(
             "fused operations",
-            native.level() or "not compiled: torch does their work",
-            "" if native.level() else COMPILE,
+            native.used() or "not compiled: torch does their work",
+            "" if native.used() else COMPILE,
         ),
         Finding("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
         Finding(

@@ -157,8 +157,10 @@ def resolve_precision(precision: Precision) -> str:
     return "bf16" if native else "fp32"
 
 
-def served(precision: Precision) -> Precision:
-    """What a model is evaluated and served in after training in `precision`, unless `evaluate.precision` asks for few bits: merged weights are not kept in them."""
+def served(precision: Precision, wanted: Precision = "auto") -> Precision:
+    """What a model is evaluated and served in after training in `precision`: what `evaluate.precision` wants, else never few bits."""
+    if wanted != "auto":
+        return wanted
     return "auto" if precision in KINDS else precision
 
 

@@ -51,7 +51,7 @@ def ask(
     test = load_examples(prepared.path, "test", spec.rows)
     if not test:
         raise DataError("compare: there are no test rows; set prepare.test or prepare.test_fraction")
-    loaded = load(model, served(precision) if spec.precision == "auto" else spec.precision)
+    loaded = load(model, served(precision, spec.precision))
     if finetuned is not None:
         merge(loaded, adapter, finetuned, precision, pruned)
     before = worked(loaded, load_examples(prepared.path, "train"), test, shots, spec.max_tokens)

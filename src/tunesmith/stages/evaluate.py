@@ -92,10 +92,6 @@ class Evaluate(Spec):
         """The graders, that which the gate decides by before the others."""
         return tuple(sorted(self.graders, key=lambda grader: grader.called != self.gate.task))
 
-    def answered_in(self, precision: Precision) -> Precision:
-        """What answers are computed in after training in `precision`."""
-        return served(precision) if self.precision == "auto" else self.precision
-
     def settled(self) -> Self:
         """With what depends on this installation decided."""
         return self if self.retrieval is None else self.model_copy(update={"retrieval": self.retrieval.settled()})
@@ -132,7 +128,7 @@ def evaluate(
         out.metrics.update(headline(evaluate_scores(spec, objective, prepared, finetuned, out=out, **about)))
         return
     pruned, prompted = (_of(stage, further) for stage in ("prune", "prompt"))
-    loaded = load(model, spec.answered_in(precision))
+    loaded = load(model, served(precision, spec.precision))
     general = _general(spec, loaded)
     answers, notes = _systems(spec, loaded, train, test, prompted, out)
     documents = Documents(spec.retrieval, loaded, spec.max_tokens, out)
@@ -192,7 +188,7 @@ def _systems(
             if len(shots) < min(spec.shots, sum(bool(one.answers) and one.wanted for one in train))
             else ""
         )
-        notes["few-shot"] = f"base with {len(shots)} training rows as worked examples in the prompt{left}"
+        notes["few-shot"] = f"base with {len(shots)} training rows as worked examples in the prompt{left}{few}"
     if prompted is not None:
         answers[PROMPTED], notes[PROMPTED] = _best_prompt(prompted)
     if spec.baselines:

@@ -61,7 +61,7 @@ def models_of(deployed: Artifact, adapters: Mapping[str, Path]) -> dict[str, Loa
         raise ConfigError(
             "this model was measured in int8, which is for CPUs; evaluate and deploy it again with evaluate.precision=auto"
         )
-    model, precision = context["model"], served(context["precision"]) if few == "auto" else few
+    model, precision = context["model"], served(context["precision"], few)
     if not adapters:
         return {"tuned": load(str(deployed / "model"), precision), BASE: load(model, precision)}
     return Several(load(model, precision), adapters).models

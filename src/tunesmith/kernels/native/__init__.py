@@ -77,6 +77,11 @@ def level() -> str | None:
     return next((name for name in fitting if _path(name).exists()), None)
 
 
+def used() -> str | None:
+    """The build that is loaded, or None where there is none that fits this package."""
+    return level() if _library() is not None else None
+
+
 def _path(name: str) -> Path:
     return HERE / f"fused-{name}.so"
 

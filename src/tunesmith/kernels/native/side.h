@@ -18,10 +18,9 @@ static inline long NAME(panel)(const struct NAME(side) *side, long column) {
 
 static struct NAME(side) NAME(new_side)(long tall, long batch) {
     long broad = batch <= NARROW ? NARROW : DEEP(batch);
-    long room = batch + 3; // int8 columns are multiplied four at a time
+    long room = batch + 3; // int8 columns are multiplied four at a time, those beyond the last by a scale of zero
     struct NAME(side) side = {aligned(tall * broad * sizeof(PACKED)), tall, broad, batch, aligned(ROOM(tall) * room), aligned(room * 4)};
     memset(side.at, 0, tall * side.broad * sizeof(PACKED));
-    memset(side.codes, 0, ROOM(tall) * room);
     memset(side.scale, 0, room * 4);
     return side;
 }
