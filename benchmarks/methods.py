@@ -8,22 +8,26 @@ A recipe's result is `benchmarks/results/methods/NAME.json`.
 
 import argparse
 import datetime
+import gzip
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from methods_table import BASE, RECIPES, RESULTS, ROOT, kept
+from methods_table import BASE, RECIPES, RESULTS, ROOT, TEXT, figures, kept
 
 SEEDS = (0, 1, 2)
 TEST = 100
 """Held-out rows, the same for all."""
 HELD_OUT = "held-out-pairs"
 """What `start` calls pairs of the test rows' right answers and the tuned model's wrong ones."""
+HELD_OUT_TEXTS = "held-out-texts"
+"""What `start` calls the descriptions in the test rows."""
 PAIRS = "pairs"
 """What is counted of a reward model, in the place of attributes."""
 STEPS = 5
@@ -56,11 +60,13 @@ def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
     before = likelihoods(loaded, general)
     merge(loaded, pipeline.adapter, tuned, recipe.precision, pruned)
     after = likelihoods(loaded, general)
+    grader = recipe.evaluate.graders[0]
     if recipe.finetune.objective.scores:
         measured = {"measure": PAIRS, **pairs_ordered(pipeline, loaded, tuned)}
+    elif grader.reads == "likelihoods":
+        measured = {"measure": TEXT, "likelihoods": likelier(pipeline, loaded)}
     else:
         test = load_examples(pipeline.prepare().path, "test")
-        grader = recipe.evaluate.graders[0]
         answers = answer(loaded, test, Sampling(max_tokens=recipe.evaluate.max_tokens))
         scores = [grader.score(given, example) for given, example in zip(answers, test, strict=True)]
         measured = {"hits": [score.hits for score in scores], "totals": [score.total for score in scores]}
@@ -77,8 +83,24 @@ def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
         "tokens_per_second": metrics["tokens_per_second"],
         "peak_memory_mb": max(peaks),
         **measured,
-        "forgetting": [[was.loss, now.loss, now.tokens] for was, now in zip(before, after, strict=True)],
+        "forgetting": beside(before, after),
     }
+
+
+def beside(before: list[Any], after: list[Any]) -> list[list[float]]:
+    """Of each row its negative log-likelihood before and after, in nats, and its tokens."""
+    return [[was.loss, now.loss, now.tokens] for was, now in zip(before, after, strict=True)]
+
+
+def likelier(pipeline: Any, loaded: Any) -> list[list[float]]:
+    """Of a model of plain text, which is asked nothing: likelihoods of the held-out texts, of the base and of what became of it."""
+    from tunesmith.data.prepared import load_split
+    from tunesmith.models.load import load, served
+    from tunesmith.stages.judge import likelihoods
+
+    rows = load_split(pipeline.prepare().path, "test")
+    base = load(pipeline.recipe.model, served(pipeline.recipe.precision))
+    return beside(likelihoods(base, rows), likelihoods(loaded, rows))
 
 
 def pairs_ordered(pipeline: Any, loaded: Any, tuned: Any) -> dict[str, list[float]]:
@@ -125,18 +147,39 @@ def start() -> None:
             (to / "deployed").touch()
         else:
             to.write_bytes(Path(done.stdout.strip().splitlines()[-1]).read_bytes())
-    (folder / "judged.jsonl").write_text("".join(judged(folder / "pairs.jsonl")))
+    for name, mark in {"judged": wanted_or_not, "marked": earned}.items():
+        (folder / f"{name}.jsonl").write_text("".join(answers_apart(folder / "pairs.jsonl", mark)))
+    (folder / "texts.jsonl").write_text("".join(texts("train")))
+    (folder / f"{HELD_OUT_TEXTS}.jsonl").write_text("".join(islice(texts("test"), TEST)))
 
 
-def judged(pairs: Path) -> Iterator[str]:
-    """Each answer of the pairs as a row of its own, wanted or not."""
+def answers_apart(pairs: Path, mark: Callable[[dict[str, Any], str], dict[str, Any]]) -> Iterator[str]:
+    """Each answer of the pairs once, as a row of its own with its mark."""
     known = set()
     for pair in map(json.loads, pairs.read_text().splitlines()):
         for side in ("chosen", "rejected"):
-            row = json.dumps({"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"})
+            row = json.dumps({"prompt": pair["prompt"], "completion": pair[side], **mark(pair, side)})
             if row not in known:
                 yield row + "\n"
             known.add(row)
+
+
+def wanted_or_not(pair: dict[str, Any], side: str) -> dict[str, Any]:
+    """Which of the two an answer is."""
+    return {"label": side == "chosen"}
+
+
+def earned(pair: dict[str, Any], side: str) -> dict[str, Any]:
+    """The share of attributes that an answer has right."""
+    return {"score": pair[f"reward_{side}"]}
+
+
+def texts(source: str) -> Iterator[str]:
+    """What the rows' questions say of packages, without what is asked about them."""
+    with gzip.open(ROOT / "examples" / "debtags" / f"{source}.jsonl.gz", "rt") as lines:
+        for line in lines:
+            _, _, description = json.loads(line)["messages"][0]["content"].partition("\n")
+            yield json.dumps({"text": description}) + "\n"
 
 
 def held_out(folder: Path) -> tuple[str, ...]:
@@ -231,8 +274,7 @@ def main() -> None:
                 continue
             found = apart(name, "--one", str(seed))
             keep(name, {**known, "runs": [*known["runs"], found]})
-            score = 100 * sum(found["hits"]) / sum(found["totals"])
-            print(f"{name:18s} seed {seed}: {score:.1f} %, loss {found['loss']:.3f}", flush=True)
+            print(f"{name:18s} seed {seed}: {figures([found])[0].point:.1f} %, loss {found['loss']:.3f}", flush=True)
 
 
 if __name__ == "__main__":

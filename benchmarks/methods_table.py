@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 RECIPES, RESULTS = ROOT / "recipes" / "methods", ROOT / "benchmarks" / "results" / "methods"
 BASE = "base"
 """The recipe that the others extend and are compared with."""
+TEXT = "perplexity"
+"""What is measured of a model of plain text, in the place of attributes: by how much it changed."""
 PAIRED = (("hybrid", "sgd"), ("hybrid", "prompt-sgd"), ("prompt-hybrid", "prompt-sgd"), ("prompt-hybrid", "sgd"))
 """Recipes that are compared with another than the base."""
 
@@ -92,21 +94,33 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         reward = "reward " if read_recipe(RECIPES / f"{name}.yaml").finetune.rollouts else ""
         cost = found.get("cost")
         speed = "1" if name == BASE else f"{cost['method']['rate'] / cost['lora']['rate']:.2f}" if cost else ""
+        sign, of = ("+", f" % of {TEXT}") if measure == TEXT else ("", f" of {measure}" if measure else "")
         cells = (
             f"{title(name)} (`{name}`)",
             f"{middle['trainable']:,.0f}", speed, f"{middle['peak_memory_mb']:,.0f} MB", f"{reward}{middle['loss']:.3f}",
-            f"{scored.value:.1f} [{scored.low:.1f}, {scored.high:.1f}]{f' of {measure}' if measure else ''}", against,
-            "" if measure else f"{forgotten(runs):+.1f} %",
+            f"{scored.value:{sign}.1f} [{scored.low:{sign}.1f}, {scored.high:{sign}.1f}]{of}", against,
+            "" if measure == "pairs" else f"{forgotten(runs):+.1f} %",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def figures(runs: list[dict[str, Any]]) -> list[Any]:
-    """Percent of the things asked for that are right, of each run, as something that can be resampled."""
+    """Percent of the things asked for that are right, of each run, as something that can be resampled; of models of text that by which perplexity changed."""
     from tunesmith.grading.statistics import Figure, share
 
-    return [Figure(np.array([run["hits"], run["totals"]], dtype=float).T, share, top=100.0) for run in runs]
+    return [
+        Figure(np.array(run["likelihoods"]), rise, least=-100.0)
+        if run.get("measure") == TEXT
+        else Figure(np.array([run["hits"], run["totals"]], dtype=float).T, share, top=100.0)
+        for run in runs
+    ]
+
+
+def rise(sums: Any) -> Any:
+    """Percent by which perplexity rose, from sums [..., 3] of losses before and after, in nats, and tokens."""
+    before, after, tokens = np.moveaxis(np.asarray(sums), -1, 0)
+    return 100 * (np.exp((after - before) / tokens) - 1)
 
 
 def beside(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
@@ -123,8 +137,4 @@ def of_seeds(runs: list[dict[str, Any]], seeds: list[int]) -> list[float]:
 
 def forgotten(runs: list[dict[str, Any]]) -> float:
     """Percent by which perplexity on the general rows rose, in the mean over runs."""
-    rises = []
-    for run in runs:
-        before, after, tokens = np.array(run["forgetting"]).sum(0)
-        rises.append(100 * (np.exp((after - before) / tokens) - 1))
-    return float(np.mean(rises))
+    return float(np.mean([rise(np.array(run["forgetting"]).sum(0)) for run in runs]))

@@ -6,25 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comparisons_table as comparisons
 import methods_table as methods
+from words import measured, minutes
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 FINETUNE, SERVING = ROOT / "docs" / "stages" / "finetune.md", ROOT / "docs" / "serving.md"
 METHODS, DATA_CURVE = ROOT / "docs" / "methods.md", ROOT / "docs" / "data-curve.md"
 RELIABILITY, NOTES = ROOT / "docs" / "reliability.md", ROOT / "docs" / "lab-notes.md"
-
-
-def minutes(seconds: float) -> str:
-    """A time for people."""
-    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
-
-
-def measured(result: dict[str, Any]) -> str:
-    """Where and when."""
-    place = result["environment"]
-    versions = f"torch {place['torch']}, transformers {place['transformers']}"
-    return f"{place['cores']} cores of {place['processor']}, {versions}, {result['date']}"
+SHOWDOWN = ROOT / "docs" / "showdown.md"
 
 
 def first_run(result: dict[str, Any]) -> str:
@@ -219,6 +210,8 @@ FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "data_curve": (DATA_CURVE, curved),
     "torture": (RELIABILITY, tortured),
     "profiles": (NOTES, spent),
+    "showdown": (SHOWDOWN, comparisons.raced),
+    "balance": (FINETUNE, comparisons.balanced),
 }
 
 
@@ -245,7 +238,7 @@ def kept(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Write, or say what is out of date."""
-    for page in (README, FINETUNE, SERVING, METHODS, DATA_CURVE, RELIABILITY, NOTES):
+    for page in (README, FINETUNE, SERVING, METHODS, DATA_CURVE, RELIABILITY, NOTES, SHOWDOWN):
         before = page.read_text()
         after = written(page, before)
         if "--check" in sys.argv and before != after:

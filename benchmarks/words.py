@@ -1,0 +1,21 @@
+"""How pages say times, intervals, and where and when something was measured."""
+
+from typing import Any
+
+
+def minutes(seconds: float) -> str:
+    """A time for people."""
+    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def spoken(interval: dict[str, Any], sign: str = "", digits: int = 1) -> str:
+    """A figure with its interval."""
+    value, low, high = (f"{interval[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def measured(result: dict[str, Any]) -> str:
+    """Where and when."""
+    place = result["environment"]
+    versions = f"torch {place['torch']}, transformers {place['transformers']}"
+    return f"{place['cores']} cores of {place['processor']}, {versions}, {result['date']}"
