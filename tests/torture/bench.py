@@ -120,11 +120,9 @@ class Bench:
     def repeated(self) -> int:
         """Most steps that were done again after a stop."""
         most, last = 0, 0
-        for event in Run(self.place / "run").events.read():
-            if event["event"] == "resumed":
-                most = max(most, last - event["step"])
-            elif event["event"] == "step":
-                last = event["step"]
+        for event in Run(self.place / "run").events.read("step"):
+            most = max(most, last + 1 - event["step"])
+            last = event["step"]
         return most
 
     def loadable(self) -> bool:

@@ -64,21 +64,44 @@ class Artifact:
         return cls(path, manifest)
 
 
-def commit(work: Path, final: Path, facts: dict[str, Any]) -> Artifact:
+def commit(work: Path, final: Path, facts: dict[str, Any], scratch: tuple[str, ...] = ()) -> Artifact:
     """Turn the folder `work` into the artifact `final`, durably and in one step.
 
     Every file is flushed, then the manifest, then the folder is renamed and its parent flushed: whatever instant
-    the power fails at, `final` is either absent or whole.
+    the power fails at, `final` is either absent or whole. What is in the folders `scratch` goes when the manifest is
+    there, so that until then the work can go on from it, and from then on `settled` ends what was begun.
     """
     files = {}
     for file in sorted(path for path in work.rglob("*") if path.is_file() and not _unfinished(path, work)):
+        name = file.relative_to(work)
+        if name.parts[0] in scratch:
+            continue
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-        files[file.relative_to(work).as_posix()] = {"sha256": sha256(file), "bytes": file.stat().st_size}
+        files[name.as_posix()] = {"sha256": sha256(file), "bytes": file.stat().st_size}
     for folder in [path for path in work.rglob("*") if path.is_dir()]:
         sync_folder(folder)
     manifest = json.loads(json.dumps({**facts, "created": round(time.time(), 3), "files": files}))
     write_json(work / MANIFEST, {**manifest, "seal": digest(manifest)})
+    return _settle(work, final, manifest)
+
+
+def settled(work: Path, final: Path, facts: dict[str, Any]) -> Artifact | None:
+    """The artifact of these facts whose commit was killed when all but its name was there; None if there is none, or it is not whole."""
+    manifest = _sealed(work / MANIFEST)
+    if manifest is None or any(manifest.get(name) != value for name, value in facts.items()):
+        return None
+    for name, entry in manifest["files"].items():
+        if not (work / name).is_file() or sha256(work / name) != entry["sha256"]:
+            return None
+    return _settle(work, final, manifest)
+
+
+def _settle(work: Path, final: Path, manifest: dict[str, Any]) -> Artifact:
+    """Let go of what the manifest does not name, and give the folder its own name."""
+    named = {MANIFEST, *(PurePosixPath(name).parts[0] for name in manifest["files"])}
+    for folder in [path for path in work.iterdir() if path.is_dir() and path.name not in named]:
+        shutil.rmtree(folder)
     if final.exists():
         shutil.rmtree(final)
     work.rename(final)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .artifact import Artifact, commit, environment
+from .artifact import MANIFEST, Artifact, commit, environment, settled
 from .errors import ArtifactError, Interrupted, MachineError
 from .events import Events
 from .files import UNFINISHED, digest, known_sha256, read_json, room, write_json
@@ -46,6 +46,8 @@ class Output:
     path: Path
     events: Events
     metrics: dict[str, Any] = field(default_factory=dict)
+    scratch: tuple[str, ...] = ()
+    """Folders that a killed attempt goes on from, and that go when the artifact is whole."""
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -188,10 +190,8 @@ class Run:
         found = self._valid(final)
         if found:
             self._verified[final] = found
-            if (
-                self.states.get(stage.name, {}).get("artifact") != final.name
-                or self.states[stage.name]["state"] != "done"
-            ):
+            state = self.states.get(stage.name, {})
+            if state.get("artifact") != final.name or state["state"] != "done":
                 self._note(stage.name, state="done", artifact=final.name, seconds=found.manifest["seconds"])
             self.events.write("cached", stage=stage.name, artifact=final.name)
             return found
@@ -224,13 +224,16 @@ class Run:
                 left.unlink()
             self._note(stage.name, state="running", artifact=final.name)
             self.events.write("started", stage=stage.name, artifact=final.name)
-            stage.function(spec, *parents, out=out, **context)
-            seconds = round(spent + time.monotonic() - start, 2)
-            extra = {"metrics": out.metrics, "seconds": seconds, "environment": environment()}
-            made = commit(work, final, {**facts, **extra})
-            self._note(stage.name, state="done", artifact=final.name, seconds=seconds)
-            metrics = json.loads(json.dumps(out.metrics))
-            self.events.write("done", stage=stage.name, artifact=final.name, seconds=seconds, metrics=metrics)
+            made = settled(work, final, facts)
+            if made is None:
+                (work / MANIFEST).unlink(missing_ok=True)
+                stage.function(spec, *parents, out=out, **context)
+                seconds = round(spent + time.monotonic() - start, 2)
+                extra = {"metrics": out.metrics, "seconds": seconds, "environment": environment()}
+                made = commit(work, final, {**facts, **extra}, out.scratch)
+            told = {"artifact": final.name, "seconds": made.manifest["seconds"]}
+            self._note(stage.name, state="done", **told)
+            self.events.write("done", stage=stage.name, **told, metrics=made.metrics)
         self._verified[final] = made
         return made
 

@@ -244,8 +244,7 @@ def conclude(begun: Begun, out: Output) -> None:
     proof.claim("every learnt weight is finite", finite, tensors=len(training.parameters))
     training.keep(begun.adapter)
     proof.write(out / "proof.json")
-    for folder in ("checkpoints", "best"):
-        shutil.rmtree(out / folder, ignore_errors=True)
+    out.scratch = ("checkpoints", "best")
 
 
 def splits(spec: Finetune, prepared: Artifact, model: str, precision: Precision, seed: int) -> list[Split]:

@@ -111,8 +111,7 @@ def prune(
             spec, prepared, cut, out, precision, seed, proof
         )
     proof.write(out / "proof.json")
-    for name in ("pruned", "checkpoints", "best", "adapter"):
-        shutil.rmtree(out / name, ignore_errors=True)
+    out.scratch = ("pruned", "checkpoints", "best", "adapter")
     out.metrics.update(metrics)
 
 
