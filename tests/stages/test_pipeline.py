@@ -151,6 +151,29 @@ def test_a_run_that_learns_from_its_own_answers_goes_on_bit_for_bit(recipe, tmp_
     assert ("finetune/adapter/head.safetensors" in content(whole)) == (kind == "ppo")
 
 
+def test_a_training_ends_when_its_tokens_are_spent_killed_or_not(recipe, tmp_path, monkeypatch):
+    whole = open_run(recipe, tmp_path / "whole")
+    whole.locked("finetune")
+    steps = [event["distinct"] for event in whole.run.events.read("step")]
+    most = sum(steps[:5]) - 1
+    cut = open_run(recipe, tmp_path / "cut", (f"finetune.most_tokens={most}",))
+    made = cut.locked("finetune")
+    assert made.metrics["steps"] == 5 < made.metrics["planned_steps"] == len(steps)
+    assert [event["distinct"] for event in cut.run.events.read("step")] == steps[:5]
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    stopped = open_run(recipe, tmp_path / "stopped", (f"finetune.most_tokens={most}", "finetune.checkpoint_every=2"))
+    with monkeypatch.context() as patch:
+        patch.setattr("tunesmith.stages.finetune.conclude", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.locked("finetune")
+    again = open_run(recipe, tmp_path / "stopped", (f"finetune.most_tokens={most}", "finetune.checkpoint_every=2"))
+    assert again.locked("finetune").metrics["learnt_sha256"] == made.metrics["learnt_sha256"]
+    assert len(list(again.run.events.read("step"))) == 5
+
+
 def test_a_second_run_computes_nothing(recipe, tmp_path):
     first = tunesmith.run(recipe, folder=tmp_path / "r")
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")}

@@ -41,7 +41,7 @@ BUDGET = 12_000
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory, tiny_folder) -> Path:
-    """A showdown of four roads of a random model, which earns something by chance."""
+    """A showdown of four roads of a random model, which earns something by chance: examples, pairs, a program's rewards and a reward model's."""
     folder = tmp_path_factory.mktemp("showdown")
     colours = ["red", "green", "blue", "black"]
     for name, count in (("train", 24), ("test", 12)):
@@ -51,6 +51,10 @@ def given(tmp_path_factory, tiny_folder) -> Path:
         ]  # fmt: skip
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     paid = [{"grader": {"kind": "chrf"}}]
+    judged, constant = (
+        [{"grader": {"kind": "reward_model", "run": "$judge.run"}}],
+        {"schedule": {"shape": "constant", "warmup": 1}},
+    )
     asked = {"system": "base", "rewards": paid, "samples": 3, "max_tokens": 6, "at_least": 0.0, "rows": 16}
     tree = {
         "base": {
@@ -61,11 +65,18 @@ def given(tmp_path_factory, tiny_folder) -> Path:
             "deploy": {"ungated": True, "prompts": 2},
         },
         "start": {"finetune": {"epochs": 0.4}},
-        "steps": {"pairs": {"sample": {**asked, "keep": "pairs"}}},
+        "steps": {
+            "pairs": {"sample": {**asked, "keep": "pairs"}},
+            "judge": {
+                "prepare": {"source": "$pairs.rows", "test": None, "test_fraction": 0.2}, "finetune": {"objective": {"kind": "reward"}, "epochs": 1},
+                "evaluate": {"graders": [{"kind": "pairwise"}], "gate": {"margin": None}},
+            },
+        },
         "roads": {
             "sft": {},
             "dpo": {"prepare": {"source": "$pairs.rows"}, "finetune": {"objective": {"kind": "dpo"}}},
-            "grpo": {"finetune": {"objective": {"kind": "grpo"}, "rollouts": {"rewards": paid, "samples": 2, "max_tokens": 6}}},
+            "grpo": {"finetune": {"objective": {"kind": "grpo"}, "rollouts": {"rewards": paid, "samples": 2, "max_tokens": 6}, **constant}},
+            "rlhf": {"finetune": {"objective": {"kind": "ppo"}, "rollouts": {"rewards": judged, "samples": 2, "max_tokens": 6, "updates": 2}, **constant}},
         },
         "against": "sft", "budget": BUDGET, "divergence": {"max_tokens": 6}, "shown": 5,
     }  # fmt: skip
@@ -102,6 +113,13 @@ def test_every_road_starts_from_the_same_model_and_spends_the_same(done):
     assert [name for name, stage, _ in worked if stage == "sample"] == ["pairs"]
     assert found["cost"]["sft"]["sampled"] == 0 < found["cost"]["dpo"]["sampled"]
     assert found["cost"]["grpo"]["sampled"] > 0
+    for name in (
+        "grpo",
+        "rlhf",
+    ):  # answers that are alike are computed once, so nobody knows before how many steps a budget pays
+        road = contest.pipelines[name]
+        assert road.finetune().metrics["steps"] < road.finetune().metrics["planned_steps"]
+        assert found["cost"][name]["passes"] >= 0.99 * BUDGET, name
 
 
 def test_passes_are_those_of_the_tokens_that_went_through(done):
@@ -167,7 +185,7 @@ def test_the_page_says_what_the_files_say_and_loads_nothing(done):
     assert read_json(contest.run.path / "results.json") == found
     read = Reader(path.read_text(encoding="utf-8"))
     block = found["task"]["graders"]["chrf"]
-    assert set(block["differences"]) == {"start - sft", "dpo - sft", "grpo - sft"}
+    assert set(block["differences"]) == {f"{name} - sft" for name in ("start", "dpo", "grpo", "rlhf")}
     for name in contest.spec.roads:
         assert f"{block['systems'][name]['value']:.1f}" in read.text
         assert f"{found['cost'][name]['passes']:,}" in read.text
@@ -189,7 +207,7 @@ def test_differences_are_paired_and_from_the_road_that_was_named(done):
     right = {
         name: np.mean([line["answers"][name] == line["gold"] for line in answers]) for name in answers[0]["answers"]
     }
-    assert list(right) == ["base", "start", "sft", "dpo", "grpo"]
+    assert list(right) == ["base", "start", "sft", "dpo", "grpo", "rlhf"]
     for name, found in block["systems"].items():
         assert found["value"] == pytest.approx(100 * right[name])
     for name, found in block["differences"].items():
@@ -243,10 +261,10 @@ def test_a_budget_pays_for_other_models_that_read_the_rows_and_for_the_rows_that
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("against=ppo", r"against: 'ppo' is no road; there are sft, dpo, grpo"),
-        ("roads.dpo.prepare.source=$later.rows", r"dpo: \$later.rows stands for nothing; before it there are start, pairs, sft"),
+        ("against=ppo", r"against: 'ppo' is no road; there are sft, dpo, grpo, rlhf"),
+        ("roads.dpo.prepare.source=$later.rows", r"dpo: \$later.rows stands for nothing; before it there are start, pairs, judge, sft"),
         ("roads.dpo.prepare.source=$pairs.row", r"\$pairs.row stands for nothing"),
-        ("roads.dpo.prepare.source=rows.jsonl", r"no road uses the step pairs"),
+        ("steps.judge.prepare.source=rows.jsonl roads.dpo.prepare.source=rows.jsonl", r"no road uses the step pairs"),
         ("roads.sft.finetune.epochs=2", r"sft: finetune.epochs follows from the budget"),
         ("roads.sft.evaluate.max_tokens=2", r"sft: all roads are measured alike"),
         ("roads.sft.finetune.rollouts={rewards: [{grader: {kind: exact}}]}", r"sft: finetune: objective sft learns from given answers"),
@@ -262,7 +280,7 @@ def test_a_budget_pays_for_other_models_that_read_the_rows_and_for_the_rows_that
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_anything_is_computed(given, tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
-        open_contest(given, tmp_path / "r", (settings,))
+        open_contest(given, tmp_path / "r", tuple(settings.split(" ")) if settings.startswith("steps") else (settings,))
 
 
 def test_paths_of_every_run_are_seen_from_the_folder_and_kinds_that_are_left_out_are_defaults(
@@ -275,12 +293,12 @@ def test_paths_of_every_run_are_seen_from_the_folder_and_kinds_that_are_left_out
         "initialise": {"adapter": {"kind": "lora", "alpha": 3}},
     }
     tree["steps"]["pairs"]["prepare"] = {"source": ["train.jsonl"]}
-    (given.parent / "more.yaml").write_text(yaml.safe_dump(tree))
+    (given.parent / "more.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     spec = open_contest(given.parent / "more.yaml", tmp_path / "r", ("roads.grpo.prepare.source=here.jsonl",)).spec
     found = {name: spec.recipe(name, lambda *product: "/".join(product)) for name in spec.changes}
     assert {name: recipe.prepare.source for name, recipe in found.items()} == {
         "start": str(given.parent / "train.jsonl"), "pairs": (str(given.parent / "train.jsonl"),), "sft": str(given.parent / "more.jsonl"),
-        "dpo": "pairs/rows", "grpo": str(tmp_path / "here.jsonl"),
+        "judge": "pairs/rows", "dpo": "pairs/rows", "grpo": str(tmp_path / "here.jsonl"), "rlhf": str(given.parent / "train.jsonl"),
     }  # fmt: skip
     adapter = found["sft"].initialise.adapter
     assert (adapter.rank, adapter.alpha) == (2, 3)

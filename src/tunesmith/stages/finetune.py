@@ -54,6 +54,8 @@ class Finetune(Spec):
     """How the learning rate changes."""
     epochs: float = Field(3.0, gt=0)
     """Passes over the training rows."""
+    most_tokens: int | None = Field(None, ge=1)
+    """Training ends when so many tokens were learnt from, though `epochs` are not over; what rows of a pass share counts once. Take a constant rate with it."""
     rows: int | None = Field(None, ge=1)
     """Learn from so many of the prepared rows, each of `prepare.classes` in proportion; what a smaller number takes, a larger one takes too. Null
     learns from all."""

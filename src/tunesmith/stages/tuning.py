@@ -159,14 +159,16 @@ class Training:
             )
 
     def _over(self, done: int) -> bool:
-        patience = self.spec.validation.patience
-        return done >= min(self.until, self.data.steps) or bool(patience and self.watch.waited >= patience)
+        patience, most = self.spec.validation.patience, self.spec.most_tokens
+        spent = most is not None and self.watch.tokens >= most
+        return spent or done >= min(self.until, self.data.steps) or bool(patience and self.watch.waited >= patience)
 
     def _note(self, step: Step, seconds: float) -> None:
         if step.skipped:
             self.watch.skipped += 1
             self.out.events.write("skipped", step=step.number + 1, reason=step.skipped)
             return
+        self.watch.tokens += step.distinct
         self.out.events.write(
             "step", step=step.number + 1, steps=self.data.steps, loss=step.loss, gradient_norm=step.gradient_norm,
             learning_rate=step.learning_rate, tokens=step.tokens, distinct=step.distinct, seconds=round(seconds, 4),

@@ -109,6 +109,8 @@ class Watch:
     """Looks that were asked for on the way, as a search does; they choose no checkpoint."""
     skipped: int = 0
     """Steps that were left out because something in them was not finite."""
+    tokens: int = 0
+    """Learnt from so far; what rows of a pass share counts once."""
 
     def take(self, step: int, judgement: Judgement) -> bool:
         """Note a judgement; whether it is the best so far."""

@@ -121,7 +121,8 @@ class Contest:
         if name not in self.spec.steps or {"run", "model"} & self.spec.taken(name):
             tune = recipe.finetune.model_dump(mode="json")
             found |= {
-                part: tune[part] for part in ("objective", "rollouts", "optimizer", "schedule", "batch", "epochs")
+                part: tune[part]
+                for part in ("objective", "rollouts", "optimizer", "schedule", "batch", "epochs", "most_tokens")
             }
         return found
 

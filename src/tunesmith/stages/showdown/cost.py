@@ -16,6 +16,9 @@ from tunesmith.training.batches import Dataset
 from ..estimate import Passes, Workload, measuring
 from ..recipe import Recipe
 
+MORE = 3
+"""Times as many epochs as answers would allow that are all different, for answers of which many are alike."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -56,7 +59,8 @@ def per_token(recipe: Recipe) -> float:
 def affordable(recipe: Recipe, prepared: Artifact, left: float, name: str) -> Recipe:
     """The recipe with as many epochs as so many token passes are enough for.
 
-    Answers yet to be sampled are taken to be as long as the rows' own.
+    Answers yet to be sampled are taken to be as long as the rows' own. Some will be alike, more and more as the model gets surer, and what is alike is computed
+    once: where no rate falls with the epochs, there are more of these than that, and training ends when the passes are spent.
 
     Raises:
         ConfigError: not even one step can be afforded.
@@ -68,7 +72,11 @@ def affordable(recipe: Recipe, prepared: Artifact, left: float, name: str) -> Re
         raise ConfigError(
             f"{name}: of its budget {max(left, 0):,.0f} token passes are left for training, not enough for one step; raise budget, or sample less"
         )
-    return recipe.model_copy(update={"finetune": tune.model_copy(update={"epochs": round(epochs, 4)})})
+    limits: dict[str, Any] = {"epochs": round(epochs, 4)}
+    stays = tune.schedule.shape == "constant" and not 0 < tune.schedule.warmup < 1
+    if tune.rollouts is not None and stays:
+        limits = {"epochs": round(MORE * epochs, 4), "most_tokens": max(1, round(left / per_token(recipe)))}
+    return recipe.model_copy(update={"finetune": tune.model_copy(update=limits)})
 
 
 def _learnt(recipe: Recipe, prepared: Artifact) -> list[Row]:

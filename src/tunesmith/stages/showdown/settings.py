@@ -74,8 +74,9 @@ class Showdown(Spec):
                 "base.prepare.test is missing: all roads answer the same rows; give them a file of their own"
             )
         for name, changes in self.roads.items():
-            if "epochs" in changes.get("finetune", {}):
-                raise ValueError(f"{name}: finetune.epochs follows from the budget; leave it out")
+            for field in ("epochs", "most_tokens"):
+                if field in changes.get("finetune", {}):
+                    raise ValueError(f"{name}: finetune.{field} follows from the budget; leave it out")
             if {"test", "test_rows", "test_fraction"} & set(changes.get("prepare", {})) or "evaluate" in changes:
                 raise ValueError(f"{name}: all roads are measured alike; put prepare.test and evaluate into base")
         return self
