@@ -103,15 +103,19 @@ def _families() -> list[type[Family]]:
 def _print_family(family: type[Family]) -> None:
     console.print(f"[bold]{family.__name__.lower()}[/]: {family.__doc__}")
     for member in family.members():
-        console.print(f"  {member.model_fields['kind'].default:18} {(member.__doc__ or '').splitlines()[0]}")
+        console.print(f"  {member.model_fields['kind'].default:18} {_paragraph(member.__doc__)}", markup=False)
+
+
+def _paragraph(text: str | None) -> str:
+    """The first one of a docstring, as one line."""
+    return " ".join((text or "").strip().partition("\n\n")[0].split())
 
 
 def _print_spec(title: str, spec: type[Spec]) -> None:
     console.print(f"[bold]{title}[/]: {spec.__doc__}")
     import sys
 
-    source = sys.modules[spec.__module__].__doc__
-    console.print(f"  source: {(source or '').strip().splitlines()[0]}")
+    console.print(f"  source: {_paragraph(sys.modules[spec.__module__].__doc__)}", markup=False)
     for name, field in spec.model_fields.items():
         console.print(f"  {name} = {_default(field)}\n      {_help(spec, name)}", markup=False)
 

@@ -10,7 +10,7 @@ class BitFit(Weights):
 
     kind: Literal["bitfit"] = "bitfit"
     norms: bool = True
-    """Whether the weights of norms learn too; in models without biases they are all there is."""
+    """Whether the weights of norms learn too; in models without biases they are all there is. Our choice."""
 
     def chosen(self, model: Any, seed: int) -> set[str]:
         """Biases, and what norms multiply by."""

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight learns."""
+"""Full fine-tuning (Howard and Ruder, 2018, arXiv:1801.06146): every weight learns."""
 
 from typing import Any, Literal
 

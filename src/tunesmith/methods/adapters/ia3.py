@@ -51,9 +51,9 @@ class IA3(Injected):
     kind: Literal["ia3"] = "ia3"
     LAYER: ClassVar[type[ScaledLinear]] = ScaledLinear
     outputs: tuple[str, ...] = ("k_proj", "v_proj")
-    """Last names of the linear layers whose outputs are scaled."""
+    """Last names of the linear layers whose outputs are scaled; keys and values in the paper."""
     inputs: tuple[str, ...] = ("down_proj",)
-    """Last names of the linear layers whose inputs are scaled."""
+    """Last names of the linear layers whose inputs are scaled; the inner activations in the paper."""
 
     @model_validator(mode="after")
     def _one_side_each(self) -> Self:

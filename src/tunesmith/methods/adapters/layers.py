@@ -1,4 +1,4 @@
-"""Some layers learn: the last ones, or those that are named."""
+"""Some layers learn: the last ones (Lee et al., 2019, arXiv:1911.03090), or those that are named."""
 
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -15,7 +15,7 @@ class Layers(Weights):
 
     kind: Literal["layers"] = "layers"
     last: int = Field(2, ge=0)
-    """So many of the last decoder layers learn, and the norm behind them; a quarter of all came close to tuning all in Lee et al., 2019 (arXiv:1911.03090)."""
+    """So many of the last decoder layers learn, and the norm behind them; a quarter of all came close to tuning all in Lee et al., 2019 (arXiv:1911.03090). Two is our choice."""
     names: tuple[str, ...] = ()
     """Parameters that learn beside these, by name, with * for any text: `*.mlp.*`, `model.layers.0.*`, `lm_head*`."""
 

@@ -38,16 +38,16 @@ class Memory(Injected):
     merges: ClassVar[bool] = False
     frozen_base: ClassVar[bool] = True
     experts: int = Field(256, ge=1)
-    """How many there are; facts share one where there are fewer experts than tokens to learn."""
+    """How many there are; facts share one where there are fewer experts than tokens to learn. Our choice."""
     rank: int = Field(4, gt=0)
-    """Width of an expert."""
+    """Width of an expert; our choice."""
     alpha: float = Field(8.0, gt=0)
-    """Scale of what experts add; it is divided by the rank."""
+    """Scale of what experts add; it is divided by the rank. Twice the rank by custom."""
     active: int = Field(1, ge=1)
-    """Experts that a token wakes at most; with one, facts that are alike disturb each other least."""
+    """Experts that a token wakes at most; with one, facts that are alike disturb each other least. Our choice."""
     reach: float = Field(0.1, ge=0)
     """How much less alike than the farthest of its own tokens, as a cosine, a token may be that still wakes an expert: more answers other
-    wordings too, and changes more of other text. 2 wakes the nearest experts always."""
+    wordings too, and changes more of other text. 2 wakes the nearest experts always. Our choice."""
     layer: int | None = Field(None, ge=0)
     """The decoder layer, from 0, behind whose feed-forward layer experts stand; null takes the one two thirds of the way up."""
     target: str = "down_proj"

@@ -20,9 +20,9 @@ class MoE(Weights):
     kind: Literal["moe"] = "moe"
     merges: ClassVar[bool] = False
     experts: int = Field(4, ge=2)
-    """Copies of each feed-forward layer; 8 in Mixtral, 32 in the paper. At the start all are the layer itself."""
+    """Copies of each feed-forward layer; 8 in Mixtral, 32 in the paper, 4 is our choice. At the start all are the layer itself."""
     active: int = Field(2, ge=1)
-    """Experts that compute a token, weighted by the softmax of their scores."""
+    """Experts that compute a token, weighted by the softmax of their scores; 2 in Mixtral."""
     balance: float = Field(0.01, ge=0)
     """What is added to the loss, for each supervised token, times how unevenly tokens are spread over experts (Switch Transformer, Fedus et al.,
     2021, arXiv:2101.03961, takes 0.01). Counted over the tokens that pass together, so that smaller micro-batches change it a little."""

@@ -33,7 +33,7 @@ class GRPO(Objective):
     beta: float = Field(0.0, ge=0)
     """Price of the divergence from the model that training starts from, per token; 0.04 in the paper, and 0 in DAPO and Dr. GRPO."""
     scale: Literal["group", "none"] = "group"
-    """Whether an advantage is divided by the standard deviation of its group's rewards; without, easy and hard prompts do not count more."""
+    """Whether an advantage is divided by the standard deviation of its group's rewards; without, easy and hard prompts do not count more. With it in the paper."""
     average: Literal["tokens", "answers", "constant"] = "tokens"
     """What a loss is the mean over: all tokens of a step alike (DAPO), answers alike however long (the paper), or answers, each summed and
     divided by `length` (Dr. GRPO)."""

@@ -37,7 +37,7 @@ class KTO(Objective):
     wanted: float = Field(1.0, ge=0)
     """Weight of wanted answers (lambda_D); the paper has wanted x their number over unwanted x theirs between 1 and 4/3."""
     unwanted: float = Field(1.0, ge=0)
-    """Weight of unwanted answers (lambda_U)."""
+    """Weight of unwanted answers (lambda_U); 1 in the paper, as that of wanted ones."""
 
     @property
     def references(self) -> bool:

@@ -34,11 +34,11 @@ class PPO(Objective):
     rollouts: ClassVar[bool] = True
     head: ClassVar[bool] = True
     beta: float = Field(0.05, ge=0)
-    """Price of each nat by which a token is likelier than under the model that training starts from; paid where the token is (0.02 in Ouyang et al.)."""
+    """Price of each nat by which a token is likelier than under the model that training starts from; paid where the token is (0.02 in Ouyang et al., 0.05 in TRL)."""
     discount: float = Field(1.0, gt=0, le=1)
-    """What a reward one token later is worth (gamma)."""
+    """What a reward one token later is worth (gamma); as much as one now in Ouyang et al."""
     trace: float = Field(0.95, ge=0, le=1)
-    """From 0, believing values, to 1, believing what was earned (lambda of generalised advantage estimation, arXiv:1506.02438)."""
+    """From 0, believing values, to 1, believing what was earned (lambda of generalised advantage estimation, arXiv:1506.02438); 0.95 in the paper."""
     clip: float = Field(0.2, gt=0, lt=1)
     """A token's probability ratio to the sampling policy that is further from 1 teaches nothing more; 0.2 in the paper."""
     value_clip: float = Field(0.2, gt=0)

@@ -32,7 +32,7 @@ class Hybrid(Optimizer):
     base_rate: float = Field(1e-6, ge=0)
     """Step of the base along the direction for each unit of slope; 1e-6 in the paper, larger ones diverge. 0 holds it still."""
     epsilon: float = Field(1e-3, gt=0)
-    """How far the base is moved, in each weight, to see the slope."""
+    """How far the base is moved, in each weight, to see the slope; the paper leaves it open, 1e-3 is MeZO's (arXiv:2305.17333)."""
     noise: Noise = "normal"
     """What a direction is made of: normal numbers, as in the paper, or signs, which are cheaper."""
 

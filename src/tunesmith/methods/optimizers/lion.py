@@ -15,9 +15,9 @@ class Lion(Optimizer):
 
     kind: Literal["lion"] = "lion"
     learning_rate: float = Field(5e-5, gt=0)
-    """Step of every weight, reached after warmup."""
+    """Step of every weight, reached after warmup; a quarter of AdamW's here, as the paper has a third to a tenth."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Share of the momentum in the step's direction, and its own decay."""
+    """Share of the momentum in the step's direction, and its own decay; the paper's."""
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """Ours: torch has none."""

@@ -20,9 +20,9 @@ class Muon(Optimizer):
     learning_rate: float = Field(2e-4, gt=0)
     """Largest step size, reached after warmup; matrices take it times 0.2 sqrt(larger side), which makes steps as large as AdamW's (arXiv:2502.16982)."""
     momentum: float = Field(0.95, ge=0, lt=1)
-    """Share of the step before that is taken again."""
+    """Share of the step before that is taken again; Jordan et al. take 0.95."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's, for the rest."""
+    """AdamW's, for the rest; those of Adam's paper (arXiv:1412.6980)."""
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """torch's Muon and AdamW side by side."""

@@ -15,7 +15,7 @@ class RMSprop(Optimizer):
 
     kind: Literal["rmsprop"] = "rmsprop"
     learning_rate: float = Field(2e-4, gt=0)
-    """Largest step size, reached after warmup."""
+    """Largest step size, reached after warmup; AdamW's here is our choice."""
     weight_decay: float = Field(0.0, ge=0)
     """Added to the gradient of a matrix, times the weight, before its running square is taken."""
     decay: float = Field(0.99, gt=0, lt=1)

@@ -19,9 +19,9 @@ class Channels(Structured):
 
     kind: Literal["channels"] = "channels"
     share: float = Field(0.25, gt=0, lt=1)
-    """Share of each layer's channels that go."""
+    """Share of each layer's channels that go; our choice."""
     multiple: int = Field(16, ge=1)
-    """What stays is rounded to a multiple of this, as products are quickest."""
+    """What stays is rounded to a multiple of this, as products are quickest. Our choice."""
 
     def left(self, config: Any) -> dict[str, Any]:
         """A narrower feed-forward part."""

@@ -21,7 +21,7 @@ class Heads(Structured):
 
     kind: Literal["heads"] = "heads"
     groups: int = Field(1, ge=1)
-    """Key-value heads that each layer loses."""
+    """Key-value heads that each layer loses; one, the fewest, is our choice."""
 
     def left(self, config: Any) -> dict[str, Any]:
         """Fewer heads, each as wide as before."""

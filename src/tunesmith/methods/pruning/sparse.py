@@ -21,7 +21,7 @@ class Sparse(Pruning):
     with sparse products that could be quicker."""
 
     sparsity: float = Field(0.5, gt=0, lt=1)
-    """Share of the weights that become zero."""
+    """Share of the weights that become zero; half in the papers of Wanda and SparseGPT."""
     pattern: Literal["free", "2:4", "4:8"] = "free"
     """2:4 leaves two weights of each four in a row, as sparse products of GPUs want it; 4:8 four of eight. Both ask for a sparsity of 0.5."""
 

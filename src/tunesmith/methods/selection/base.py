@@ -40,7 +40,7 @@ class Selector(Family):
     """Which rows are learnt from. A member is one file: fields, and `choose`."""
 
     size: float = Field(0.5, gt=0)
-    """Rows to learn from: below 1 a fraction of those that there are, at least one, else a count."""
+    """Rows to learn from: below 1 a fraction of those that there are, at least one, else a count. Half is our choice."""
 
     def count(self, there: int) -> int:
         """How many of so many rows.
