@@ -94,6 +94,17 @@ def test_with_an_adapter_that_holds_still_it_is_one_sided_zeroth_order_descent(a
         place += weight.numel()
 
 
+def test_a_step_costs_one_forward_pass_more_and_no_backward_pass(attached, random_rows):
+    loaded, learnt, frozen = attached(LoRA(rank=2))
+    batch, passes, backwards = Batch.of(random_rows(4)), [], []
+    loaded.fuse = False  # so that layers are called as modules
+    loaded.model.model.layers[0].register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    next(iter(learnt.values())).register_hook(lambda _: backwards.append(1))
+    list(train(loaded, SFT(), [[batch]] * 3, Hybrid().over(learnt, frozen), lambda _: 1.0, seed=0))
+    assert passes == [False, True] * 3
+    assert len(backwards) == 3
+
+
 def test_its_estimate_points_along_the_gradient(attached, random_rows):
     loaded, learnt, frozen = attached(LoRA(rank=2), hidden_size=8, intermediate_size=8, num_hidden_layers=1)
     batch = Batch.of(random_rows(4))

@@ -186,7 +186,7 @@ def test_facts_that_nobody_could_know_are_recalled_exactly_and_other_text_stays_
     )
     others = [Row(one.origin, (Sequence(one.sequences[0].tokens[::-1].copy(), np.arange(10) > 0),)) for one in others]
     other = Batch.of(others)
-    adapter, objective = Memory(experts=64), SFT(enough=0.05)
+    adapter, objective = Memory(experts=96), SFT(enough=0.05)
     with torch.no_grad():
         before = token_logps(loaded, other)
     adapter.attach(loaded, 0)
@@ -205,6 +205,11 @@ def test_facts_that_nobody_could_know_are_recalled_exactly_and_other_text_stays_
     with torch.no_grad():
         after = token_logps(loaded, other)
     assert float((before.mean() - after.mean()).abs()) < 0.01
+    (asked,) = woken(loaded, lambda: generic_logps(loaded, Batch.of(rows)))
+    (memory,) = memories(loaded.model).values()
+    learnt = set(memory.memory_B.detach().flatten(1).any(1).nonzero().flatten().tolist())
+    assert learnt <= set(asked.flatten(0, -2).any(0).nonzero().flatten().tolist())
+    assert 0 < len(learnt) <= 16 * 4 < 96
 
 
 class TestEnough:

@@ -3,11 +3,12 @@ import torch
 from torch import nn
 
 from tunesmith.data.batch import Batch
+from tunesmith.kernels.noise import reference
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.objectives.sft import SFT
-from tunesmith.methods.optimizers.mezo import MeZO
+from tunesmith.methods.optimizers.mezo import MOVES, SEEDS, MeZO
 from tunesmith.training.batches import Dataset
 from tunesmith.training.checkpoint import load_newest, restore, save
 from tunesmith.training.loop import train
@@ -72,9 +73,46 @@ def test_tied_weights_are_moved_once_and_together(model, random_rows):
     Full().attach(loaded, 0)
     weights = trainable(loaded.model)
     assert not any("lm_head" in name for name in weights)
-    list(train(loaded, SFT(), [[Batch.of(random_rows(2))]] * 2, MeZO().build(weights), lambda _: 1.0, seed=0))
+    before, optimizer = copies(weights), MeZO(learning_rate=1e-2).build(weights)
+    list(train(loaded, SFT(), [[Batch.of(random_rows(2))]], optimizer, lambda _: 1.0, seed=0))
     embedding, head = loaded.model.get_input_embeddings().weight, loaded.model.get_output_embeddings().weight
     assert embedding is head
+    (seed,), (((_, scale),),) = (
+        optimizer.state[next(iter(weights.values()))][name].tolist() for name in (SEEDS, MOVES)
+    )
+    place = 0
+    for name, weight in before.items():  # each number of the direction is taken once
+        z = reference(weight.numel(), seed, place, "normal").view_as(weight)
+        torch.testing.assert_close(weights[name], weight + scale * z, atol=1e-6, rtol=1e-5)
+        place += weight.numel()
+    assert abs(scale) > 1e-5
+
+
+def test_directions_do_not_depend_on_what_else_is_drawn(model, random_rows):
+    seeds = []
+    for dropout in (0.0, 0.5):
+        loaded = model()
+        LoRA(rank=2, dropout=dropout).attach(loaded, 0)
+        weights = trainable(loaded.model)
+        optimizer = MeZO(directions=2).build(weights)
+        list(train(loaded, SFT(), [[Batch.of(random_rows(2))]] * 3, optimizer, lambda _: 1.0, seed=0))
+        seeds.append(optimizer.state[next(iter(weights.values()))][SEEDS].tolist())
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds[0])) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_weights_that_do_not_learn_keep_every_bit_and_the_others_come_back(build, random_rows, dtype):
+    """With steps of next to nothing; what learns is float32 beside a base in bf16."""
+    loaded = build("llama", spread=0.2, vocab_size=97, dtype=dtype)
+    LoRA(rank=2).attach(loaded, 0)
+    weights, before = trainable(loaded.model), copies(dict(loaded.model.named_parameters()))
+    optimizer = MeZO(learning_rate=1e-30, epsilon=1e-2).build(weights)
+    list(train(loaded, SFT(), [[Batch.of(random_rows(2))]] * 3, optimizer, lambda _: 1.0, seed=0))
+    after = dict(loaded.model.named_parameters())
+    assert equal(after, {name: one for name, one in before.items() if name not in weights})
+    for name in weights:
+        torch.testing.assert_close(after[name], before[name], atol=1e-25, rtol=0)
 
 
 def test_both_passes_draw_the_same_dropout(model, random_rows):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from beside_peft import COMMON, IDS, VOCABULARY, disturbed, logits
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from tunesmith.base import ModelError
@@ -20,9 +21,6 @@ from tunesmith.models.attention import plain
 from tunesmith.models.forward import generic_logps, padded_logps, token_logps
 from tunesmith.models.generate import Sampling, generate
 
-VOCABULARY = 97
-IDS = torch.arange(3, 27).view(3, 8)
-COMMON = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 PAIRS = {
     "lora": (LoRA(rank=4, alpha=6), LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, **COMMON)),
     "rslora": (
@@ -50,21 +48,6 @@ def pair(request):
 @pytest.fixture(params=["llama", "qwen2"])
 def fresh(request, build):
     return lambda: build(request.param, seed=3, vocab_size=VOCABULARY)
-
-
-def logits(model):
-    with torch.no_grad(), plain(getattr(model, "base_model", model) if isinstance(model, PeftModel) else model):
-        return model(input_ids=IDS, use_cache=False).logits
-
-
-def disturbed(loaded, adapter):
-    """Attached, and moved."""
-    adapter.attach(loaded, 1)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in trainable(loaded.model).values():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return loaded
 
 
 def test_peft_loads_what_we_write(fresh, pair, tmp_path):
@@ -143,59 +126,6 @@ def test_what_peft_would_compute_otherwise_is_refused(build, tmp_path, settings,
     with pytest.raises(ModelError, match=said):
         LoRA(rank=4, alpha=6).restore(fresh(), tmp_path)
     assert rank_of(tmp_path) is None
-
-
-class TestPrincipalStart:
-    adapter = LoRA(rank=4, alpha=6, start="principal")
-
-    def test_it_is_the_start_of_peft(self, build):
-        """Scaled product and what is left of the weight; the factors' signs are nobody's."""
-        ours, theirs = (build("llama", seed=3, vocab_size=VOCABULARY) for _ in range(2))
-        self.adapter.attach(ours, 0)
-        get_peft_model(theirs.model, LoraConfig(r=4, lora_alpha=6, init_lora_weights="pissa", **COMMON))
-        layers = {path: layer for path, layer in theirs.model.named_modules() if hasattr(layer, "get_delta_weight")}
-        assert layers
-        for path, layer in layers.items():
-            mine, part = ours.model.get_submodule(path), layer.get_delta_weight("default")
-            found = (mine.scale * mine.lora_B @ mine.lora_A).detach()
-            assert (found - part).norm() <= 1e-3 * part.norm(), path
-
-    def test_corrections_begin_with_the_largest_singular_values_and_change_nothing(self, build):
-        loaded = build("llama", seed=3, vocab_size=VOCABULARY)
-        before = logits(loaded.model)
-        weight = loaded.model.model.layers[0].mlp.down_proj.weight.clone()
-        self.adapter.attach(loaded, 0)
-        layer = loaded.model.model.layers[0].mlp.down_proj
-        left, values, right = torch.linalg.svd(weight)
-        part = left[:, :4] @ torch.diag(values[:4]) @ right[:4]
-        found = (layer.scale * layer.lora_B @ layer.lora_A).detach()
-        assert (found - part).norm() <= 1e-3 * part.norm()
-        torch.testing.assert_close(logits(loaded.model), before, atol=1e-5, rtol=1e-5)
-        with self.adapter.disabled(loaded):
-            assert torch.equal(logits(loaded.model), before)
-
-    def test_what_it_learnt_is_an_ordinary_adapter_of_twice_the_rank(self, build, tmp_path):
-        fresh = lambda: build("llama", seed=3, vocab_size=VOCABULARY)  # noqa: E731
-        loaded = disturbed(fresh(), self.adapter)
-        self.adapter.save(loaded, tmp_path)
-        assert LoraConfig.from_pretrained(tmp_path).r == 8
-        torch.testing.assert_close(
-            logits(PeftModel.from_pretrained(fresh().model, tmp_path)), logits(loaded.model), atol=1e-5, rtol=1e-5
-        )
-        again = fresh()
-        self.adapter.restore(again, tmp_path)
-        torch.testing.assert_close(logits(again.model), logits(loaded.model), atol=1e-5, rtol=1e-5)
-
-    def test_the_fused_and_the_generic_way_agree(self, build, random_rows):
-        batch, found = Batch.of(random_rows(4)), []
-        for fuse in (True, False):
-            loaded = disturbed(build("llama", seed=3, vocab_size=VOCABULARY), self.adapter)
-            loaded.fuse = fuse
-            assert (loaded.decoder() is not None) == fuse
-            SFT()(loaded, batch).total.backward()
-            found.append({name: weight.grad for name, weight in trainable(loaded.model).items()})
-        for name, gradient in found[0].items():
-            assert (gradient - found[1][name]).norm() <= 1e-5 * gradient.norm(), name
 
 
 @pytest.mark.parametrize("adapter", [Prompt(tokens=5), Prefix(tokens=5)], ids=lambda adapter: adapter.kind)

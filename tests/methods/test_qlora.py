@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from tunesmith.data.batch import Batch
 from tunesmith.kernels import native
+from tunesmith.kernels.int8_linear import Int8Linear
 from tunesmith.kernels.nf4_linear import NF4Linear
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.dora import DoRA
@@ -111,11 +112,12 @@ def test_fused_is_generic(kind, pair, random_rows):
         assert float((found[0][name] - gradient).norm()) <= 1e-4 * float(gradient.norm()) + 1e-6, name
 
 
-def test_embeddings_head_and_norms_keep_every_bit(build):
+@pytest.mark.parametrize(("kind", "layers"), [("nf4", NF4Linear), ("int8", Int8Linear)])
+def test_embeddings_head_and_norms_keep_every_bit(build, kind, layers):
     loaded = build("llama", **WIDTHS)
     before = {name: weight.clone() for name, weight in loaded.model.named_parameters()}
-    quantise(loaded.model, "nf4", torch.float32)
-    four = {f"{name}.weight" for name, layer in loaded.model.named_modules() if isinstance(layer, NF4Linear)}
+    quantise(loaded.model, kind, torch.float32)
+    four = {f"{name}.weight" for name, layer in loaded.model.named_modules() if isinstance(layer, layers)}
     assert len(four) == 14
     rest = {name: weight for name, weight in loaded.model.named_parameters() if name not in four}
     assert {name.rsplit(".", 2)[-2] for name in rest} >= {"embed_tokens", "lm_head", "norm", "input_layernorm"}

@@ -8,10 +8,11 @@ import torch
 
 import tunesmith
 from tunesmith.kernels.memory import give_back
-from tunesmith.methods.adapters import trainable
+from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.objectives.sft import SFT
+from tunesmith.methods.optimizers import Optimizer
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.training import checkpoint
 from tunesmith.training.batches import Dataset
@@ -24,11 +25,14 @@ STEPS = 10
 class Session:
     """All that a process holds of a training; nothing in it outlives it but the checkpoint's folder."""
 
-    def __init__(self, build, rows, adapter, dtype=torch.float32, offload=False):
+    def __init__(self, build, rows, adapter, dtype=torch.float32, offload=False, spec=None):
         self.loaded = build("llama", seed=3, dtype=dtype)
         adapter.attach(self.loaded, 1)
+        adapter.begin(self.loaded, rows, 1)
         self.parameters = trainable(self.loaded.model)
-        self.optimizer = AdamW(learning_rate=1e-2, weight_decay=0.1, offload=offload).build(self.parameters)
+        frozen = {name: one for name, one in self.loaded.model.named_parameters() if name not in self.parameters}
+        spec = spec or AdamW(learning_rate=1e-2, weight_decay=0.1, offload=offload)
+        self.optimizer = spec.over(self.parameters, frozen)
         self.data = Dataset(rows, 4, 2, 2.5, 0)
         assert self.data.steps_per_epoch < 5 < STEPS == self.data.steps
 
@@ -51,21 +55,29 @@ def session(build, rows):
     return lambda adapter=LoRA(rank=4, dropout=0.3), **fields: Session(build, rows, adapter, **fields)  # noqa: B008
 
 
-@pytest.mark.parametrize(
-    ("adapter", "dtype"),
-    [(LoRA(rank=4, dropout=0.3), torch.float32), (LoRA(rank=4), torch.bfloat16), (Full(), torch.bfloat16)],
-    ids=["lora-dropout-fp32", "lora-bf16", "full-bf16"],
-)
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(session, tmp_path, adapter, dtype):
-    whole = session(adapter, dtype=dtype)
+RESUMED = {
+    "lora-dropout-fp32": (LoRA(rank=4, dropout=0.3), None, torch.float32),
+    "lora-bf16": (LoRA(rank=4), None, torch.bfloat16),
+    "full-bf16": (Full(), None, torch.bfloat16),
+    **{f"adapter-{one.model_fields['kind'].default}": (one(), None, torch.float32) for one in Adapter.members()},
+    **{f"optimizer-{one.model_fields['kind'].default}": (LoRA(rank=4, dropout=0.3), one(), torch.float32) for one in Optimizer.members()},
+}  # fmt: skip
+"""What is resumed: of every family each member."""
+
+
+@pytest.mark.parametrize(("adapter", "spec", "dtype"), RESUMED.values(), ids=RESUMED)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(session, tmp_path, adapter, spec, dtype):
+    whole = session(adapter, dtype=dtype, spec=spec)
+    before = {name: one.detach().clone() for name, one in whole.parameters.items()}
     expected = whole.go(0, STEPS)
-    first = session(adapter, dtype=dtype)
+    assert not all(torch.equal(one, before[name]) for name, one in whole.parameters.items())
+    first = session(adapter, dtype=dtype, spec=spec)
     steps = first.go(0, 5)
     first.save(tmp_path, 5, best=0.25)
     del first
     torch.manual_seed(999)  # another process has another state
     torch.rand(7)
-    second = session(adapter, dtype=dtype)
+    second = session(adapter, dtype=dtype, spec=spec)
     found = second.restore(tmp_path)
     assert (found.step, found.notes) == (5, {"best": 0.25})
     assert steps + second.go(5, STEPS) == expected
