@@ -147,6 +147,11 @@ def start() -> None:
             (to / "deployed").touch()
         else:
             to.write_bytes(Path(done.stdout.strip().splitlines()[-1]).read_bytes())
+    held = [json.loads(line) for line in (folder / f"{HELD_OUT}.jsonl").read_text().splitlines()]
+    lines = (
+        json.dumps({**pair, **earned(pair, "chosen")}) + "\n" for pair in held
+    )  # a column of the rows to learn from is one of these too
+    (folder / f"{HELD_OUT}.jsonl").write_text("".join(lines))
     for name, mark in {"judged": wanted_or_not, "marked": earned}.items():
         (folder / f"{name}.jsonl").write_text("".join(answers_apart(folder / "pairs.jsonl", mark)))
     (folder / "texts.jsonl").write_text("".join(texts("train")))

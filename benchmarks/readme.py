@@ -186,15 +186,32 @@ def tortured(result: dict[str, Any]) -> str:
         )
     total, silent = sum(one["total"] for one in ours), sum(one["silent"] for one in ours)
     last = max(ours, key=lambda one: one["date"])
+    gaps = [
+        f"{one['trial'].removesuffix(': logits')} {one['reason'].removeprefix('largest gap ')}"
+        for one in result.get("R13", {}).get("tunesmith", {}).get("trials", ())
+        if one["trial"].endswith(": logits")
+    ]
     return "\n".join(
         [
             f"Silent failures: **{silent}** in {total:,} trials.",
             "",
             *lines,
             "",
+            *([f"Largest gaps of a logit at full precision (R13): {', '.join(gaps)}.", ""] if gaps else ()),
             f"Measured on {measured(last)} (`make torture`).",
         ]
     )
+
+
+def recalled(result: dict[str, Any]) -> str:
+    """A line for each way to learn facts."""
+    lines = ["| adapter | codes recalled | general perplexity | experts that learnt | steps |", "|---|--:|--:|--:|--:|"]
+    for name, runs in result["works"].items():
+        right = ", ".join(f"{run['recalled']} of {run['facts']}" for run in runs)
+        rises = ", ".join(f"{100 * run['rise']:+.3g} %" for run in runs)
+        learnt = ", ".join(f"{run['experts_learnt']} of {run['experts']}" for run in runs if run["experts"])
+        lines.append(f"| `{name}` | {right} | {rises} | {learnt} | {', '.join(str(run['steps']) for run in runs)} |")
+    return "\n".join([*lines, "", f"Of each seed; measured on {measured(result)} (`python benchmarks/recall.py`)."])
 
 
 FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
@@ -207,6 +224,7 @@ FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "serving": (SERVING, served),
     "scaling": (FINETUNE, scaled),
     "methods": (METHODS, compared),
+    "recall": (METHODS, recalled),
     "data_curve": (DATA_CURVE, curved),
     "torture": (RELIABILITY, tortured),
     "profiles": (NOTES, spent),
