@@ -163,23 +163,30 @@ class TestScratch:
 
         return Stage("cook", 1, cook)
 
+    @pytest.fixture
+    def killed_in(self, run, stage, monkeypatch):
+        """Computes the stage up to a function; gives the folder that is left."""
+
+        def kill(where):
+            def killed(*_, **__):
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patch:
+                patch.setattr(where, killed)
+                with pytest.raises(KeyboardInterrupt):
+                    run.once(stage, Cook())
+            return next(run.path.glob("*.partial"))
+
+        return kill
+
     def test_it_is_no_part_of_the_artifact(self, run, stage):
         made = run.once(stage, Cook())
         assert sorted(path.name for path in made.path.iterdir()) == ["manifest.json", "soup.txt"]
         assert Run(run.path).artifact("cook").id == made.id
 
-    @pytest.mark.parametrize("killed_at", ["shutil.rmtree", "pathlib.Path.rename"])
-    def test_a_commit_that_was_killed_is_ended_and_nothing_is_done_again(
-        self, run, stage, kitchen, monkeypatch, killed_at
-    ):
-        def killed(*_, **__):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(killed_at, killed)
-            with pytest.raises(KeyboardInterrupt):
-                run.once(stage, Cook())
-        work = next(run.path.glob("*.partial"))
+    @pytest.mark.parametrize("where", ["shutil.rmtree", "pathlib.Path.rename"])
+    def test_a_commit_that_was_killed_is_ended_and_nothing_is_done_again(self, run, stage, kitchen, killed_in, where):
+        work = killed_in(where)
         assert (work / "manifest.json").exists()
         made = run.once(stage, Cook())
         assert kitchen.ran == 1
@@ -188,27 +195,13 @@ class TestScratch:
         assert run.states["cook"]["state"] == "done"
         assert not work.exists()
 
-    def test_a_kill_before_leaves_it_to_go_on_from(self, run, stage, kitchen, monkeypatch):
-        def killed(*_, **__):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr("tunesmith.base.artifact.write_json", killed)
-            with pytest.raises(KeyboardInterrupt):
-                run.once(stage, Cook())
+    def test_a_kill_before_leaves_it_to_go_on_from(self, run, stage, kitchen, killed_in):
+        killed_in("tunesmith.base.artifact.write_json")
         run.once(stage, Cook())
         assert (kitchen.ran, kitchen.found) == (2, ["pots", "soup.txt"])
 
-    def test_what_was_damaged_meanwhile_is_made_anew_from_it(self, run, stage, kitchen, monkeypatch):
-        def killed(*_, **__):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr("shutil.rmtree", killed)
-            with pytest.raises(KeyboardInterrupt):
-                run.once(stage, Cook())
-        work = next(run.path.glob("*.partial"))
-        (work / "soup.txt").write_text("spilt")
+    def test_what_was_damaged_meanwhile_is_made_anew_from_it(self, run, stage, kitchen, killed_in):
+        (killed_in("shutil.rmtree") / "soup.txt").write_text("spilt")
         made = run.once(stage, Cook())
         assert (kitchen.ran, kitchen.found) == (2, ["pots", "soup.txt"])
         assert (made / "soup.txt").read_text() == "salt 1 seed 0 []"
