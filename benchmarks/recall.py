@@ -13,8 +13,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tunesmith.base.artifact import environment
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Row

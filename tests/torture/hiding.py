@@ -143,6 +143,24 @@ def _is_chat(turns: Any, keep: tuple[str, str]) -> bool:
     )  # fmt: skip
 
 
+def lists_of_cells(folder: Path, form: str, count: int) -> Hidden:
+    """JSON of columns: one object with a list for each field, in which cells may be of any type but an object, by which it is told from one row."""
+    path, names, whole = folder / "rows.columns.json", list(good(form, 0)), good(form, 4242)
+    bad = [
+        one for one in corpus(form)
+        if one.value and one.value.keys() == whole.keys() and not any(isinstance(cell, dict) for cell in one.value.values())
+    ]  # fmt: skip
+    cells = {"NUL": "a\0b", "half a surrogate pair": "\ud83d", "too long": "a" * LONGER}
+    bad += [
+        Bad(f"{name} is {what}", b"", name, {**whole, name: cell})
+        for name in names if isinstance(whole[name], str) for what, cell in cells.items()
+    ]  # fmt: skip
+    rows = shuffled(form, bad, count)
+    values = [one.value if isinstance(one, Bad) else one for one in rows]
+    path.write_text(json.dumps({name: [value[name] for value in values] for name in names}))
+    return Hidden(path, {f"{path}:{number}": one for number, one in enumerate(rows, 1) if isinstance(one, Bad)}, count)
+
+
 def bytes_in_columns(folder: Path, form: str, count: int) -> Hidden:
     """Parquet in which text was stored as raw bytes, or in another encoding."""
     path = folder / "raw.parquet"
@@ -171,8 +189,9 @@ def text(folder: Path, form: str, count: int) -> Hidden:
 
 
 FLAT = tuple(form for form in FORMS if form != "sharegpt")
+CELLED = ("prompt_completion", "alpaca", "preference", "kto")
 KINDS: tuple[tuple[Callable[[Path, str, int], Hidden], tuple[str, ...]], ...] = (
-    (json_lines, FORMS), (json_list, FORMS), (table, FLAT), (columns, FORMS), (bytes_in_columns, ("prompt_completion",)), (text, ("text",)),
+    (json_lines, FORMS), (json_list, FORMS), (table, FLAT), (columns, FORMS), (lists_of_cells, CELLED), (bytes_in_columns, ("prompt_completion",)), (text, ("text",)),
 )  # fmt: skip
 """Every kind of file, with the formats that can be written in it."""
 

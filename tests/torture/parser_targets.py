@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 from malformed import FORMS, good
 
-from tunesmith.base import Artifact, Events, Run, Stage
+from tunesmith.base import Artifact, DataError, Events, Run, Stage
 from tunesmith.data.columns import with_columns
 from tunesmith.data.corpus import Corpus
 from tunesmith.data.intake import arriving
@@ -21,8 +21,11 @@ from tunesmith.methods.merging.peft_file import rank_of
 from tunesmith.models.gguf_header import check_header
 from tunesmith.models.learnt import read_learnt
 from tunesmith.models.load import load, load_config, load_tokenizer
+from tunesmith.serving.request_error import RequestError
+from tunesmith.serving.schema import Asked, ChatAsked, CompletionAsked, read
 from tunesmith.stages.prepare import Prepare
 from tunesmith.stages.recipe import read_recipe
+from tunesmith.stages.search.trial import FACTS, REFUSED, Trial
 
 Target = Callable[[bytes], object]
 Targets = dict[str, tuple[Target, list[bytes]]]
@@ -78,6 +81,8 @@ def targets(folder: Path, renderer: Renderer, tiny: Path) -> Targets:
         **of_rows(folder, renderer),
         **of_recipes(folder),
         **of_runs(folder),
+        **of_trials(folder / "trial"),
+        **of_requests(renderer),
         **of_models(folder / "model", tiny),
     }
 
@@ -141,6 +146,60 @@ def of_runs(folder: Path) -> Targets:
         "run's states": (
             folder_of(run.path, "stages.json", lambda place: (Run(place).states, Run(place).artifact("prepare"))),
             [(run.path / "stages.json").read_bytes()],
+        ),
+    }
+
+
+def of_trials(folder: Path) -> Targets:
+    """What a trial of a search is known by."""
+    folder.mkdir()
+
+    def facts(place: Path) -> object:
+        found = Trial(place)
+        return found.number, found.settings, found.facts["by"], found.refused
+
+    told = b'{"number": 0, "settings": {"seed": 1}, "by": "recipe", "known": {"1": 0.5}}'
+    (folder / FACTS).write_bytes(told)
+    refused = folder_of(folder, REFUSED, lambda place: (Trial(place).refused or {}).get("state"))
+    refused(whole := b'{"state": "infeasible", "reason": "too much"}')
+    return {"trial": (folder_of(folder, FACTS, facts), [told]), "refused trial": (refused, [whole])}
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+
+
+def of_requests(renderer: Renderer) -> Targets:
+    """What a server is sent, up to the tokens of its prompts."""
+
+    def asked(kind: type[Asked], render: Callable[[Any], object]) -> Target:
+        def target(body: bytes) -> object:
+            try:
+                found = read(kind, body)
+            except RequestError as refused:
+                raise DataError(refused.message) if refused.status == 400 else refused from None
+            return found.stops, found.count, found.most_tokens, found.tops, found.with_usage, render(found)
+
+        return target
+
+    def chat(found: ChatAsked) -> object:
+        return renderer.prompt([turn.message for turn in found.messages], found.rendered_tools)
+
+    def completion(found: CompletionAsked) -> object:
+        return [renderer.encode(one) for one in found.prompts if isinstance(one, str)]
+
+    talk = [
+        {"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "a"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "1", "content": "b"},
+    ]  # fmt: skip
+    common = {"model": "tuned", "max_tokens": 2, "temperature": 0.5, "n": 2, "seed": 1, "stop": ["a"], "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
+    bodies = [{**common, "messages": talk, "tools": [TOOL], "logprobs": True, "top_logprobs": 2}, {"model": "tuned", "messages": talk[:2], "best_of": 1}]  # fmt: skip
+    prompts: list[Any] = ["a", ["a", "b"], [1, 2], [[1], [2]]]
+    return {
+        "chat request": (asked(ChatAsked, chat), [json.dumps(body).encode() for body in bodies]),
+        "completion request": (
+            asked(CompletionAsked, completion),
+            [json.dumps({**common, "prompt": one, "logprobs": 1}).encode() for one in prompts],
         ),
     }
 

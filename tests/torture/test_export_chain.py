@@ -20,6 +20,7 @@ from tunesmith.models.gguf_export import write
 from tunesmith.models.load import load
 from tunesmith.serving.api import create_app
 from tunesmith.serving.engine import Engine
+from tunesmith.serving.log import RequestLog
 from tunesmith.serving.server import open_port, server
 from tunesmith.serving.settings import Serve
 from tunesmith.stages import finetune
@@ -56,12 +57,12 @@ def logits(loaded, prompts: Sequence[list[int]]) -> torch.Tensor:
 
 
 @contextmanager
-def serving(deployed: Artifact) -> Iterator[httpx.Client]:
-    """The server of a run, at a port of its own."""
+def serving(deployed: Artifact, log: RequestLog | None = None) -> Iterator[httpx.Client]:
+    """The server of a run, at a port of its own; `log` keeps what it is asked."""
     settings = Serve(port=0)
     engine = Engine(models_of(deployed, {}), settings)
     port = open_port(settings)
-    running = server(create_app(engine, settings, None, TOKEN))
+    running = server(create_app(engine, settings, log, TOKEN))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [port]})
     thread.start()
     while not running.started:

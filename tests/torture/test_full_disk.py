@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from bench import Bench, points
 from faults import Ended, Fault, Operation
+from subjects import STEPS
 
 from tunesmith.base import Run
 from tunesmith.training.checkpoint import load_newest
@@ -83,11 +84,10 @@ def test_a_full_disk_is_said_and_costs_nothing(bench, tally, many):
         assert wanted
         for one in points(found, many(len(found) if ours else 12, 1), draw):
             bench.begin(state)
+            before = made(bench) if ours else {}
             ended = bench.run(Fault("full", one.place), command=command)
             assert ended.struck
-            wrong = told(bench, ended)
-            if ours and state == "late" and newest(bench) < 18:
-                wrong = wrong or "an older checkpoint is lost"
+            wrong = told(bench, ended) or (lost(bench, before, ended, state == "late") if ours else "")
             again = bench.run(command=command)
             same = again.code == 0 and made(bench) == wanted
             reason = f"{wrong}; again: exit {again.code}, {'same' if same else 'other'} content"
@@ -96,12 +96,28 @@ def test_a_full_disk_is_said_and_costs_nothing(bench, tally, many):
             )
 
 
+def lost(bench: Bench, before: dict[str, Any], ended: Ended, training: bool) -> str:
+    """What was whole and is not there any more: a finished stage, or a checkpoint but the one that was being written."""
+    if not before.items() <= made(bench).items():
+        return "what was finished is lost"
+    struck = next(one for one in ended.operations if one.struck)
+    whole = {step_of(one.path) for one in ended.operations if one.place < struck.place} - {step_of(struck.path)}
+    return "a checkpoint that was whole is lost" if training and newest(bench) < max({18, *whole}) else ""
+
+
+def step_of(path: str) -> int:
+    """The step of the checkpoint that a path lies in; 0 in none."""
+    found = re.search(r"checkpoints/step-(\d+)", path)
+    return int(found[1]) if found else 0
+
+
 def newest(bench: Bench) -> int:
     """The step of the newest whole checkpoint; of a training that has ended, its last."""
-    found = [
-        load_newest(folder, lambda _: None) for folder in (bench.place / "run").glob("finetune-*.partial/checkpoints")
-    ]
-    return max((one.step for one in found if one), default=24 if not found else 0)
+    run = bench.place / "run"
+    if list(run.glob("finetune-*/manifest.json")):  # made, or all but its name is there
+        return STEPS
+    found = [load_newest(folder, lambda _: None) for folder in run.glob("finetune-*.partial/checkpoints")]
+    return max((one.step for one in found if one), default=0)
 
 
 @pytest.fixture

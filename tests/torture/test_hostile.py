@@ -1,4 +1,4 @@
-"""X1: hostile artifacts run no code, write nothing elsewhere, do not hang, and are refused with a reason."""
+"""X1: hostile artifacts run no code, write nothing elsewhere, do not hang, take little memory, and are refused with a reason."""
 
 import multiprocessing
 import os
@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fuzzing import MOST_MEMORY
 from hostile import ABSOLUTE, Case
 from hostile_cases import CASES
 
@@ -21,7 +22,7 @@ PATIENCE = 300
 
 
 def test_hostile_artifacts_are_refused(tiny_folder, tally, tmp_path, many):
-    counted = tally("X1", "hostile artifacts run no code, write nothing elsewhere, do not hang, and are refused with a reason")  # fmt: skip
+    counted = tally("X1", "hostile artifacts run no code, write nothing elsewhere, do not hang, take at most 512 MiB, and are refused with a reason")  # fmt: skip
     assert len(CASES) >= 60
     for case in CASES[:: many(1, 4)]:
         folder = tmp_path / "case"
@@ -29,7 +30,7 @@ def test_hostile_artifacts_are_refused(tiny_folder, tally, tmp_path, many):
         ended, told = tried(case, folder)
         outside = sorted(path for path in (*tmp_path.iterdir(), ABSOLUTE) if path != folder and path.exists())
         refused = told.get("refused", False) or (case.harmless and told.get("opened", False))
-        held = ended == 0 and refused and not outside and not told["elsewhere"]
+        held = ended == 0 and refused and not outside and not told["elsewhere"] and told["grown"] <= MOST_MEMORY
         reason = f"exit {ended}, outside {[path.name for path in outside]}, {told}"
         counted.verdict(case.name, held, bool(told.get("refused")), reason)
         shutil.rmtree(folder)
@@ -51,13 +52,13 @@ def tried(case: Case, folder: Path) -> tuple[int | None, dict[str, Any]]:
     try:
         found = told.recv()
     except EOFError:
-        found = {"elsewhere": []}
+        found = {"elsewhere": [], "grown": 0}
     assert "unmade" not in found, f"{case.name}: could not be made: {found}"
     return process.exitcode, found
 
 
 def child(case: Case, folder: Path, tell: Any) -> None:
-    """Make and open it, with nobody to ask, little time and little memory; nothing that another process sees is touched."""
+    """Make and open it, with nobody to ask and little time, and tell by how much memory it grew; nothing that another process sees is touched."""
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.chdir(folder)
     try:
@@ -69,6 +70,8 @@ def child(case: Case, folder: Path, tell: Any) -> None:
     spent = int(used.ru_utime + used.ru_stime)
     resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS + 1, spent + SECONDS + 1))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    Path("/proc/self/clear_refs").write_text("5")  # the most it held counts from here on
+    held = most_held()
     try:
         case.open(folder)
         found: dict[str, Any] = {"opened": True}
@@ -77,9 +80,15 @@ def child(case: Case, folder: Path, tell: Any) -> None:
     except BaseException as error:  # noqa: BLE001  whatever it is, it is told
         found = {"raised": f"{type(error).__name__}: {error}"[:200]}
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "cache" not in path.parts}
-    tell.send({**found, "elsewhere": [str(path) for path, time in after.items() if before.get(path) != time]})
+    elsewhere = [str(path) for path, time in after.items() if before.get(path) != time]
+    tell.send({**found, "elsewhere": elsewhere, "grown": most_held() - held})
     tell.close()
     os._exit(0)
+
+
+def most_held() -> int:
+    """Bytes of memory that this process ever held at once."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 FORBIDDEN = re.compile(

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,8 +28,7 @@ class Group:
     """A memory control group, version 1, in which programs are started."""
 
     def __init__(self, limit: int) -> None:
-        self.path = GROUPS / f"tunesmith-torture-{os.getpid()}"
-        self.path.mkdir()
+        self.path = Path(tempfile.mkdtemp(prefix="tunesmith-torture-", dir=GROUPS))
         (self.path / "memory.limit_in_bytes").write_text(str(limit))
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -60,18 +60,20 @@ def grouped() -> Iterator[list[Group]]:
         group.path.rmdir()
 
 
-def settle(folder: Path, model: str, words: int, rows: int, **finetune: object) -> Path:
-    """A recipe whose batch is all rows, each about as long as may be."""
+def settle(
+    folder: Path, model: str, words: int, rows: int, every: int = 1, adapter: str = "full", **finetune: object
+) -> Path:
+    """A recipe whose batch is all rows; of every so many, one has so many words three times, the others have a few."""
     folder.mkdir()
     talks = [
-        {"messages": [{"role": "user", "content": f"Tell of {n}."}, {"role": "assistant", "content": f"blue {n} red " * words}]}
-        for n in range(rows + 4)
+        {"messages": [{"role": "user", "content": f"Tell of {n}."}, {"role": "assistant", "content": f"blue {n} red " * (3 if n % every else words)}]}
+        for n in range(10, rows + 14)
     ]  # fmt: skip
     write_rows(folder / "rows.jsonl", talks)
     recipe = {
         "model": model, "precision": "fp32",
         "prepare": {"source": "rows.jsonl", "test_fraction": 2, "validation_fraction": 2, "cleaners": [], "refuse_above": 1.0},
-        "initialise": {"adapter": {"kind": "full"}},
+        "initialise": {"adapter": {"kind": adapter}},
         "finetune": {"epochs": 1.0, "batch": rows, "share_prefixes": False, "activation_checkpointing": False, "validation": {"rows": 1}, **finetune},
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
@@ -90,9 +92,42 @@ def refused(done: subprocess.CompletedProcess[str], run: Path) -> bool:
     return done.returncode == 2 and said is not None and not list(Run(run).events.read("step"))
 
 
+SHAPES = {
+    "8 rows of 1,000 tokens": (190, 8, 1), "2 rows of 1,000 tokens": (190, 2, 1), "24 rows of 140 tokens": (20, 24, 1),
+    "32 rows, every eighth of 1,000 tokens": (190, 32, 8), "4 rows of 80 tokens": (10, 4, 1),
+}  # fmt: skip
+"""Batches of LoRA, of which some fit into 2 GB and some do not: words, rows, and of how many one is long."""
+
+
+@pytest.mark.torture
+def test_batches_of_any_shape_are_refused_or_fit(tally, tmp_path, grouped):
+    counted = tally("R8-shapes", "2 GB for SmolLM2-135M and batches of several shapes: refused before step 1, or learnt from within them")  # fmt: skip
+    for number, (shape, (words, rows, every)) in enumerate(SHAPES.items()):
+        recipe = settle(tmp_path / str(number), "smollm2-135m", words, rows, every, "lora")
+        grouped.append(Group(LIMIT))
+        done, named = fitted(grouped[-1], recipe)
+        fits = done.returncode == 0
+        held = (fits or (not named and refused(done, recipe.parent / "run-0"))) and not grouped[-1].processes
+        counted.note(
+            shape, "held" if held else "loud", f"learnt {named}" if fits else done.stderr.strip().splitlines()[-1]
+        )
+
+
+def fitted(group: Group, recipe: Path) -> tuple[subprocess.CompletedProcess[str], str]:
+    """How a training ends at last, where each refusal is followed by what it names; and all that was named."""
+    named = list[str]()
+    while True:
+        run = f"run-{len(named)}"
+        done = group.run(command(recipe, run, *named[-1:]))
+        found = re.search(r"finetune\.micro_batch=\d+", done.stderr)
+        if found is None or found.group() in named or not refused(done, recipe.parent / run):
+            return done, ", ".join(named)
+        named.append(found.group())
+
+
 def test_what_does_not_fit_is_refused_before_the_first_step(tally, tmp_path, grouped, many):
     counted = tally("R8", "2 GB for SmolLM2-135M and its longest batch: refused before step 1, nothing left behind")
-    recipe = settle(tmp_path / "r", "smollm2-135m", words=200, rows=8)
+    recipe = settle(tmp_path / "r", "smollm2-135m", words=190, rows=8)
     grouped.append(Group(LIMIT))
     done = grouped[0].run(command(recipe, "group"))
     held = refused(done, recipe.parent / "group") and not grouped[0].processes and grouped[0].most < LIMIT
@@ -116,7 +151,7 @@ def test_in_smaller_passes_it_fits_and_learns_the_same(tally, tmp_path, grouped,
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "model")
     plain = {"optimizer": {"kind": "sgd", "learning_rate": 1.0}, "schedule": {"shape": "constant", "warmup": 0}}
-    recipe = settle(tmp_path / "r", str(tmp_path / "model"), words=180, rows=8, **plain)
+    recipe = settle(tmp_path / "r", str(tmp_path / "model"), words=150, rows=8, **plain)
     grouped.append(Group(ENOUGH))
     first = grouped[0].run(command(recipe, "whole"))
     mended = re.search(r"finetune\.micro_batch=\d", first.stderr)
@@ -129,6 +164,11 @@ def test_in_smaller_passes_it_fits_and_learns_the_same(tally, tmp_path, grouped,
     found, wanted = (load_file(next((recipe.parent / run).rglob("adapter/model.safetensors"))) for run in ("split", "free")) if held else ({}, {})  # fmt: skip
     same = bool(wanted) and all(torch.allclose(found[name], one, rtol=0, atol=2e-6) for name, one in wanted.items())
     counted.verdict(f"{mended.group()} in {ENOUGH >> 20} MB", held and same, done.returncode != 0, done.stderr[-250:])
+    mixed = settle(tmp_path / "m", str(tmp_path / "model"), words=150, rows=32, every=8, **plain)
+    done, named = fitted(grouped[0], mixed)
+    held = done.returncode == 0 and not grouped[0].processes
+    outcome = "held" if held else "loud" if done.returncode else "silent"
+    counted.note("32 rows, every eighth of them long", outcome, f"learnt {named}" if held else done.stderr[-250:])
 
 
 @pytest.mark.parametrize(("line", "files"), [("4:memory:/a/b", ("memory.limit_in_bytes", "memory.usage_in_bytes")), ("0::/a/b", ("memory.max", "memory.current"))])  # fmt: skip

@@ -6,15 +6,20 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from subjects import Tunesmith, alone
+from test_split_steps import ERROR, SHAPES, apart, attached, expected
 
 from tunesmith.base import ConfigError
+from tunesmith.methods.adapters import Adapter
+from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.objectives.kto import KTO
 from tunesmith.stages.finetune import Finetune
 from tunesmith.stages.tuning import divided
+from tunesmith.training.batches import Dataset
 from tunesmith.training.ranks import Ranks
 
 SHARED = {
@@ -133,6 +138,55 @@ leave(0)
 def test_gradients_of_three_are_added_up(toy):
     codes, said = ended(started([sys.executable, "-c", ADDING], 3))
     assert codes == [0, 0, 0], said
+
+
+SHARING = """
+import sys
+from pathlib import Path
+import torch
+from test_split_steps import taken
+from tunesmith.cli import leave
+from tunesmith.kernels.products import fast_float32
+from tunesmith.models import attention
+from tunesmith.models.load import Loaded
+from tunesmith.training.ranks import Ranks
+torch.set_num_threads(1)
+attention.register()
+fast_float32()
+ranks = Ranks.joined()
+found = {}
+for name, (model, forest, batches) in torch.load(sys.argv[1], weights_only=False).items():
+    found[name] = taken(Loaded(name, Path(), model, None, "fp32", forest), batches, ranks)
+if ranks.first:
+    torch.save(found, sys.argv[2])
+ranks.leave()
+leave(0)
+"""
+
+
+def test_shared_passes_have_the_gradient_of_the_whole_step(tally, tiny, random_rows, tmp_path, many):
+    """Eight rows in passes of one or two, and five rows, of which some processes get fewer passes than others, or none."""
+    counted = tally("R9-ranks", "steps whose passes 1, 2 and 4 processes share: gradient within 1e-6 of float64")
+    rows, given, wanted = random_rows(13), {}, {}
+    for kind, fields in list(SHAPES.items())[: many(5, 1)]:
+        for adapter in (Adapter.member("full")(), LoRA(rank=4)):
+            loaded = attached(tiny, kind, fields, adapter)
+            for size in (1, 2):
+                data = Dataset(rows, 8, size, 1, 0)
+                for step, count in enumerate((8, 5)):
+                    name = f"{kind} {adapter.kind}, {count} rows in passes of {size}"
+                    given[name] = loaded.model, loaded.forest, data.step(step)
+                    wanted[name] = expected(tiny, kind, fields, adapter, [rows[place] for place in data.chosen(step)])
+    torch.save(given, tmp_path / "given")
+    for count in (2, 1, 4)[: many(3, 1)]:
+        command = [sys.executable, "-c", SHARING, str(tmp_path / "given"), str(made := tmp_path / f"of-{count}")]
+        codes, said = ended(started(command, count, PYTHONPATH=str(Path(__file__).parent)))
+        assert codes == [0] * count, said
+        for name, (loss, gradient) in torch.load(made, weights_only=True).items():
+            error, off = apart(gradient, wanted[name][1]), abs(loss - wanted[name][0]) / wanted[name][0]
+            held = error <= ERROR and off <= ERROR
+            reason = f"gradient off by {error:.1e}, loss by {off:.1e}"
+            counted.note(f"{name}, {count} processes", "held" if held else "silent", reason)
 
 
 def test_one_alone_says_nothing():

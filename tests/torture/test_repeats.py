@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from subjects import Tunesmith, demonstrations, hashes, write_rows
+from subjects import Subject, demonstrations, hashes, write_rows
 
 from tunesmith.base import Run
 from tunesmith.base.spec import validate
@@ -50,11 +50,11 @@ def test_rows_are_the_same_from_any_number_of_processes(tally, tiny_folder, tmp_
 
 
 @pytest.mark.torture
-def test_three_runs_of_a_seed_end_alike(tally, tiny_folder, tmp_path):
-    counted = tally("R10-runs", "a second and a third run of a seed with one thread: the first one's bits")
+def test_three_runs_of_a_seed_end_alike(subject: Subject, tally, tiny_folder, tmp_path):
+    counted = tally("R10-runs", "a second and a third run of a seed with one thread: the first one's bits", subject.name)  # fmt: skip
     ended = []
     for number in range(3):
-        folder, subject = tmp_path / str(number), Tunesmith()
+        folder = tmp_path / str(number)
         subject.set_up(folder, tiny_folder)
         threads = {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(subject.command(folder), env={**os.environ, **subject.environment(), **threads}, capture_output=True, text=True, check=False)  # fmt: skip

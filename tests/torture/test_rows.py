@@ -76,7 +76,7 @@ def test_no_malformed_row_is_learnt_from_in_silence(subject: Subject, tally, tmp
             folder = tmp_path / f"{hide.__name__}-{form}"
             folder.mkdir()
             hidden = hide(folder, form, many(1000, 40))
-            try_rows(hidden, f"{form} {hidden.path.suffix[1:]}", folder / "run", counted)
+            try_rows(hidden, f"{form} {hidden.path.name.partition('.')[2]}", folder / "run", counted)
     for what, (path, said) in whole_files(tmp_path).items():
         try:
             made = prepared(tmp_path / f"{path.name}.run", Prepare(source=str(path)))
@@ -84,6 +84,8 @@ def test_no_malformed_row_is_learnt_from_in_silence(subject: Subject, tally, tmp
         except DataError as error:
             counted.verdict(f"whole file: {what}", path.name in str(error) and said in str(error), True, str(error))
     try_mended(tmp_path, counted)
+    for form in FORMS if many(1, 0) else ("prompt_completion", "text"):
+        try_long(tmp_path / "long" / form, form, counted)
 
 
 def try_mended(folder: Path, counted: Tally) -> None:
@@ -100,6 +102,44 @@ def try_mended(folder: Path, counted: Tally) -> None:
         found[what] = (made.manifest["files"]["rows.safetensors"]["sha256"], noted)
         held = found[what][0] == found["plain"][0] and noted == ("mark" in what)
         counted.verdict(f"another way to save: {what}", held, reason=str(found[what]))
+
+
+LONGEST = 64
+"""Tokens a row may have in the trials of rows that are longer."""
+
+
+def try_long(folder: Path, form: str, counted: Tally) -> None:
+    """One of forty rows is far too long: its answer is cut, or, behind a question that leaves no room for one, it is named; text goes on in further rows, each token learnt once."""
+    folder.mkdir(parents=True)
+    for part, words in {"answer": "black 7", "question": "Shade 7"}.items():
+        rows = [json.dumps(good(form, number)) for number in range(40)]
+        rows[7] = rows[7].replace(words, " ".join([words] * 600))
+        path = folder / f"{part}.jsonl"
+        path.write_text("\n".join(rows) + "\n")
+        asked = Prepare(source=str(path), cleaners=(), max_tokens=LONGEST, refuse_above=0.95)
+        made = prepared(folder / part, asked)
+        entries, origin = ledger(made), f"{path}:8"
+        lengths, learnt = lengths_of(made, origin)
+        expected = "used" if form == "text" else "truncated" if part == "answer" else "quarantined"
+        held = len(entries) == 40 and all(
+            each["state"] == (expected if one == origin else "used") for one, each in entries.items()
+        )
+        if expected == "used":
+            whole = prepared(folder / f"{part} whole", asked.model_copy(update={"max_tokens": 9999}))
+            held = (
+                held and len(lengths) > 1 and max(lengths) == LONGEST and learnt == lengths_of(whole, origin)[1] > 1000
+            )
+        else:
+            held = held and lengths == [LONGEST] * (expected == "truncated")
+            held = held and (str(LONGEST) in entries[origin]["reason"])
+        reason = f"{entries.get(origin)}, {len(entries)} rows, {lengths[:3]} tokens"
+        counted.verdict(f"{form}: a {part} longer than a row may be", held, reason=reason)
+
+
+def lengths_of(made: Artifact, origin: str) -> tuple[list[int], int]:
+    """Tokens of each row of an origin, and how many tokens of all of them are learnt."""
+    rows = [row for split in SPLITS for row in load_split(made.path, split) if row.origin == origin]
+    return [len(row) for row in rows], sum(int(part.learn.sum()) for row in rows for part in row.sequences)
 
 
 def try_peer(peer: Peer, folder: Path, model: Path, counted: Tally, most: int) -> None:

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 from subjects import demonstrations, write_rows
+from test_export_chain import serving
 
 from tunesmith import cli
+from tunesmith.base import Run
 from tunesmith.data.prepared import SPLITS, load_split
 from tunesmith.models.load import load_tokenizer
+from tunesmith.serving.log import RequestLog, read_log
+from tunesmith.serving.settings import RequestLogging
+from tunesmith.stages.pipeline import LOG
 
 ENVIRONMENT = {
     "OPENAI_API_KEY": "sk-proj-Zq7mP2vN9xR4tB8kW1cJ", "HF_TOKEN": "hf_QmZtRkVbXwPnLsHcJdFgYaTeUoIrEwQz", "WANDB_API_KEY": "9f3c1d7ab2e8460c5d91f7e2a4b86c0d3e5f7a19",
@@ -24,6 +29,10 @@ IN_ADDRESSES = {"a password": "hunter2-PLANTED-9", "a token": "tok3n-PLANTED-in-
 SECRETS = {**ENVIRONMENT, **IN_ROWS, **IN_ADDRESSES}
 WITH_PASSWORD = f"http://ada:{IN_ADDRESSES['a password']}@127.0.0.1:9"
 WITH_TOKEN = f"http://127.0.0.1:9/v1?token={IN_ADDRESSES['a token']}"
+KEY = f"-----BEGIN PRIVATE KEY-----\n{IN_ROWS['a private key']}\n-----END PRIVATE KEY-----"
+ADDRESS = f"postgres://ada:{IN_ROWS['an address']}@db/colours"
+SENT = (*ENVIRONMENT.values(), *list(IN_ROWS.values())[:4], KEY, ADDRESS, WITH_PASSWORD, WITH_TOKEN)
+"""Every secret as it may stand in what a client sends."""
 
 
 def plant(folder: Path, model: Path) -> Path:
@@ -34,10 +43,9 @@ def plant(folder: Path, model: Path) -> Path:
         return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
 
     wrong = {"messages": [{"role": IN_ROWS["a wrong role"], "content": "?"}, {"role": "assistant", "content": "red"}]}
-    key = f"-----BEGIN PRIVATE KEY-----\n{IN_ROWS['a private key']}\n-----END PRIVATE KEY-----"
     bad = [
         one(f"Shade of\n{IN_ROWS['a question']}?"), one("Shade of the cloud?", IN_ROWS["an answer"]), one("Shade of chat?", note={"bot": [IN_ROWS["a field beside"]]}), wrong,
-        one(f"Shade of postgres://ada:{IN_ROWS['an address']}@db/colours?"), one(f"Shade of {key}?"),
+        one(f"Shade of {ADDRESS}?"), one(f"Shade of {KEY}?"),
     ]  # fmt: skip
     for number, row in enumerate(bad):
         rows.insert(6 * number, row)
@@ -50,6 +58,13 @@ def plant(folder: Path, model: Path) -> Path:
         "deploy": {"ungated": True},
     }  # fmt: skip
     (folder / "task.yaml").write_text(json.dumps(recipe))
+    write_rows(folder / "clean.jsonl", demonstrations(8))
+    base = {**recipe, "prepare": {"source": "rows.jsonl", "test": "clean.jsonl", "validation_fraction": 0}}
+    contest = {
+        "base": base, "start": {"finetune": {"epochs": 0.4}}, "roads": {"sft": {}, "second": {"seed": 1}}, "against": "sft",
+        "budget": 3_000, "divergence": {"max_tokens": 2}, "shown": 2,
+    }  # fmt: skip
+    (folder / "contest.yaml").write_text(json.dumps(contest))
     (folder / "addresses").mkdir()
     source = {**recipe, "prepare": {"source": f"{WITH_PASSWORD}/rows.jsonl"}}
     (folder / "addresses" / "source.yaml").write_text(json.dumps(source))
@@ -88,6 +103,7 @@ SOUND = (
     "compare task.yaml --run runs/c --vary finetune.epochs=2", "search task.yaml --run runs/s search.trials=2 search.space=learning_rate",
     "data-curve task.yaml --run runs/d --sizes 0,8,16 --seeds 1 --least-steps 1 --most-steps 2", "run task.yaml --run runs/b seed=1", "merge runs/a runs/b --run runs/m",
     "track runs/a --to mlflow", "prune task.yaml --run runs/a", "prepare task.yaml --run runs/p", "deploy task.yaml --run runs/a",
+    "showdown contest.yaml --run runs/w",
 )  # fmt: skip
 """Every command. Where settings do not suit so small a task it is refused, which says no secret either."""
 AWRY = (
@@ -131,7 +147,31 @@ def test_no_secret_comes_out(tally, tunesmith, tmp_path, tiny_folder, many, monk
         not any(value in printed for value in SECRETS.values()),
         reason=printed[-300:],
     )
+    serve_and_ask(tmp_path / "runs" / "a", counted)
+    _, printed = tunesmith("monitor", "task.yaml", "--run", "runs/a")
+    told = [name for name, value in SECRETS.items() if value in printed]
+    counted.verdict("printed by a server and its monitor", not told, reason=f"{told}: {printed[:200]}")
     search_files(tmp_path, planted, counted)
+
+
+def serve_and_ask(folder: Path, counted) -> None:
+    """Every secret is sent to a run's server, wherever a request can hold a text; what its log keeps is searched with all other files."""
+    asked = {"model": "tuned", "messages": [{"role": "user", "content": "Shade?"}], "max_tokens": 2}
+    with serving(Run(folder).artifact("deploy"), RequestLog(folder / LOG, RequestLogging())) as client:
+        for text in SENT:
+            bodies = [
+                {**asked, "messages": [{"role": "user", "content": f"Shade of {text}?"}]}, {**asked, "model": text}, {**asked, text: 1},
+                {**asked, "messages": [{"role": text, "content": "Shade?"}]},
+            ]  # fmt: skip
+            codes = [client.post("/v1/chat/completions", json=body).status_code for body in bodies]
+            codes.append(client.post("/v1/chat/completions", content=text).status_code)
+            assert codes == [200, 404, 400, 400, 400], codes
+        metrics = client.get("/metrics").text
+    kept = list(read_log(folder / LOG))
+    assert len(kept) == 5 * len(SENT)
+    assert sum("[redacted]" in (one.prompt or "") for one in kept) == len(SENT)
+    told = [name for name, value in SECRETS.items() if value in metrics]
+    counted.verdict("metrics of a server that was sent them", not told, reason=str(told))
 
 
 def search_files(folder: Path, planted: set[Path], counted) -> None:

@@ -11,6 +11,7 @@ from bench import SAVE_EVERY, Bench, points
 from faults import Ended, Fault
 
 from tunesmith.base import Run
+from tunesmith.base.artifact import MANIFEST
 from tunesmith.training.checkpoint import load_newest
 
 SEARCHED = [
@@ -25,19 +26,16 @@ WHERE = ("prepare-", "initialise-", "trials/", "search-", "finetune-", "evaluate
 
 def test_a_signal_ends_a_run_wherever_it_is(bench, tally, many):
     title = "a signal ends it: the step is saved, the status says so, the run goes on"
-    counted, draw, places = tally("R5", title, bench.subject.name), random.Random(5), (WHERE * 3)[: many(20, 0)]
+    counted, draw, checked = tally("R5", title, bench.subject.name), random.Random(5), list[str]()
+    places = (*WHERE * 3, *["finetune-"] * 3)[: many(24, 0)]
     if bench.subject.name != "tunesmith":
         _peer(bench, counted.verdict, many(4, 1))
         return
-    python, how, code, stage, *rest = bench.subject.command(bench.place)
-    whole = [python, how, code, "run", *rest, *SEARCHED, "deploy.ungated=true"]
-    command, last = (whole, "deploy") if places else ([python, how, code, stage, *rest], "finetune")
-    bench.begin()
-    undisturbed = bench.run(command=command)
-    assert undisturbed.code == 0, undisturbed.said[-800:]
-    wanted = Run(bench.place / "run").artifact(last).id
+    ways = _ways(bench, bool(places))
     for number, where in enumerate(places or ("prepare-", "finetune-")):
         sent = (signal.SIGTERM, signal.SIGINT)[number % 2]
+        searched = bool(places) and (where in ("trials/", "search-") or number < len(WHERE))
+        command, last, undisturbed, wanted = ways[searched]
         (one,) = points([each for each in undisturbed.operations if where in each.path], 1, draw)
         bench.begin()
         if number % 4 < 2:
@@ -45,16 +43,31 @@ def test_a_signal_ends_a_run_wherever_it_is(bench, tally, many):
             assert ended.struck
         else:  # a while after the stage's first, in the midst of what is computed
             ended = bench.run(command=command, during=_later(bench, where, draw.uniform(0, 0.5), sent))
-        wrong = _wrong(bench, ended, sent)
+        wrong = _wrong(bench, ended, sent, searched, checked)
         again = bench.run(command=command)
         same = again.code == 0 and Run(bench.place / "run").artifact(last).id == wanted
         reason = f"{wrong}; again: exit {again.code}, {'same' if same else 'other'} content"
         at = f"{one.kind} {one.path}" if number % 4 < 2 else f"what follows {where}"
-        counted.verdict(f"{sent.name} in {at}", same and not wrong, ended.code != 0, reason)
+        counted.verdict(f"{sent.name} in {at}{', searched' * searched}", same and not wrong, ended.code != 0, reason)
+    assert len(checked) >= many(4, 0), "hardly any signal met a training"
 
 
-def _wrong(bench: Bench, ended: Ended, sent: signal.Signals) -> str:
-    """What is wrong with how it ended."""
+def _ways(bench: Bench, whole: bool) -> dict[bool, tuple[list[str], str, Ended, str]]:
+    """Commands, by whether settings are searched for, each with its last stage, how it goes undisturbed, and what it then leaves."""
+    python, how, code, stage, *rest = bench.subject.command(bench.place)
+    run = [python, how, code, "run", *rest, "deploy.ungated=true"]
+    commands = {True: [*run, *SEARCHED], False: run} if whole else {False: [python, how, code, stage, *rest]}
+    found, last = {}, "deploy" if whole else "finetune"
+    for searched, command in commands.items():
+        bench.begin()
+        undisturbed = bench.run(command=command)
+        assert undisturbed.code == 0, undisturbed.said[-800:]
+        found[searched] = command, last, undisturbed, Run(bench.place / "run").artifact(last).id
+    return found
+
+
+def _wrong(bench: Bench, ended: Ended, sent: signal.Signals, searched: bool, checked: list[str]) -> str:
+    """What is wrong with how it ended; `checked` gets the trainings under way whose last step was looked for."""
     if ended.code != 128 + sent:
         return f"exit {ended.code}; {ended.said.strip()[-200:]}"
     runs = [
@@ -64,12 +77,20 @@ def _wrong(bench: Bench, ended: Ended, sent: signal.Signals) -> str:
     states = {name: state["state"] for run in runs for name, state in run.states.items()}
     if "interrupted" not in states.values():
         return f"no stage is interrupted: {states}"
-    for run in runs:
-        for folder in run.path.glob("*.partial/checkpoints"):
-            steps = [event["step"] for event in run.events.read("step") if event["artifact"] == folder.parent.stem]
-            newest = load_newest(folder, lambda _: None)
-            if steps and (newest is None or newest.step != steps[-1]):
-                return f"step {steps[-1]} was done, the newest checkpoint is {newest and newest.step}"
+    return next(filter(None, (_unsaved(run, "train-" if searched else "finetune-", checked) for run in runs)), "")
+
+
+def _unsaved(run: Run, training: str, checked: list[str]) -> str:
+    """Whether a step that was done is in no checkpoint. After a search `finetune` takes over what a trial learnt, and has no steps of its own."""
+    steps = {one["artifact"]: one["step"] for one in run.events.read("step") if one["artifact"].startswith(training)}
+    for name, last in steps.items():
+        work = run.path / f"{name}.partial"
+        if (run.path / name).exists() or (work / MANIFEST).exists():  # it is made, and needs no checkpoints
+            continue
+        newest = load_newest(work / "checkpoints", lambda _: None)
+        checked.append(name)
+        if newest is None or newest.step != last:
+            return f"step {last} of {name} was done, the newest checkpoint is {newest and newest.step}"
     return ""
 
 

@@ -13,6 +13,7 @@ from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train
+from tunesmith.training.ranks import ALONE
 
 SPLITS = {"8x1": 1, "4x2": 2, "2x4": 4, "1x8": 8}
 """Forward and backward passes of a step, by rows of one pass; the second step has five rows."""
@@ -22,8 +23,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-def taken(loaded, batches):
-    """A step's loss, and the gradient that it is taken with, unclipped."""
+def taken(loaded, batches, ranks=ALONE):
+    """A step's loss, and the gradient that it is taken with, unclipped; `ranks` share its passes."""
     caught = {}
 
     class Catch(torch.optim.SGD):
@@ -32,7 +33,7 @@ def taken(loaded, batches):
             caught.update({name: one.grad.clone() for name, one in trainable(loaded.model).items()})
 
     optimizer = Catch(trainable(loaded.model).values(), lr=0.0)
-    (step,) = train(loaded, SFT(), [batches], optimizer, lambda _: 1.0, seed=0, clip=0)
+    (step,) = train(loaded, SFT(), [batches], optimizer, lambda _: 1.0, seed=0, clip=0, ranks=ranks)
     return step.loss, caught
 
 

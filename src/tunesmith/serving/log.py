@@ -123,7 +123,7 @@ class RequestLog:
 
     def _insert(self, record: Record) -> None:
         kept = asdict(record)
-        for name in ("prompt", "answer", "error"):
+        for name in ("model", "prompt", "answer", "error"):
             kept[name] = None if kept[name] is None else self._redact(kept[name])
         if not self.keeping.text:
             kept["prompt"] = kept["answer"] = None

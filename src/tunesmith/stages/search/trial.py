@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tunesmith.base import Artifact, Events, ModelError, Output, Run, Stage
+from tunesmith.base import Artifact, ArtifactError, Events, ModelError, Output, Run, Stage
 from tunesmith.base.artifact import MANIFEST
 from tunesmith.base.files import read_json, write_json
 from tunesmith.base.secrets import redacted
@@ -30,14 +30,18 @@ class Trial:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """`number`, `settings`, who proposed them (`by`), and `known`: the scores by trial that they were proposed from."""
-        found: dict[str, Any] = read_json(self.folder / FACTS)
-        return found
+        """`number`, `settings`, who proposed them (`by`), and `known`: the scores by trial that they were proposed from.
+
+        Raises:
+            ArtifactError: the file is damaged.
+        """
+        return _told(self.folder / FACTS, {"number": int, "settings": dict, "by": str, "known": dict})
 
     @property
     def number(self) -> int:
         """Counted from 0, the recipe's own settings."""
-        return int(self.facts["number"])
+        found: int = self.facts["number"]
+        return found
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -52,9 +56,13 @@ class Trial:
 
     @property
     def refused(self) -> dict[str, Any] | None:
-        """`state`, infeasible or failed, and `reason`, if it came to nothing."""
+        """`state`, infeasible or failed, and `reason`, if it came to nothing.
+
+        Raises:
+            ArtifactError: the file that says so is damaged.
+        """
         path = self.folder / REFUSED
-        return read_json(path) if path.exists() else None
+        return _told(path, {"state": str, "reason": str}) if path.exists() else None
 
     def refuse(self, state: str, reason: str) -> None:
         """Note that it comes to nothing, for good."""
@@ -117,6 +125,18 @@ class Trial:
         """What it was worth there."""
         found = self.metrics(until)
         return None if found is None else float(found["value"])
+
+
+def _told(path: Path, fields: dict[str, type]) -> dict[str, Any]:
+    """What a trial's file says: an object with these fields, each of its type."""
+    try:
+        found: dict[str, Any] = read_json(path)
+        whole = all(type(found[name]) is kind for name, kind in fields.items())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ArtifactError(f"{path}: is damaged; delete {path.parent} and run again")
+    return found
 
 
 def _taken_up() -> dict[str, Any]:
