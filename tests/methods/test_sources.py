@@ -1,4 +1,4 @@
-"""Every method says where it comes from, and every number in its settings why it is that."""
+"""Every method says where it comes from, and the help of every number in its settings names a source; that it is the right one, readers have to check."""
 
 import re
 import sys

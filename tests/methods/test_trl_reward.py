@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_trl import assert_same, gradients, ours, theirs, trainer
+from test_trl import assert_same, ours, theirs, trainer
 from transformers import AutoModelForSequenceClassification
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
@@ -37,7 +37,5 @@ def test_a_reward_model_is_trl_s(build, random_rows, margin, centering):
     ]
     expected = theirs(made.compute_loss(twin, DataCollatorForPreference(pad_token_id=0)(told)), twin)
     value, found = ours(Reward(centering=centering), loaded, rows)
-    found = {name: gradient for name, gradient in found.items() if name.startswith("model.")}
-    wanted = {name: gradient for name, gradient in expected[1].items() if name.startswith("model.")}
-    assert_same((value, found), (expected[0], wanted))
-    assert not gradients(twin)
+    assert "score.weight" in found
+    assert_same((value, found), expected)

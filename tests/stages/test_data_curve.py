@@ -304,6 +304,11 @@ def test_sizes_double_up_to_all_rows(total, expected):
     [
         ((), {"sizes": (99,)}, "99 rows are wanted and there are 20"),
         (("prune.method={kind: magnitude}",), {}, "set prune.method=null"),
+        (
+            ("finetune.most_tokens=900", "finetune.schedule={shape: constant, warmup: 0}"),
+            {},
+            "set finetune.most_tokens=null",
+        ),
         (("evaluate.graders=[{kind: exact}]",), {"target": 120.0}, "a target of 120 is none in % of rows"),
         (("finetune.rows=30",), {"sizes": (4,)}, "finetune.rows: 30 are wanted and there are 20"),
         (("finetune.rows=30",), {}, "finetune.rows: 30 are wanted and there are 20"),

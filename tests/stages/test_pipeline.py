@@ -156,20 +156,22 @@ def test_a_training_ends_when_its_tokens_are_spent_killed_or_not(recipe, tmp_pat
     whole.locked("finetune")
     steps = [event["distinct"] for event in whole.run.events.read("step")]
     most = sum(steps[:5]) - 1
-    cut = open_run(recipe, tmp_path / "cut", (f"finetune.most_tokens={most}",))
+    settings = (f"finetune.most_tokens={most}", "finetune.schedule={shape: constant, warmup: 2}")
+    cut = open_run(recipe, tmp_path / "cut", settings)
     made = cut.locked("finetune")
     assert made.metrics["steps"] == 5 < made.metrics["planned_steps"] == len(steps)
     assert [event["distinct"] for event in cut.run.events.read("step")] == steps[:5]
+    assert [event["step"] for event in cut.run.events.read("validation")][-1] == 5  # what was paid for is looked at
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    stopped = open_run(recipe, tmp_path / "stopped", (f"finetune.most_tokens={most}", "finetune.checkpoint_every=2"))
+    stopped = open_run(recipe, tmp_path / "stopped", (*settings, "finetune.checkpoint_every=2"))
     with monkeypatch.context() as patch:
         patch.setattr("tunesmith.stages.finetune.conclude", killed)
         with pytest.raises(KeyboardInterrupt):
             stopped.locked("finetune")
-    again = open_run(recipe, tmp_path / "stopped", (f"finetune.most_tokens={most}", "finetune.checkpoint_every=2"))
+    again = open_run(recipe, tmp_path / "stopped", (*settings, "finetune.checkpoint_every=2"))
     assert again.locked("finetune").metrics["learnt_sha256"] == made.metrics["learnt_sha256"]
     assert len(list(again.run.events.read("step"))) == 5
 

@@ -191,7 +191,7 @@ def test_auto_computes_layers_again_only_where_memory_does_not_suffice(tmp_path,
         found = check_memory(planned(recipe, ROWS))
         assert found.estimate.checkpointing == expected
     never = override_field(recipe, False)
-    with pytest.raises(MachineError, match=r"set finetune\.activation_checkpointing=true"):
+    with pytest.raises(MachineError, match=r"finetune\.activation_checkpointing=true"):
         check_memory(planned(never, ROWS))
 
 

@@ -253,6 +253,8 @@ def test_what_is_imagined_is_as_large_as_it_can_get(rows):
         ({"objective": {"kind": "grpo"}}, "say what they earn"),
         ({"rollouts": {"rewards": [{"grader": {"kind": "exact"}}]}}, "learns from given answers"),
         ({"objective": {"kind": "grpo"}, "rollouts": {"rewards": []}}, "rewards"),
+        ({"most_tokens": 900}, "rates must not depend on how many steps"),
+        ({"most_tokens": 900, "schedule": {"shape": "constant"}}, "rates must not depend on how many steps"),
         (
             {"objective": {"kind": "grpo"}, "rollouts": {"rewards": [{"grader": {"kind": "perplexity"}}]}},
             "one answer by itself",

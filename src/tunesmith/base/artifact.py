@@ -100,8 +100,11 @@ def settled(work: Path, final: Path, facts: dict[str, Any]) -> Artifact | None:
 def _settle(work: Path, final: Path, manifest: dict[str, Any]) -> Artifact:
     """Let go of what the manifest does not name, and give the folder its own name."""
     named = {MANIFEST, *(PurePosixPath(name).parts[0] for name in manifest["files"])}
-    for folder in [path for path in work.iterdir() if path.is_dir() and path.name not in named]:
-        shutil.rmtree(folder)
+    for other in [path for path in work.iterdir() if path.name not in named]:
+        if other.is_dir() and not other.is_symlink():
+            shutil.rmtree(other)
+        else:
+            other.unlink()
     if final.exists():
         shutil.rmtree(final)
     work.rename(final)

@@ -55,10 +55,9 @@ class Finetune(Spec):
     epochs: float = Field(3.0, gt=0)
     """Passes over the training rows."""
     most_tokens: int | None = Field(None, ge=1)
-    """Training ends when so many tokens were learnt from, though `epochs` are not over; what rows of a pass share counts once. Take a constant rate with it."""
+    """Training ends when so many tokens were learnt from, though `epochs` are not over; what rows of a pass share counts once. Plans tell what all epochs take."""
     rows: int | None = Field(None, ge=1)
-    """Learn from so many of the prepared rows, each of `prepare.classes` in proportion; what a smaller number takes, a larger one takes too. Null
-    learns from all."""
+    """Learn from so many of the prepared rows, each of `prepare.classes` in proportion; what a smaller number takes, a larger one takes too. Null takes all."""
     balance: Balance = Balance()
     """What is done about rare classes."""
     batch: int = Field(8, ge=1)
@@ -85,14 +84,11 @@ class Finetune(Spec):
     def _rollouts_fit(self) -> Self:
         kind = self.objective.kind
         if self.objective.rollouts and self.rollouts is None:
-            example = "{rewards: [{grader: {kind: json_fields}}]}"
             raise ValueError(
-                f"objective {kind} learns from the model's own answers: say what they earn, e.g. rollouts: {example}"
+                f"objective {kind} learns from the model's own answers: say what they earn (rollouts.rewards)"
             )
         if self.rollouts is not None and not self.objective.rollouts:
-            raise ValueError(
-                f"objective {kind} learns from given answers; leave rollouts out, or take objective.kind grpo"
-            )
+            raise ValueError(f"objective {kind} learns from given answers; leave rollouts out, or take grpo")
         if self.rollouts is not None and self.rollouts.samples < self.objective.group:
             raise ValueError(
                 f"objective {kind} compares answers to a prompt with each other: set rollouts.samples to {self.objective.group} or more"
@@ -104,6 +100,10 @@ class Finetune(Spec):
         if self.balance.weight and not self.objective.weighs:
             raise ValueError(
                 f"balance.weight: objective {kind} does not weigh rows; take objective.kind sft, or draw rare classes more often by balance.power"
+            )
+        if self.most_tokens and not self.schedule.endless:
+            raise ValueError(
+                "most_tokens: rates must not depend on how many steps they make: take {shape: constant, warmup: 5}"
             )
         if self.objective.whole and self.micro_batch not in (None, self.batch):
             raise ValueError(f"objective {kind} compares the rows of a step with each other: leave micro_batch out")

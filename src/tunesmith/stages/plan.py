@@ -29,6 +29,8 @@ from .recipe import Recipe
 
 ALTERNATIVES = ("lora", "full")
 """Adapters that a recipe's own is compared with, the least hungry first."""
+ROOM = 0.95
+"""Share of the free memory that what is named instead may need: free memory moves."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,15 @@ def check_memory(found: Iterable[Plan]) -> Plan:
     if own.fits:
         return first
     others = list(each)
-    fitting = [" with ".join(other.settings) for other in others if other.estimate.fits]
+    fitting = [other for other in others if other.estimate.fits]
+    fitting.sort(
+        key=lambda other: other.estimate.needed > ROOM * other.estimate.available
+    )  # stable: what has room to spare first
+    named = [" with ".join(other.settings) for other in fitting[:2]]
     least = min(other.needed for other in (own, *(each.estimate for each in others)))
     mend = (
-        f"set {', or '.join(fitting[:2])}"
-        if fitting
+        f"set {', or '.join(named)}"
+        if named
         else f"its alternatives need at least {gigabytes(least)}, so take a smaller model"
     )
     raise MachineError(

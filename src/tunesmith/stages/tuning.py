@@ -107,7 +107,8 @@ class Training:
             for step in self._steps(first):
                 done = step.number + 1
                 self._note(step, time.monotonic() - last_time)
-                if self.judge.rows and (done % self.every == 0 or done == self.data.steps):
+                last = done == self.data.steps or (self.data.settled(done) and self._spent())
+                if self.judge.rows and (last or done % self.every == 0):
                     self.validate(done)
                 if done in scored:
                     self.score(done)
@@ -159,9 +160,12 @@ class Training:
             )
 
     def _over(self, done: int) -> bool:
-        patience, most = self.spec.validation.patience, self.spec.most_tokens
-        spent = most is not None and self.watch.tokens >= most
-        return spent or done >= min(self.until, self.data.steps) or bool(patience and self.watch.waited >= patience)
+        patience = self.spec.validation.patience
+        waited = bool(patience and self.watch.waited >= patience)
+        return waited or self._spent() or done >= min(self.until, self.data.steps)
+
+    def _spent(self) -> bool:
+        return self.spec.most_tokens is not None and self.watch.tokens >= self.spec.most_tokens
 
     def _note(self, step: Step, seconds: float) -> None:
         if step.skipped:

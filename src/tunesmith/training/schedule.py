@@ -18,6 +18,11 @@ class Schedule(Spec):
     floor: float = Field(0.0, ge=0, le=1)
     """Where it ends, as a share of the peak."""
 
+    @property
+    def endless(self) -> bool:
+        """Whether a step's rate is the same however many there are in all."""
+        return self.shape == "constant" and not 0 < self.warmup < 1
+
     def factor(self, step: int, steps: int) -> float:
         """What the peak rate is multiplied by at `step` (from 0) of `steps`."""
         warmup = self.warmup if self.warmup >= 1 else self.warmup * steps

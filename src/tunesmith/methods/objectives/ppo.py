@@ -38,7 +38,7 @@ class PPO(Objective):
     discount: float = Field(1.0, gt=0, le=1)
     """What a reward one token later is worth (gamma); as much as one now in Ouyang et al."""
     trace: float = Field(0.95, ge=0, le=1)
-    """From 0, believing values, to 1, believing what was earned (lambda of generalised advantage estimation, arXiv:1506.02438); 0.95 in the paper."""
+    """From 0, believing values, to 1, believing what was earned (lambda of generalised advantage estimation, arXiv:1506.02438); 0.95 in PPO's paper."""
     clip: float = Field(0.2, gt=0, lt=1)
     """A token's probability ratio to the sampling policy that is further from 1 teaches nothing more; 0.2 in the paper."""
     value_clip: float = Field(0.2, gt=0)

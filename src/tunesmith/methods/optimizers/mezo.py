@@ -21,7 +21,7 @@ class MeZO(Optimizer):
     kind: Literal["mezo"] = "mezo"
     gradients: ClassVar[bool] = False
     learning_rate: float = Field(1e-6, gt=0)
-    """Step along the direction for each unit of slope: 1e-7 to 1e-6 for all weights, 1e-4 to 1e-3 for LoRA; small models bear more (the paper's ranges). Take a constant schedule."""
+    """Step along the direction for each unit of slope: 1e-7 to 1e-6 for all weights, 5e-5 to 1e-4 for LoRA in the paper; small models bear more. Take a constant schedule."""
     epsilon: float = Field(1e-3, gt=0)
     """How far the two passes are from the weights, in each weight; 1e-3 for all weights, 1e-2 for LoRA in the paper."""
     directions: int = Field(1, ge=1)

@@ -17,7 +17,7 @@ from ..estimate import Passes, Workload, measuring
 from ..recipe import Recipe
 
 MORE = 3
-"""Times as many epochs as answers would allow that are all different, for answers of which many are alike."""
+"""Times as many epochs as answers would allow that are all different, for answers of which many are alike: a ceiling."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ def affordable(recipe: Recipe, prepared: Artifact, left: float, name: str) -> Re
             f"{name}: of its budget {max(left, 0):,.0f} token passes are left for training, not enough for one step; raise budget, or sample less"
         )
     limits: dict[str, Any] = {"epochs": round(epochs, 4)}
-    stays = tune.schedule.shape == "constant" and not 0 < tune.schedule.warmup < 1
-    if tune.rollouts is not None and stays:
+    if tune.rollouts is not None and tune.schedule.endless:
         limits = {"epochs": round(MORE * epochs, 4), "most_tokens": max(1, round(left / per_token(recipe)))}
     return recipe.model_copy(update={"finetune": tune.model_copy(update=limits)})
 
