@@ -94,9 +94,9 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         against = "" if measure or name == BASE else difference(name, BASE, results, rest)
         reward = "reward " if read_recipe(RECIPES / f"{name}.yaml").finetune.rollouts else ""
         cost = found.get("cost")
-        speed = f"{lora:.0f}" if name == BASE else ""
+        speed = f"{lora:,.0f}" if name == BASE else ""
         if cost:
-            speed = f"{lora * cost['method']['rate'] / cost['lora']['rate']:.0f}"
+            speed = f"{lora * cost['method']['rate'] / cost['lora']['rate']:,.0f}"
         sign, of = ("+", f" % of {TEXT}") if measure == TEXT else ("", f" of {measure}" if measure else "")
         cells = (
             f"{title(name)} (`{name}`)",
