@@ -85,7 +85,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     heads = ("method", "learns", "tokens/s", "memory", "loss", "score", "against LoRA", "general perplexity")
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
     alone, rest = spreads(results)
-    lora = statistics.median(each["cost"]["lora"]["rate"] for each in results.values() if "cost" in each)
+    rates = [each["cost"]["lora"]["rate"] for each in results.values() if "cost" in each]
+    lora = statistics.median(rates) if rates else 0.0
     for name in (BASE, *sorted(results.keys() - {BASE}, key=lambda name: title(name).lower())):
         found, runs = results[name], results[name]["runs"]
         middle = {key: statistics.median(run[key] for run in runs) for key in ("trainable", "peak_memory_mb", "loss")}
@@ -94,7 +95,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         against = "" if measure or name == BASE else difference(name, BASE, results, rest)
         reward = "reward " if read_recipe(RECIPES / f"{name}.yaml").finetune.rollouts else ""
         cost = found.get("cost")
-        speed = f"{lora:,.0f}" if name == BASE else ""
+        speed = f"{lora:,.0f}" if name == BASE and rates else ""
         if cost:
             speed = f"{lora * cost['method']['rate'] / cost['lora']['rate']:,.0f}"
         sign, of = ("+", f" % of {TEXT}") if measure == TEXT else ("", f" of {measure}" if measure else "")

@@ -30,7 +30,7 @@ from .recipe import Recipe
 ALTERNATIVES = ("lora", "full")
 """Adapters that a recipe's own is compared with, the least hungry first."""
 ROOM = 0.95
-"""Share of the free memory that what is named instead may need: free memory moves."""
+"""Share of the free memory that one of the settings which are named instead may need, if any does: free memory moves."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,8 @@ def check_memory(found: Iterable[Plan]) -> Plan:
         return first
     others = list(each)
     fitting = [other for other in others if other.estimate.fits]
-    fitting.sort(
-        key=lambda other: other.estimate.needed > ROOM * other.estimate.available
-    )  # stable: what has room to spare first
-    named = [" with ".join(other.settings) for other in fitting[:2]]
+    roomy = [other for other in fitting[1:] if other.estimate.needed <= ROOM * other.estimate.available]
+    named = [" with ".join(other.settings) for other in (*fitting[:1], *(roomy or fitting[1:])[:1])]
     least = min(other.needed for other in (own, *(each.estimate for each in others)))
     mend = (
         f"set {', or '.join(named)}"
