@@ -1,7 +1,7 @@
 """The two comparisons that the pages show, as committed results: roads with equal compute, and ways to learn rare classes.
 
-    python benchmarks/comparisons.py showdown    # some 20 minutes on two cores
-    python benchmarks/comparisons.py balance     # some two hours
+    python benchmarks/comparisons.py showdown    # some 25 minutes on two cores
+    python benchmarks/comparisons.py balance     # some two and a half hours
 
 Each is a command that everybody has (`tunesmith showdown`, `tunesmith compare`), in a folder of `runs` that it goes on in if it was stopped.
 """

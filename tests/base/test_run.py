@@ -150,63 +150,6 @@ def test_files_that_a_kill_left_half_written_are_gone_when_a_stage_goes_on(run, 
     assert sorted(path.name for path in made.path.iterdir()) == [".kept", "manifest.json", "soup.txt"]
 
 
-class TestScratch:
-    """What a killed attempt goes on from lasts until the artifact is whole, and no longer."""
-
-    @pytest.fixture
-    def stage(self, kitchen):
-        def cook(spec, *parents, out):
-            kitchen(spec, *parents, out=out)
-            (out / "pots" / "large").mkdir(parents=True, exist_ok=True)
-            (out / "pots" / "large" / "stock").write_text("half of the work")
-            out.scratch = ("pots",)
-
-        return Stage("cook", 1, cook)
-
-    @pytest.fixture
-    def killed_in(self, run, stage, monkeypatch):
-        """Computes the stage up to a function; gives the folder that is left."""
-
-        def kill(where):
-            def killed(*_, **__):
-                raise KeyboardInterrupt
-
-            with monkeypatch.context() as patch:
-                patch.setattr(where, killed)
-                with pytest.raises(KeyboardInterrupt):
-                    run.once(stage, Cook())
-            return next(run.path.glob("*.partial"))
-
-        return kill
-
-    def test_it_is_no_part_of_the_artifact(self, run, stage):
-        made = run.once(stage, Cook())
-        assert sorted(path.name for path in made.path.iterdir()) == ["manifest.json", "soup.txt"]
-        assert Run(run.path).artifact("cook").id == made.id
-
-    @pytest.mark.parametrize("where", ["shutil.rmtree", "pathlib.Path.rename"])
-    def test_a_commit_that_was_killed_is_ended_and_nothing_is_done_again(self, run, stage, kitchen, killed_in, where):
-        work = killed_in(where)
-        assert (work / "manifest.json").exists()
-        made = run.once(stage, Cook())
-        assert kitchen.ran == 1
-        assert sorted(path.name for path in made.path.iterdir()) == ["manifest.json", "soup.txt"]
-        assert made.metrics == {"salt": 1}
-        assert run.states["cook"]["state"] == "done"
-        assert not work.exists()
-
-    def test_a_kill_before_leaves_it_to_go_on_from(self, run, stage, kitchen, killed_in):
-        killed_in("tunesmith.base.artifact.write_json")
-        run.once(stage, Cook())
-        assert (kitchen.ran, kitchen.found) == (2, ["pots", "soup.txt"])
-
-    def test_what_was_damaged_meanwhile_is_made_anew_from_it(self, run, stage, kitchen, killed_in):
-        (killed_in("shutil.rmtree") / "soup.txt").write_text("spilt")
-        made = run.once(stage, Cook())
-        assert (kitchen.ran, kitchen.found) == (2, ["pots", "soup.txt"])
-        assert (made / "soup.txt").read_text() == "salt 1 seed 0 []"
-
-
 def test_the_time_of_a_stage_is_that_of_all_its_attempts(run, kitchen):
     stage = Stage("cook", 1, kitchen)
     kitchen.at_end, kitchen.error = lambda: time.sleep(0.3), ValueError("burnt")
