@@ -9,6 +9,7 @@ best at the end of those that were best early) is measured on the test split, wh
 import argparse
 import datetime
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ def searched(sampler: str, given: argparse.Namespace) -> tuple[Any, dict[str, An
     """The pipeline and the results of a search with all trials trained to their end."""
     from tunesmith.base.files import read_json
     from tunesmith.stages.pipeline import open_run
+    from tunesmith.stages.search.worker import work_together
 
     settings = (f"search.trials={given.trials}", f"search.sampler={sampler}", "search.audit=true", f"seed={given.seed}")
     folder = ROOT / "runs" / f"search-{sampler}-{given.seed}"
     pipeline = open_run(RECIPE, folder, (*settings, "prepare.test_rows=null", *given.settings))
-    pipeline.workers = given.workers
+    if given.workers > 1:
+        pipeline.work = partial(work_together, workers=given.workers)
     made = pipeline.locked("search")
     return pipeline, read_json(made / "search.json")
 
@@ -57,13 +60,13 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     found = {sampler: searched(sampler, given) for sampler in SAMPLERS}
     pipeline = found["gp"][0]
     measure = pipeline.recipe.evaluate
-    grader, test = measure.graders[0], load_examples(pipeline.prepare().path, "test")[: measure.rows]
+    grader, test = measure.graders[0], load_examples(pipeline.prepare().path, "test", measure.rows)
     picked = {"the recipe's own settings": ("gp", 0)}
     for sampler, (_, results) in found.items():
         picked[f"{sampler}, chosen early"] = (sampler, results["chosen_early"])
         picked[f"{sampler}, best of all at the end"] = (sampler, results["winner"])
     figures = {
-        name: grader.figures(test, answers(*found[sampler], number))[HEADLINE]
+        name: grader.graded(test, answers(*found[sampler], number))[HEADLINE]
         for name, (sampler, number) in picked.items()
     }
     own, gp, chance = (

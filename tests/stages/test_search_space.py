@@ -140,7 +140,7 @@ def trials(sampler: str, count: int, seed: int = 0, sign: int = 1) -> list[Known
     known: list[Known] = []
     search = Search(sampler=sampler, start=4)
     for number in range(1, count + 1):
-        settings = propose(search, SPACE, seed, number, known, sign == 1)
+        settings, _ = propose(search, SPACE, seed, number, known, sign == 1)
         known.append(Known(settings, None if number == 3 else sign * score(settings)))
     return known
 
@@ -154,7 +154,8 @@ def test_proposals_lie_in_the_space_and_depend_on_seed_number_and_scores_alone(s
     search, last = Search(sampler=sampler, start=4), first[:6]
     other = [Known(each.settings, 5.0 * (place == 1)) for place, each in enumerate(last)]
     again = propose(search, SPACE, 0, 7, other, True)
-    assert (again == first[6].settings) == (sampler == "random")
+    assert again[1] == sampler
+    assert (again[0] == first[6].settings) == (sampler == "random")
 
 
 @pytest.mark.parametrize(("sampler", "count", "sign"), [("gp", 16, 1), ("gp", 16, -1), ("tpe", 36, 1)])
@@ -172,8 +173,8 @@ def test_a_grid_is_every_combination_once_and_then_nothing():
         "finetune.clip": Values(values=(0.0, 1.0)),
     }
     known, search = [], Search(sampler="grid")
-    while (settings := propose(search, space, 0, len(known), known, True)) is not None:
-        known.append(Known(settings, None))
+    while (found := propose(search, space, 0, len(known), known, True)) is not None:
+        known.append(Known(found[0], None))
     expected = {
         json.dumps(dict(zip(space, point, strict=True))) for point in itertools.product((4, 8), (2, 4, 6), (0.0, 1.0))
     }
@@ -185,7 +186,11 @@ def test_a_grid_is_every_combination_once_and_then_nothing():
 def test_no_settings_are_tried_twice():
     space, known = {RANK: Values(values=(4, 8, 16)), "finetune.batch": Values(values=(4, 8))}, []
     for number in range(1, 7):
-        known.append(Known(propose(Search(sampler="tpe", start=2), space, 0, number, known, True), float(number)))
+        settings, by = propose(Search(sampler="tpe", start=2), space, 0, number, known, True)
+        assert (
+            by == "random" if number < 2 else by in ("tpe", "random")
+        )  # a draw, where the sampler asks for what was tried
+        known.append(Known(settings, float(number)))
     assert len({json.dumps(each.settings) for each in known}) == 6
     assert propose(Search(sampler="tpe"), space, 0, 7, known, True) is None
 

@@ -3,6 +3,7 @@
 from .artifact import Artifact
 from .errors import (
     ArtifactError,
+    BusyError,
     ConfigError,
     DataError,
     Interrupted,
@@ -19,6 +20,7 @@ from .spec import Spec
 __all__ = [
     "Artifact",
     "ArtifactError",
+    "BusyError",
     "ConfigError",
     "DataError",
     "Events",

@@ -23,6 +23,10 @@ class ArtifactError(TunesmithError, OSError):
     """A run folder or an artifact is missing, damaged, locked or cannot be written."""
 
 
+class BusyError(ArtifactError):
+    """Another process works in a run folder."""
+
+
 class MachineError(TunesmithError, RuntimeError):
     """This machine lacks something: memory, disk, a port, a package."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifact import MANIFEST, Artifact, commit, environment, settled
-from .errors import ArtifactError, Interrupted, MachineError
+from .errors import ArtifactError, BusyError, Interrupted, MachineError
 from .events import Events
 from .files import UNFINISHED, digest, known_sha256, read_json, room, write_json
 from .secrets import redacted
@@ -121,7 +121,8 @@ class Run:
         """Hold the run against other processes; the lock of a dead process does not count.
 
         Raises:
-            ArtifactError: another process works here, or the folder cannot be written.
+            BusyError: another process works here.
+            ArtifactError: the folder cannot be written.
             MachineError: the disk is full.
         """
         try:
@@ -138,9 +139,7 @@ class Run:
             except BlockingIOError:
                 handle.seek(0)
                 owner = handle.read().strip() or "another process"
-                raise ArtifactError(
-                    f"{self.path}: {owner} is working here; wait for it or choose another --run"
-                ) from None
+                raise BusyError(f"{self.path}: {owner} is working here; wait for it or choose another --run") from None
             except OSError as error:
                 raise ArtifactError(
                     f"{self.path}: its file system locks no files ({error.strerror}); choose a folder elsewhere with --run"
@@ -155,7 +154,7 @@ class Run:
         """Find out at once, before anything is loaded that takes time, that another process works here.
 
         Raises:
-            ArtifactError: it does.
+            BusyError: it does.
         """
         if (self.path / LOCK).exists():
             with self.lock():

@@ -52,8 +52,8 @@ def require() -> Any:
 
 def propose(
     search: Search, space: Space, seed: int, number: int, known: Sequence[Known], lower_is_better: bool
-) -> dict[str, Any] | None:
-    """Settings for a trial that none before had; None where all have been tried.
+) -> tuple[dict[str, Any], str] | None:
+    """Settings for a trial that none before had, and which sampler they are of; None where all have been tried.
 
     Args:
         search: the sampler, and from which trial on it is asked.
@@ -65,7 +65,7 @@ def propose(
     """
     tried = {canonical(dict(each.settings)) for each in known}
     if search.sampler == "grid":
-        return next((point for point in grid(space, seed) if canonical(point) not in tried), None)
+        return next(((point, "grid") for point in grid(space, seed) if canonical(point) not in tried), None)
     for attempt in range(TRIES):
         kind = search.sampler if number >= search.start and attempt == 0 else "random"
         found = _asked(
@@ -76,7 +76,7 @@ def propose(
             lower_is_better,
         )
         if canonical(found) not in tried:
-            return found
+            return found, kind
     return None
 
 

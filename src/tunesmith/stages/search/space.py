@@ -25,6 +25,7 @@ FIXED = {
     "model": "changes the tokens that trials are compared on; give each model a run of its own",
     "search": "is the search itself",
 }
+MOST = "finetune.most_tokens"
 VALIDATION = "finetune.validation"
 PAID = ("finetune.objective", "finetune.rollouts.rewards")
 """What the validation score is made of, unless a grader says it."""
@@ -139,6 +140,10 @@ def check(recipe: Any) -> None:
         raise ConfigError(
             "search: trials are compared on validation rows; set prepare.validation or prepare.validation_fraction"
         )
+    if recipe.finetune.most_tokens:
+        raise ConfigError(
+            f"search: {MOST} ends trials before the shares of all epochs at which they are scored; leave it null and set finetune.epochs"
+        )
     for path, values in space.items():
         _check_path(path, recipe)
         if values.times in space and space[values.times].times is not None:
@@ -170,6 +175,8 @@ def _check_path(path: str, recipe: Any) -> None:
             section, "is no part of a training" if section in type(recipe).model_fields else "does not exist"
         )
         raise ConfigError(f"search.space: {path}: {why}; search settings of initialise, finetune, or precision")
+    if path == MOST:
+        raise ConfigError(f"search.space: {path}: trials are scored at shares of all epochs; search finetune.epochs")
     if path == VALIDATION or path.startswith(f"{VALIDATION}."):
         raise ConfigError(f"search.space: {path}: trials are compared by it, so it has to be the same for all")
     paid = any(path == part or path.startswith(f"{part}.") for part in PAID)

@@ -1,6 +1,7 @@
 """The stage: trials without end until there are enough, then what they came to, and the winner's weights for finetune to hand on."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -57,7 +58,7 @@ def stage_for(recipe: Recipe, run: Path, inputs: Sequence[Path], work: Callable[
     """
     return replace(
         STAGE,
-        version=2,
+        version=3,
         function=partial(search, given=recipe, home=run / FOLDER, inputs=tuple(inputs), work=work),
     )
 
@@ -132,7 +133,7 @@ def told_of(study: Study) -> dict[str, Any]:
         )
     winner, lower = ended[0], study.lower_is_better(trials)
     known = [Known(trial.settings, trial.score(rungs[0])) for trial in trials]
-    by_early = study.ranked(trials, 0)[: spec.keep]
+    by_early = [trial for trial in study.ranked(trials, 0) if not trial.refused][: spec.keep]
     return {
         **_asked(study),
         "metric": (winner.metrics(1.0) or {})["metric"],
@@ -171,6 +172,7 @@ def _entry(trial: Trial, rungs: Sequence[float]) -> dict[str, Any]:
     refused = trial.refused or {}
     whole = trial.metrics(1.0) is not None
     last = parts[-1]["training"] if parts else {}
+    steps = {event["step"]: event for event in trial.run.events.read("step")}.values()  # also of what came to nothing
     return {
         "number": trial.number,
         "by": trial.facts["by"],
@@ -180,8 +182,8 @@ def _entry(trial: Trial, rungs: Sequence[float]) -> dict[str, Any]:
         "scores": {mark: score for part in parts for mark, score in part["scores"].items()},
         "steps": last.get("steps", 0),
         "planned_steps": last.get("planned_steps"),
-        "tokens": last.get("tokens", 0),
-        "seconds": last.get("step_seconds", 0.0),
+        "tokens": sum(event["tokens"] for event in steps),
+        "seconds": round(sum(event["seconds"] for event in steps), 1),
     }
 
 
@@ -202,8 +204,15 @@ def _gain(entries: Sequence[dict[str, Any]], winner: int, lower_is_better: bool)
 
 
 def _trusted(entries: Sequence[dict[str, Any]], lower_is_better: bool, marks: Sequence[float]) -> dict[str, Any]:
-    """Per share how its scores agree with those at the end."""
-    ended = [entry["scores"] for entry in entries if "1" in entry["scores"]]
-    return {
-        f"{mark:g}": trust([each[f"{mark:g}"] for each in ended], [each["1"] for each in ended], lower_is_better) for mark in marks
-    }  # fmt: skip
+    """Per share how its scores agree with those at the end, where what failed after it is the worst."""
+    worst = math.inf if lower_is_better else -math.inf
+    ended = [
+        (entry["scores"], entry["scores"].get("1", worst))
+        for entry in entries
+        if "1" in entry["scores"] or entry["reason"]
+    ]
+    found = {}
+    for mark in (f"{mark:g}" for mark in marks):
+        known = [(early[mark], final) for early, final in ended if mark in early]
+        found[mark] = trust([early for early, _ in known], [final for _, final in known], lower_is_better)
+    return found

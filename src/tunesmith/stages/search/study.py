@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tunesmith.base import Artifact, ArtifactError, ConfigError, Events, ModelError, ProofError
+from tunesmith.base import Artifact, BusyError, ConfigError, Events, ModelError, ProofError
 from tunesmith.base.errors import exhausted
 from tunesmith.base.files import read_json, write_json
 from tunesmith.data.example import Row
@@ -154,15 +154,12 @@ class Study:
         space = space_of(self.recipe)
         first = self.search.rungs[0]
         known = [Known(trial.settings, trial.score(first)) for trial in trials]
-        settings: dict[str, Any] | None
-        if number == 0:
-            settings, by = snapped(space, given(self.recipe.model_dump(mode="json"), space)), "recipe"
-        else:
-            settings = propose(self.search, space, self.recipe.seed, number, known, self.lower_is_better(trials))
-            drawn = number < self.search.start and self.search.sampler != "grid"
-            by = "random" if drawn else self.search.sampler
-        if settings is None:
+        own = snapped(space, given(self.recipe.model_dump(mode="json"), space)), "recipe"
+        lower = self.lower_is_better(trials)
+        proposed = own if number == 0 else propose(self.search, space, self.recipe.seed, number, known, lower)
+        if proposed is None:
             return None
+        settings, by = proposed
         folder = self.folder / f"{number:04d}"
         folder.mkdir(exist_ok=True)
         scores = {str(trial.number): each.score for trial, each in zip(trials, known, strict=True)}
@@ -210,17 +207,18 @@ class Study:
             return self._parts(trial, self._laid(trial), len(self.search.rungs) - 1)
 
     def _planned(self, trial: Trial, recipe: Recipe) -> str | None:
-        """Why it would not fit into memory; asked once, before anything is loaded."""
+        """Why it would not fit into memory; planned once, before anything is loaded."""
         path = trial.folder / PLANNED
         if not path.exists():
             found = next(plans(recipe, self.rows, self.budget)).estimate
-            lacking = f"needs about {gigabytes(found.needed)}, {gigabytes(found.available)} free"
-            reason = None if found.fits else lacking
+            reason = None if found.fits else _lacking(found.needed, found.available)
             write_json(path, {
                 "needed": found.needed, "available": found.available, "checkpointing": found.checkpointing, "reason": reason,
             })  # fmt: skip
-        reason = read_json(path)["reason"]
-        return None if reason is None else str(reason)
+        planned = read_json(path)
+        if planned["reason"] is None and self.budget is not None and planned["needed"] > self.budget:
+            return _lacking(planned["needed"], self.budget)  # it was planned for more
+        return None if planned["reason"] is None else str(planned["reason"])
 
     def _parts(self, trial: Trial, recipe: Recipe, rung: int) -> Artifact:
         """Every part as far as a rung, the last of them returned; those that are there are not trained again."""
@@ -244,6 +242,10 @@ def _locked(trial: Trial, held: ExitStack) -> bool:
     """Whether nobody else holds a trial; from now on we do."""
     try:
         held.enter_context(trial.run.lock())
-    except ArtifactError:
+    except BusyError:
         return False
     return True
+
+
+def _lacking(needed: int, available: int) -> str:
+    return f"needs about {gigabytes(needed)}, {gigabytes(available)} free"
