@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tunesmith.grading.seeds import Spread, between, moderated, over_seeds, residuals, spread, together
+from tunesmith.grading.seeds import Spread, between, moderated, of_groups, over_seeds, residuals, spread, together
 from tunesmith.grading.statistics import Figure, interval, share
 
 
@@ -40,6 +40,20 @@ def test_few_seeds_say_little_of_how_far_seeds_lie_apart() -> None:
             better, worse = ([binary(rows < 40 * generator.normal(mean, 5)) for _ in range(seeds)] for mean in (60, 50))
             found.append(over_seeds(better, worse, resamples=400))
         assert np.mean([each.low <= 10 <= each.high for each in found]) >= 0.91
+
+
+def test_a_group_of_one_training_is_as_unsure_as_the_others_say() -> None:
+    generator = np.random.default_rng(9)
+    groups = [list(generator.normal(50, 4, 3)) for _ in range(6)]
+    alone, *others = of_groups([[50.0], *groups])
+    known = spread(groups)
+    assert alone is not None
+    assert known is not None
+    assert alone.deviation == pytest.approx(known.deviation, rel=0.3)
+    assert all(one and alone.freedom <= one.freedom <= known.freedom for one in others)
+    assert of_groups([[50.0], [60.0]]) == [None, None]
+    assert of_groups([[50.0], groups[0]]) == [spread(groups[:1])] * 2
+    assert of_groups([[math.nan, 1.0], groups[0]])[1] == spread(groups[:1])  # a score of classes may have no value
 
 
 def test_trainings_of_several_groups_tell_together_how_far_seeds_lie_apart() -> None:

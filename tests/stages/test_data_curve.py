@@ -233,7 +233,7 @@ def test_the_command_computes_nothing_again_and_writes_pages(made, recipe):
     assert "few-shot" in page
     assert "| 16 | 2 | 1 |" in told
     assert "| from 8 to 16 |" in told
-    assert "intervals over test rows and trainings." in told
+    assert "intervals over test rows and trainings, of which all sizes tell together" in told
     assert ElementTree.parse(folder / "curve.svg").getroot().tag.endswith("svg")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .extras import extra
+from .seeds import of_groups
 from .statistics import CONFIDENCE, SEED, Array, Figure, replicates
 
 RESAMPLES = 300
@@ -225,19 +226,21 @@ def ends(value_RK: Array) -> tuple[Array, Array]:
 
 
 def by_seed(figures: Sequence[Sequence[Figure]], *, resamples: int = RESAMPLES, seed: int = SEED) -> Array | None:
-    """What one seed more or less did at the largest size that was trained several times, a draw for each sample [R]; None where none was.
+    """By how much a training with another seed comes out above or below the mean, a draw of Student's t for each sample [R]; None where no size was trained twice.
+
+    It is taken to do so as at the largest size that was trained several times, of which the other sizes tell too (`seeds.of_groups`).
 
     Args:
         figures: as of `resampled`.
         resamples: samples.
         seed: of the draws.
     """
-    several = [each for each in figures if len(each) > 1]
-    if not several:
+    several = [[one.point for one in each] for each in figures if len(each) > 1]
+    apart = of_groups(several)[-1] if several else None
+    if apart is None:
         return None
-    value_S = np.array([one.point for one in several[-1]])
-    gap_S = math.sqrt(len(value_S) / (len(value_S) - 1)) * (value_S - value_S.mean())
-    return np.asarray(np.random.default_rng([seed, len(figures)]).choice(gap_S, resamples))
+    drawn_R = np.random.default_rng([seed, len(figures)]).standard_t(apart.freedom, size=resamples)
+    return np.asarray(apart.deviation * drawn_R)
 
 
 def _first(true_G: Any) -> int:

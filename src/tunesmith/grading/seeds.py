@@ -68,6 +68,18 @@ def moderated(spreads: Sequence[Spread]) -> list[Spread]:
     return [Spread(math.sqrt(each), min(prior + one.freedom, most)) for each, one in zip(squares, spreads, strict=True)]
 
 
+def of_groups(groups: Sequence[Sequence[float] | Array]) -> list[Spread | None]:
+    """How far trainings of each group lie apart, each drawn towards what all tell (`moderated`): of a single training it is that alone, and None where none has two.
+
+    Args:
+        groups: scores, or differences of scores, of trainings that differ in their seed.
+    """
+    unknown = Spread(0.0, 0.0)
+    found = moderated([(spread([one]) if np.isfinite(one).all() else None) or unknown for one in groups])
+    told = next((one for one in found if one.freedom), None)
+    return [one if one.freedom else told for one in found]
+
+
 def _trigamma_inverse(value: float) -> float:
     """Newton's method on the reciprocal, which is convex (Smyth, appendix)."""
     from scipy.special import polygamma

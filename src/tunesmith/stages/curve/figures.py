@@ -9,7 +9,7 @@ import numpy as np
 from tunesmith.data.example import Example
 from tunesmith.grading import HEADLINE, Figure, Grader
 from tunesmith.grading.scoreboard import groups
-from tunesmith.grading.seeds import over_seeds
+from tunesmith.grading.seeds import Spread, of_groups, over_seeds, together
 from tunesmith.grading.statistics import CONFIDENCE, RESAMPLES
 
 from ..compare import Trained
@@ -174,22 +174,45 @@ def _figure(graded: Graded, sizes: Sequence[int], better: str) -> dict[str, Any]
     (points of each classifier, and the few-shot figure), and what was `gained` from the largest size that is at most half of the last."""
     base, tuned = graded.base[HEADLINE], _series(graded.tuned)
     rivals = {name: _series(series) for name, series in graded.rivals.items()}
-    points = [{"size": 0, **_spread([base]), "against": {}, "flag": ""}]
-    for place, (size, each) in enumerate(zip(sizes, tuned, strict=True)):
-        others = {"base": [base] * len(each), **{name: series[place] for name, series in rivals.items()}}
-        against = {name: over_seeds(each, other).to_json() for name, other in others.items()}
-        points.append({"size": size, **_spread(each), "against": against, "flag": _flag(against["base"], better)})
+    apart = {
+        name: _against(tuned, series)
+        for name, series in {"base": [[base] * len(each) for each in tuned], **rivals}.items()
+    }
+    points = [{"size": 0, **_values([[base]])[0], "against": {}, "flag": ""}]
+    for place, (size, values) in enumerate(zip(sizes, _values(tuned), strict=True)):
+        against = {name: found[place] for name, found in apart.items()}
+        points.append({"size": size, **values, "against": against, "flag": _flag(against["base"], better)})
     systems: dict[str, Any] = {
-        name: [{"size": size, **_spread(each)} for size, each in zip(sizes, series, strict=True)]
+        name: [{"size": size, **values} for size, values in zip(sizes, _values(series), strict=True)]
         for name, series in rivals.items()
     }
     if graded.shot:
-        systems["few-shot"] = _spread([graded.shot[HEADLINE]])
+        (systems["few-shot"],) = _values([[graded.shot[HEADLINE]]])
     return {"points": points, "systems": systems, "gained": _gained(sizes, tuned)}
 
 
-def _spread(figures: Sequence[Figure]) -> dict[str, Any]:
-    return {**over_seeds(figures).to_json(), "seeds": [one.point for one in figures]}
+def _apart(series: Series) -> list[Spread | None]:
+    return of_groups([[one.point for one in each] for each in series])
+
+
+def _values(series: Series) -> list[dict[str, Any]]:
+    """Per size the mean and each training's score; how far trainings lie apart, all sizes tell together."""
+    return [
+        {**over_seeds(each, apart=apart).to_json(), "seeds": [one.point for one in each]}
+        for each, apart in zip(series, _apart(series), strict=True)
+    ]
+
+
+def _against(tuned: Series, others: Series) -> list[dict[str, Any]]:
+    """Per size the difference from another system that learnt from the same rows."""
+    gaps = [
+        [one.point - other.point for one, other in zip(each, beside, strict=True)]
+        for each, beside in zip(tuned, others, strict=True)
+    ]
+    return [
+        over_seeds(each, beside, apart=apart).to_json()
+        for each, beside, apart in zip(tuned, others, of_groups(gaps), strict=True)
+    ]
 
 
 def _flag(against: dict[str, Any], better: str) -> str:
@@ -205,6 +228,7 @@ def _gained(sizes: Sequence[int], tuned: Series) -> dict[str, Any] | None:
     before = max((place for place, size in enumerate(sizes) if 2 * size <= sizes[-1]), default=None)
     if before is None:
         return None
-    count = min(len(tuned[before]), len(tuned[-1]))
-    apart = over_seeds(tuned[-1][:count], tuned[before][:count])
-    return {"from": sizes[before], "to": sizes[-1], **apart.to_json()}
+    count, apart = min(len(tuned[before]), len(tuned[-1])), _apart(tuned)
+    first, last = apart[before], apart[-1]
+    gap = over_seeds(tuned[-1][:count], tuned[before][:count], apart=together(first, last) if first and last else None)
+    return {"from": sizes[before], "to": sizes[-1], **gap.to_json()}

@@ -39,7 +39,11 @@ def forecast(
         labelled: rows there are, whether they are learnt from or not; what is beyond them must be labelled.
         spec: what is wanted.
     """
-    best, value_RK, seed_R = best_possible(series[0][0], grader.better), resampled(series), by_seed(series)
+    best, value_RK = best_possible(series[0][0], grader.better), resampled(series)
+    drawn = [
+        each for size, each in zip(sizes, series, strict=True) if size < labelled
+    ]  # of all rows each seed draws the same
+    seed_R = by_seed(drawn if any(len(each) > 1 for each in drawn) else series)
     known_R = np.isfinite(value_RK).all(axis=1)  # a score of classes has no value on rows that hold none
     value_RK, seed_R = value_RK[known_R], None if seed_R is None else seed_R[known_R]
     if reason := _silent(grader, sizes, best, value_RK):

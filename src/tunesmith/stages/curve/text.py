@@ -28,7 +28,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 def _over(found: dict[str, Any]) -> str:
     if any(len(each["runs"]) > 1 for each in found["sizes"]):
-        return "test rows and trainings"
+        return "test rows and trainings, of which all sizes tell together how far they lie apart"
     return "test rows. One training of each size says nothing of how another seed would have done"
 
 
@@ -41,7 +41,8 @@ def headline(found: dict[str, Any]) -> dict[str, Any]:
 def drawn(found: dict[str, Any]) -> str:
     """How rows are chosen."""
     by = f", each class of {found['stratified']} in proportion" if found["stratified"] else ""
-    return f"A smaller size's rows are among a larger one's{by}; another seed draws other rows."
+    whole = "; of all rows there are, all draw the same" if found["sizes"][-1]["size"] == found["labelled"] else ""
+    return f"A smaller size's rows are among a larger one's{by}; another seed draws other rows{whole}."
 
 
 def rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
