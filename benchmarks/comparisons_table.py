@@ -1,4 +1,4 @@
-"""What `benchmarks/comparisons.py` measured, as the tables of docs/showdown.md and docs/stages/finetune.md."""
+"""What `benchmarks/comparisons.py` and `benchmarks/merging.py` measured, as the tables of docs/showdown.md, docs/stages/finetune.md and docs/merging.md."""
 
 from typing import Any
 
@@ -41,3 +41,20 @@ def balanced(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     end = f"Measured on {measured(result)}, {result['minutes']:.0f} minutes in all (`python benchmarks/comparisons.py balance`)."
     return "\n".join([*lines, "", end])
+
+
+def merged(result: dict[str, Any]) -> str:
+    """A line for each way to merge, after the base and each task's own model."""
+    tasks = result["tasks"]
+    heads = [head for task in tasks for head in (f"{task} ({result['units'][task]})", "against its own")]
+    lines = [f"| | {' | '.join(heads)} | kept of the sum |", "|---|" + "--:|" * (len(heads) + 1)]
+    titles = {"base": "base", "own": "each task's own"}
+    for name in next(iter(tasks.values())):
+        cells = []
+        for systems in tasks.values():
+            more = systems[name]["more_than_own"]
+            cells += [spoken(systems[name]), "" if name == "own" else spoken(more, "+")]
+        share = f"{100 * min(result['kept'][name]):.0f} %" if name in result["kept"] else ""
+        lines.append(f"| {titles.get(name, f'`{name}`')} | {' | '.join(cells)} | {share} |")
+    seeds = f"Means over {len(result['seeds'])} seeds with 95 % intervals over rows and seeds; what is kept is that of the seed that keeps least."
+    return "\n".join([*lines, "", f"{seeds} Measured on {measured(result)} (`python benchmarks/merging.py`)."])

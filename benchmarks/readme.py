@@ -15,7 +15,7 @@ README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 FINETUNE, SERVING = ROOT / "docs" / "stages" / "finetune.md", ROOT / "docs" / "serving.md"
 METHODS, DATA_CURVE = ROOT / "docs" / "methods.md", ROOT / "docs" / "data-curve.md"
 RELIABILITY, NOTES = ROOT / "docs" / "reliability.md", ROOT / "docs" / "lab-notes.md"
-SHOWDOWN = ROOT / "docs" / "showdown.md"
+SHOWDOWN, MERGING = ROOT / "docs" / "showdown.md", ROOT / "docs" / "merging.md"
 
 
 def first_run(result: dict[str, Any]) -> str:
@@ -61,13 +61,15 @@ TITLES = {
 
 def against(result: dict[str, Any]) -> str:
     """A line for each work and contender."""
-    works = {name: work for name, work in result["works"].items() if name in TITLES}
+    works = {name: result["works"][name] for name in TITLES if name in result["works"]}
     lines = ["| work | against | times as fast | memory |", "|---|---|---|---|"]
     for name, work in works.items():
         for contender, figures in list(work["median"].items())[1:]:
             faster, memory = figures["tunesmith_is_faster"], figures["tunesmith_memory"]
             lines.append(f"| {TITLES[name]} | {contender} | {faster:.1f} | {memory:.2f} |")
-    last = list(works.values())[-1]
+    ordered = sorted(works.values(), key=lambda work: str(work["date"]))
+    first, last = ordered[0], ordered[-1]
+    span = first["date"] if first["date"] == last["date"] else f"{first['date']} to {last['date']}"
     limits = [one["bf16_product_limit"] / 1e9 for work in works.values() for one in work["rounds"]]
     peer = ", ".join(f"{name} {number}" for name, number in last["peer"].items())
     rounds = ", ".join(f"{name} {len(work['rounds'])}" for name, work in works.items())
@@ -75,7 +77,7 @@ def against(result: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Measured on {measured(last)}; bf16 products reached {min(limits):.0f} to {max(limits):.0f} GFLOP/s there, by round. The other side: {peer}. Rounds: {rounds}.",
+            f"Measured on {measured({**last, 'date': span})}; bf16 products reached {min(limits):.0f} to {max(limits):.0f} GFLOP/s there, by round. The other side: {peer}. Rounds: {rounds}.",
         ]
     )
 
@@ -230,6 +232,7 @@ FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "profiles": (NOTES, spent),
     "showdown": (SHOWDOWN, comparisons.raced),
     "balance": (FINETUNE, comparisons.balanced),
+    "merging": (MERGING, comparisons.merged),
 }
 
 
@@ -256,7 +259,7 @@ def kept(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Write, or say what is out of date."""
-    for page in (README, FINETUNE, SERVING, METHODS, DATA_CURVE, RELIABILITY, NOTES, SHOWDOWN):
+    for page in (README, FINETUNE, SERVING, METHODS, DATA_CURVE, RELIABILITY, NOTES, SHOWDOWN, MERGING):
         before = page.read_text()
         after = written(page, before)
         if "--check" in sys.argv and before != after:
