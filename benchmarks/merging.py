@@ -24,8 +24,8 @@ from tunesmith.stages.pipeline import Pipeline, open_run
 ROOT = Path(__file__).parents[1]
 RESULT, RUNS = ROOT / "benchmarks" / "results" / "merging.json", ROOT / "runs" / "merging"
 TASKS: dict[str, tuple[str, ...]] = {
-    "quickstart": ("prepare.test_rows=100", "evaluate.baselines=false", "evaluate.gate.beat=[base]"),
-    "translation": ("evaluate.gate.beat=[base]",),
+    "quickstart": ("prepare.test_rows=100", "evaluate.baselines=false", "evaluate.shots=0", "evaluate.gate.beat=[base]"),
+    "translation": ("evaluate.shots=0", "evaluate.gate.beat=[base]"),
 }
 """Recipes, and what of them is left out here."""
 
