@@ -23,16 +23,17 @@ from tunesmith.stages.pipeline import Pipeline, open_run
 
 ROOT = Path(__file__).parents[1]
 RESULT, RUNS = ROOT / "benchmarks" / "results" / "merging.json", ROOT / "runs" / "merging"
-TASKS: dict[str, tuple[str, ...]] = {
-    "quickstart": ("prepare.test_rows=100", "evaluate.baselines=false", "evaluate.shots=0", "evaluate.gate.beat=[base]"),
-    "translation": ("evaluate.shots=0", "evaluate.gate.beat=[base]"),
-}
-"""Recipes, and what of them is left out here."""
+TASKS = {"quickstart": ("prepare.test_rows=100", "evaluate.baselines=false"), "translation": ()}
+"""Recipes, and what is changed of them."""
+ALONE = ("evaluate.shots=0", "evaluate.general=null", "evaluate.gate={beat: [base], margin: null}")
+"""Nothing but base and tuned model on the task's own rows."""
 
 
 def learn(task: str, seed: int) -> Pipeline:
     """A task's own run, evaluated."""
-    pipeline = open_run(ROOT / "recipes" / f"{task}.yaml", RUNS / f"{task}-{seed}", (*TASKS[task], f"seed={seed}"))
+    pipeline = open_run(
+        ROOT / "recipes" / f"{task}.yaml", RUNS / f"{task}-{seed}", (*TASKS[task], *ALONE, f"seed={seed}")
+    )
     pipeline.locked("evaluate")
     return pipeline
 

@@ -1,4 +1,5 @@
 import copy
+import gc
 import json
 import os
 from dataclasses import replace
@@ -74,6 +75,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if config.getoption("--whole") and item.path.parent.name == "torture":
             item.add_marker("torture")
     items.sort(key=lambda item: (item.path.name not in LONG, item.path.parent.name != "stages"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported by now stays: without this, collecting garbage, as each measurement of memory begins, looks at all of it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

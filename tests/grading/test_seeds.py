@@ -32,12 +32,12 @@ def test_intervals_over_seeds_cover_what_another_seed_on_other_rows_would_give()
 
 
 def test_few_seeds_say_little_of_how_far_seeds_lie_apart() -> None:
-    """Rows tell nothing here: all trainings are right on so many of 4,000 rows, and only that number differs."""
-    generator, rows = np.random.default_rng(6), np.arange(4000)
+    """Rows tell nothing here: all trainings are right on so many of 1,000 rows, and only that number differs."""
+    generator, rows = np.random.default_rng(6), np.arange(1000)
     for seeds in (2, 3):
         found = []
         for _ in range(200):
-            better, worse = ([binary(rows < 40 * generator.normal(mean, 5)) for _ in range(seeds)] for mean in (60, 50))
+            better, worse = ([binary(rows < 10 * generator.normal(mean, 5)) for _ in range(seeds)] for mean in (60, 50))
             found.append(over_seeds(better, worse, resamples=400))
         assert np.mean([each.low <= 10 <= each.high for each in found]) >= 0.91
 
@@ -57,10 +57,10 @@ def test_a_group_of_one_training_is_as_unsure_as_the_others_say() -> None:
 
 
 def test_trainings_of_several_groups_tell_together_how_far_seeds_lie_apart() -> None:
-    generator, rows = np.random.default_rng(7), np.arange(4000)
+    generator, rows = np.random.default_rng(7), np.arange(1000)
     found, widths = [], []
     for _ in range(150):
-        groups = [[binary(rows < 40 * generator.normal(mean, 5)) for _ in range(2)] for mean in (30, 40, 50, 60, 70)]
+        groups = [[binary(rows < 10 * generator.normal(mean, 5)) for _ in range(2)] for mean in (30, 40, 50, 60, 70)]
         known = spread([one.point for one in group] for group in groups)
         assert known is not None
         assert known.freedom == 5
@@ -80,11 +80,11 @@ def test_trainings_of_several_groups_tell_together_how_far_seeds_lie_apart() -> 
 
 def test_differences_from_one_baseline_are_told_from_what_seeds_do_to_single_variants() -> None:
     """All variants have the baseline's luck in common: it must not pass for as many observations as there are variants."""
-    generator, rows, found = np.random.default_rng(8), np.arange(4000), []
+    generator, rows, found = np.random.default_rng(8), np.arange(1000), []
     for _ in range(300):
         shared = generator.normal(0, 5, 2)  # of the seeds, for all alike
         groups = [
-            [binary(rows < 40 * (mean + luck + generator.normal(0, 3))) for luck in shared]
+            [binary(rows < 10 * (mean + luck + generator.normal(0, 3))) for luck in shared]
             for mean in (40, 50, 55, 60, 45, 50)
         ]
         known = between(np.array([[one.point for one in group] for group in groups]))
@@ -136,7 +136,8 @@ def test_moderated_spreads_hold_for_the_steady_and_for_the_unsteady() -> None:
         alone = [Spread(float(each.std(ddof=1)), 2) for each in points]
         pooled = spread(points)
         for name, found in (("moderated", moderated(alone)), ("pooled", [pooled] * 40)):
-            reach = np.array([stats.t(one.freedom).ppf(0.975) * one.deviation / math.sqrt(3) for one in found])
+            freedom, deviation = np.array([(one.freedom, one.deviation) for one in found]).T
+            reach = stats.t.ppf(0.975, freedom) * deviation / math.sqrt(3)
             inside[name].append(np.abs(points.mean(1)) <= reach)
             widths[name].append(reach)
     held = {name: np.mean(each, axis=0) for name, each in inside.items()}
