@@ -93,11 +93,11 @@ def test_what_one_more_training_may_come_to_lies_wider_than_the_mean():
 def test_the_band_holds_a_further_training_about_as_often_as_it_says():
     """Three trainings of each size, which lie far apart, and some of which were trained once."""
     generator, held = np.random.default_rng(8), []
-    true, rows = 100 - SHORT["power law"](SIZES), np.arange(10_000)
+    true, rows = 100 - SHORT["power law"](SIZES), np.arange(2_000)
     for _ in range(40):
         counts = (3, 3, 3, 3, 3, 3, 1)
         series = [
-            [Figure(np.stack([rows < 100 * generator.normal(mean, 2.0), np.ones(10_000)], 1).astype(float), share, 100.0) for _ in range(count)]
+            [Figure(np.stack([rows < 20 * generator.normal(mean, 2.0), np.ones(2_000)], 1).astype(float), share, 100.0) for _ in range(count)]
             for mean, count in zip(true, counts, strict=True)
         ]  # fmt: skip
         value_K = np.array([np.mean([one.point for one in each]) for each in series])
