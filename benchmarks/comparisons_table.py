@@ -27,11 +27,11 @@ def raced(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", start, end])
 
 
-def balanced(result: dict[str, Any]) -> str:
-    """A line for each way to learn rare classes."""
+def varied(result: dict[str, Any], what: str) -> list[str]:
+    """What `tunesmith compare` found: a line for each variant, the recipe's own first, with differences from it."""
     chosen = [one for one in result["figures"] if one["summary"]]
     names = [one["unit"] if one["name"] == "value" else f"{one['grader']}: {one['name']}" for one in chosen]
-    lines = [f"| way | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
+    lines = [f"| {what} | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
     for variant in result["variants"]:
         name = variant["name"]
         cells = [
@@ -39,8 +39,13 @@ def balanced(result: dict[str, Any]) -> str:
             for one in chosen
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def balanced(result: dict[str, Any]) -> str:
+    """Ways to learn rare classes."""
     end = f"Measured on {measured(result)}, {result['minutes']:.0f} minutes in all (`python benchmarks/comparisons.py balance`)."
-    return "\n".join([*lines, "", end])
+    return "\n".join([*varied(result, "way"), "", end])
 
 
 def merged(result: dict[str, Any]) -> str:

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import choices_table as choices
 import comparisons_table as comparisons
 import methods_table as methods
 from words import measured, minutes
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
-FINETUNE, SERVING = ROOT / "docs" / "stages" / "finetune.md", ROOT / "docs" / "serving.md"
+STAGES, SERVING = ROOT / "docs" / "stages", ROOT / "docs" / "serving.md"
+PREPARE, SEARCH, FINETUNE = STAGES / "prepare.md", STAGES / "search.md", STAGES / "finetune.md"
 METHODS, DATA_CURVE = ROOT / "docs" / "methods.md", ROOT / "docs" / "data-curve.md"
 RELIABILITY, NOTES = ROOT / "docs" / "reliability.md", ROOT / "docs" / "lab-notes.md"
 SHOWDOWN, MERGING = ROOT / "docs" / "showdown.md", ROOT / "docs" / "merging.md"
@@ -155,22 +157,6 @@ def scaled(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Measured on {measured(last)}; rounds: {counts} (`python benchmarks/scaling.py`)."])
 
 
-def curved(result: dict[str, Any]) -> str:
-    """The figure, the score at each size and what they foretell."""
-    from tunesmith.stages.curve import text
-
-    lines = ["![The share of attributes that are right, over rows learnt from](data-curve.svg)", ""]
-    lines += [f"| {' | '.join(text.HEADS)} |", "|--:|--:|--:|--:|--:|--:|---|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in text.rows(result)]
-    lines += ["", *(f"* {line}" for line in (*text.beside(result), *text.sentences(result)))]
-    gained = [f"{one['name']} {one['gained']['value']:+.1f}" for one in text.gains(result)[:5]]
-    published = result["published"]
-    said = ", ".join(f"{value:.0f} % with {size} rows" for size, value in published["points"].items())
-    lines += [f"* what the last doubling brought most: {', '.join(gained)}"]
-    lines += [f"* published of {published['task']} ({published['source']}): {said}; {published['said']}", ""]
-    return "\n".join([*lines, f"Measured on {measured(result)} (`python benchmarks/data_curve.py`)."])
-
-
 def tortured(result: dict[str, Any]) -> str:
     """A line for each test: what was tried, what held, what failed in silence, and the same of the peer."""
     ours = [found["tunesmith"] for found in result.values() if "tunesmith" in found]
@@ -227,7 +213,10 @@ FIGURES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "scaling": (FINETUNE, scaled),
     "methods": (METHODS, compared),
     "recall": (METHODS, recalled),
-    "data_curve": (DATA_CURVE, curved),
+    "data_curve": (DATA_CURVE, choices.debtags),
+    "data_curve_translation": (DATA_CURVE, choices.translation),
+    "search": (SEARCH, choices.searched),
+    "selection": (PREPARE, choices.selected),
     "torture": (RELIABILITY, tortured),
     "profiles": (NOTES, spent),
     "showdown": (SHOWDOWN, comparisons.raced),
@@ -259,7 +248,19 @@ def kept(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Write, or say what is out of date."""
-    for page in (README, FINETUNE, SERVING, METHODS, DATA_CURVE, RELIABILITY, NOTES, SHOWDOWN, MERGING):
+    for page in (
+        README,
+        PREPARE,
+        SEARCH,
+        FINETUNE,
+        SERVING,
+        METHODS,
+        DATA_CURVE,
+        RELIABILITY,
+        NOTES,
+        SHOWDOWN,
+        MERGING,
+    ):
         before = page.read_text()
         after = written(page, before)
         if "--check" in sys.argv and before != after:

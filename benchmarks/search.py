@@ -9,12 +9,16 @@ best at the end of those that were best early) is measured on the test split, wh
 import argparse
 import datetime
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from choices_table import searched as told
+
 ROOT = Path(__file__).parents[1]
 RECIPE, RESULT = ROOT / "recipes" / "search.yaml", ROOT / "benchmarks" / "results" / "search.json"
+FIGURE = ROOT / "docs" / "search.svg"
 SAMPLERS = ("gp", "random")
 PAPER = {"source": "arXiv:2407.13906", "early": 0.2, "stayed of the top 5": 4, "gain on its test set, points": 2.0}
 """What the paper reports; it names neither the number of trials nor an interval."""
@@ -81,6 +85,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         "unit": grader.unit,
         "rows": len(test),
         "paper": PAPER,
+        "shared": min(given.trials, pipeline.recipe.search.start),
         "trust": {sampler: results["trust"] for sampler, (_, results) in found.items()},
         "test": {name: {"trial": picked[name], **interval(each).to_json()} for name, each in figures.items()},
         "gain over the recipe's own settings": difference(gp, own).to_json(),
@@ -88,29 +93,20 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         "cost": {
             sampler: {name: results[name] for name in ("tokens", "seconds")} for sampler, (_, results) in found.items()
         },
-        "searches": {sampler: results["trials"] for sampler, (_, results) in found.items()},
+        "searches": {
+            sampler: {name: results[name] for name in ("metric", "winner", "trials")}
+            for sampler, (_, results) in found.items()
+        },
     }
 
 
-def lines(result: dict[str, Any]) -> list[str]:
-    """The result for people."""
-    from tunesmith.stages.search.table import trusted
+def figure(result: dict[str, Any]) -> str:
+    """What each search's trials scored at the end, by what they scored at a fifth."""
+    from tunesmith.stages.report.search import early
+    from tunesmith.stages.report.standalone import panels
 
-    told = [
-        f"{result['trials']} trials each, all trained to the end; {result['grader']} on {result['rows']} test rows, 95 % intervals"
-    ]
-    for sampler, trust in result["trust"].items():
-        told += [f"{sampler}: {trusted(mark, each)}" for mark, each in trust.items()]
-    told.append(f"paper: at 20 % {PAPER['stayed of the top 5']} of the best 5 stayed; the number of trials is not said")
-    for name, each in result["test"].items():
-        told.append(f"{name} (trial {each['trial'][1]}): {each['value']:.1f} ({each['low']:.1f} to {each['high']:.1f})")
-    for name in ("gain over the recipe's own settings", "gain over random search with as many trials"):
-        each = result[name]
-        told.append(f"{name}: {each['value']:+.1f} ({each['low']:+.1f} to {each['high']:+.1f}), p {each['p']:.3f}")
-    cost = ", ".join(f"{sampler} {each['tokens']:,}" for sampler, each in result["cost"].items())
-    told.append(f"tokens trained on: {cost}; one search each, so another seed may order them otherwise")
-    told.append(f"paper: {PAPER['gain on its test set, points']:+.1f} points on its test set, without an interval")
-    return told
+    shown = {sampler: early(found, "0.2") for sampler, found in result["searches"].items()}
+    return panels([replace(panel, title=f"{sampler}: {panel.title}") for sampler, panel in shown.items()])
 
 
 def main() -> None:
@@ -126,7 +122,8 @@ def main() -> None:
     given = parser.parse_args()
     result = measured(given)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
-    print("\n".join(lines(result)))
+    (FIGURE if given.out == RESULT else given.out.with_suffix(".svg")).write_text(figure(result))
+    print(told(result))
 
 
 if __name__ == "__main__":

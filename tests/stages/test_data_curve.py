@@ -31,6 +31,7 @@ from tunesmith.stages.curve import Curve, data_curve
 from tunesmith.stages.curve.forecast import forecast
 from tunesmith.stages.curve.measure import folder_of
 from tunesmith.stages.curve.settings import doubling
+from tunesmith.stages.curve.text import sentences
 from tunesmith.stages.evaluate import learnt_from
 from tunesmith.stages.finetune import Finetune
 from tunesmith.stages.pipeline import open_run
@@ -185,6 +186,16 @@ def test_the_forecast_tells_rows_and_what_they_cost(made):
     assert told["target"]["score"] == 0.9  # of no percentage
     assert told["calibration"]["of"] == 0
     assert told["errors"] is None
+    enough = {
+        **told["enough"],
+        "rows": 9,
+        "low": 4,
+        "high": None,
+    }  # as a curve says that may have fallen before its smallest size
+    assert any(
+        line.startswith("past 9 rows (at most 4 to more than 16,000) another doubling")
+        for line in sentences({**found, "forecast": {**told, "enough": enough}})
+    )
 
 
 def test_rows_that_the_recipe_leaves_out_are_not_to_be_labelled_again(made, recipe, tmp_path):
@@ -318,6 +329,7 @@ def test_sizes_double_up_to_all_rows(total, expected):
         (("search.trials=4", "prepare.validation_fraction=4"), {}, "set search.trials=0"),
         (("prepare.select={kind: random, size: 8}",), {}, "set prepare.select=null"),
         (("prepare.canaries={}",), {}, "set prepare.canaries=null"),
+        (("evaluate.prompted=true", "prepare.validation_fraction=4"), {}, "set evaluate.prompted=false"),
     ],
 )
 def test_what_no_curve_can_be_made_of_is_refused_before_anything_is_trained(recipe, tmp_path, settings, curve, message):

@@ -84,6 +84,10 @@ def check(recipe: Recipe, spec: Curve) -> None:
         raise ConfigError("data-curve: pruning would be measured along with the rows; set prune.method=null")
     if recipe.finetune.most_tokens is not None:
         raise ConfigError("data-curve: how long a size trains is --most-steps; set finetune.most_tokens=null")
+    if recipe.evaluate.prompted:
+        raise ConfigError(
+            "data-curve: the best prompt is not searched for at every size; set evaluate.prompted=false, and few-shot stands beside the curve"
+        )
     if recipe.search.trials:
         raise ConfigError(
             "data-curve: every training would search for settings of its own; set search.trials=0, and the settings that a search of all rows found"

@@ -78,7 +78,7 @@ def sentences(found: dict[str, Any]) -> Iterator[str]:
     if "reason" in told:
         yield told["reason"]
         return
-    far, unit = told["asked_up_to"], told["unit"]
+    asked, unit = (found["sizes"][0]["size"], told["asked_up_to"]), told["unit"]
     errors = told["errors"] or {}
     off = "; ".join(f"{name} {error:.2f}" for name, error in errors.items())
     yield f"form: {told['form']}" + (
@@ -89,9 +89,9 @@ def sentences(found: dict[str, Any]) -> Iterator[str]:
     for each in told["at"]:
         yield f"{each['times']} times as many ({each['rows']:,} rows): {spoken(each)}{_paid(each)}"
     if told["target"]:
-        yield f"to reach {told['target']['score']:g} {unit}: {_span(told['target'], far)}{_paid(told['target'])}"
+        yield f"to reach {told['target']['score']:g} {unit}: {_span(told['target'], asked)}{_paid(told['target'])}"
     least = told["enough"]
-    yield f"past {_span(least, far)} another doubling gains less than {least['least_gain']:g}{_paid(least)}"
+    yield f"past {_span(least, asked)} another doubling gains less than {least['least_gain']:g}{_paid(least)}"
     held = told["calibration"]
     if held["of"]:
         yield f"checked: of {held['of']} scores foretold from smaller sizes alone, the 95 % band held {held['held']}"
@@ -133,11 +133,16 @@ def spoken(value: dict[str, Any], sign: str = "") -> str:
     return f"{value['value']:{sign}.1f} ({value['low']:{sign}.1f} to {value['high']:{sign}.1f})"
 
 
-def _span(found: dict[str, Any], far: int) -> str:
-    value, low, high = (
-        f"{found[name]:,}" if found[name] is not None else f"more than {far:,}" for name in ("rows", "low", "high")
-    )
-    return f"{value} rows ({low} to {high})"
+def _span(found: dict[str, Any], asked: tuple[int, int]) -> str:
+    """A number of rows with its interval; nothing is known below the smallest size that was asked about, nor above the largest."""
+    least, most = asked
+
+    def named(rows: int | None) -> str:
+        if rows is None:
+            return f"more than {most:,}"
+        return f"{rows:,}" if rows > least else f"at most {least:,}"
+
+    return f"{named(found['rows'])} rows ({named(found['low'])} to {named(found['high'])})"
 
 
 def _paid(found: dict[str, Any]) -> str:

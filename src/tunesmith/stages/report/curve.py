@@ -1,13 +1,12 @@
 """The page of a data curve, and its figure: scores over rows on a logarithmic axis, with the band, the classifiers and what stands beside them."""
 
-import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 from ..curve import text
 from . import environment
 from .rows_plot import Line, plot
+from .standalone import standalone
 
 SMALL = 12
 """Parts that get a plot of their own: those whom the last rows moved most."""
@@ -55,15 +54,4 @@ def figure(found: Mapping[str, Any]) -> str:
     """The headline's plot as an SVG file of its own."""
     drawn = drawing(found, text.headline(dict(found)), found["forecast"].get("line", ()))
     macro = environment().get_template("curve_plot.html.j2").module
-    style = re.sub(
-        r"@media[^{]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}",
-        "",
-        files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
-    )
-    root = style[: style.index("}") + 1].replace("color-scheme:light dark;", "")
-    rules = "".join(re.findall(r"^(?:\.plot|\.grid|svg)[^\n]*$", style, flags=re.MULTILINE))
-    inner = str(macro.plot(drawn["chart"]))  # type: ignore[attr-defined]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" width="760" height="400" viewBox="0 0 760 400" font-family="sans-serif"><style>{root}{rules}</style>'
-        f'<rect width="760" height="400" fill="var(--card)"/>{inner}</svg>\n'
-    )
+    return standalone(str(macro.plot(drawn["chart"])), 760, 400, "plot")  # type: ignore[attr-defined]

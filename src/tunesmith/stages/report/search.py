@@ -28,7 +28,7 @@ def searched(source: Source) -> dict[str, Any] | None:
         "lower_is_better": found["lower_is_better"],
         "share": _percent(share),
         "history": _history(found, scored, share) if scored else None,
-        "early": [_early(found, mark) for mark in _early_marks(found)],
+        "early": [early(found, mark) for mark in _early_marks(found)],
         "slices": [_slice(found, scored, share, path, across[path]) for path in across],
         "parallel": _parallel(found, scored, share, across) if len(scored) > 1 else None,
         "importance": {called[path]: value for path, value in found["importance"].items()},
@@ -68,7 +68,7 @@ def _early_marks(found: Results) -> list[str]:
     return sorted((mark for mark in ended[0] if mark != "1" and all(mark in each for each in ended)), key=float)
 
 
-def _early(found: Results, mark: str) -> Panel:
+def early(found: Results, mark: str) -> Panel:
     """Scores on the way against scores at the end."""
     points = [
         (trial["scores"][mark], trial["scores"]["1"], _name(trial))
