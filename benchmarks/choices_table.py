@@ -19,8 +19,7 @@ def curved(result: dict[str, Any], name: str, title: str, command: str) -> str:
         lines += ["", f"| rows | {' | '.join(sizes)} |", "|---|" + "--:|" * len(sizes)]
         for each in others:
             values = " | ".join(f"{point['value']:.1f}" for point in each["points"])
-            called = each["unit"] if each["name"] == "headline" else f"{each['grader']}: {each['name']}"
-            lines.append(f"| {called} | {values} |")
+            lines.append(f"| {text.name_of(each)} | {values} |")
     lines += ["", *(f"* {line}" for line in (*text.beside(result), *text.sentences(result)))]
     if gains := text.gains(result):
         brought = ", ".join(f"{one['name']} {one['gained']['value']:+.1f}" for one in gains[:5])
@@ -73,4 +72,4 @@ def searched(result: dict[str, Any]) -> str:
 def selected(result: dict[str, Any]) -> str:
     """Ways to choose rows."""
     end = f"Measured on {measured(result)} (`python benchmarks/selection.py`)."
-    return "\n".join([*varied(result, "rows taken"), "", end])
+    return "\n".join([*varied(result, "rows taken", "drawn at random"), "", end])

@@ -27,10 +27,19 @@ def raced(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", start, end])
 
 
-def varied(result: dict[str, Any], what: str) -> list[str]:
-    """What `tunesmith compare` found: a line for each variant, the recipe's own first, with differences from it."""
+def varied(result: dict[str, Any], what: str, first: str) -> list[str]:
+    """What `tunesmith compare` found: a line for each variant, the recipe's own first, with differences from it.
+
+    Args:
+        result: as `compare.json`.
+        what: a variant is.
+        first: what the recipe's own is called.
+    """
+    from tunesmith.stages.compare import GIVEN
+    from tunesmith.stages.curve.text import name_of
+
     chosen = [one for one in result["figures"] if one["summary"]]
-    names = [one["unit"] if one["name"] == "value" else f"{one['grader']}: {one['name']}" for one in chosen]
+    names = [name_of(one) for one in chosen]
     lines = [f"| {what} | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
     for variant in result["variants"]:
         name = variant["name"]
@@ -38,14 +47,14 @@ def varied(result: dict[str, Any], what: str) -> list[str]:
             spoken(one["values"][name]) + (f", {spoken(gap, '+')}" if (gap := one["differences"].get(name)) else "")
             for one in chosen
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {first if name == GIVEN else name} | {' | '.join(cells)} |")
     return lines
 
 
 def balanced(result: dict[str, Any]) -> str:
     """Ways to learn rare classes."""
     end = f"Measured on {measured(result)}, {result['minutes']:.0f} minutes in all (`python benchmarks/comparisons.py balance`)."
-    return "\n".join([*varied(result, "way"), "", end])
+    return "\n".join([*varied(result, "way", "rows as they are"), "", end])
 
 
 def merged(result: dict[str, Any]) -> str:

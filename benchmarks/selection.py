@@ -32,8 +32,10 @@ SETTINGS = (
 
 def work(pipeline: Any, name: str) -> Any:
     """Train and ask."""
+    from tunesmith.stages.compare import GIVEN
+
     asked = pipeline.stage("ask")
-    print(f"{name or 'random'}, seed {pipeline.recipe.seed}: {asked.path.name}", flush=True)
+    print(f"{'random' if name == GIVEN else name}, seed {pipeline.recipe.seed}: {asked.path.name}", flush=True)
     return asked
 
 

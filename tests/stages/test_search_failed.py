@@ -69,6 +69,9 @@ def test_a_trial_that_was_planned_for_more_memory_is_not_begun_with_less(study):
     plenty.work()  # which has room again
     assert trial.refused is None
     assert trial.score(1.0) is not None
+    before = trial.planned
+    assert "needs about" in study(1 << 20)._planned(trial, plenty.recipe)
+    assert trial.planned == before  # by which it was trained
 
 
 def test_a_trial_whose_folder_cannot_be_used_is_named_and_not_waited_for(study):

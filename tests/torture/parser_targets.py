@@ -25,7 +25,7 @@ from tunesmith.serving.request_error import RequestError
 from tunesmith.serving.schema import Asked, ChatAsked, CompletionAsked, read
 from tunesmith.stages.prepare import Prepare
 from tunesmith.stages.recipe import read_recipe
-from tunesmith.stages.search.trial import FACTS, REFUSED, Trial
+from tunesmith.stages.search.trial import FACTS, PLANNED, REFUSED, Trial
 
 Target = Callable[[bytes], object]
 Targets = dict[str, tuple[Target, list[bytes]]]
@@ -162,7 +162,10 @@ def of_trials(folder: Path) -> Targets:
     (folder / FACTS).write_bytes(told)
     refused = folder_of(folder, REFUSED, lambda place: (Trial(place).refused or {}).get("state"))
     refused(whole := b'{"state": "infeasible", "reason": "too much"}')
-    return {"trial": (folder_of(folder, FACTS, facts), [told]), "refused trial": (refused, [whole])}
+    planned = folder_of(folder, PLANNED, lambda place: (Trial(place).planned or {}).get("needed"))
+    planned(fits := b'{"needed": 5, "available": 9, "checkpointing": false, "reason": null}')
+    trials = {"trial": (folder_of(folder, FACTS, facts), [told]), "refused trial": (refused, [whole])}
+    return {**trials, "planned trial": (planned, [fits])}
 
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

@@ -239,7 +239,7 @@ def by_seed(figures: Sequence[Sequence[Figure]], *, resamples: int = RESAMPLES, 
     apart = of_groups(several)[-1] if several else None
     if apart is None:
         return None
-    drawn_R = np.random.default_rng([seed, len(figures)]).standard_t(apart.freedom, size=resamples)
+    drawn_R = np.random.default_rng([seed, len(figures), 1]).standard_t(apart.freedom, size=resamples)
     return np.asarray(apart.deviation * drawn_R)
 
 

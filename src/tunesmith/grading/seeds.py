@@ -76,7 +76,7 @@ def of_groups(groups: Sequence[Sequence[float] | Array]) -> list[Spread | None]:
     """
     unknown = Spread(0.0, 0.0)
     found = moderated([(spread([one]) if np.isfinite(one).all() else None) or unknown for one in groups])
-    told = next((one for one in found if one.freedom), None)
+    told = max((one for one in found if one.freedom), key=lambda one: one.deviation, default=None)
     return [one if one.freedom else told for one in found]
 
 

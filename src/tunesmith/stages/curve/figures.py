@@ -229,6 +229,11 @@ def _gained(sizes: Sequence[int], tuned: Series) -> dict[str, Any] | None:
     if before is None:
         return None
     count, apart = min(len(tuned[before]), len(tuned[-1])), _apart(tuned)
-    first, last = apart[before], apart[-1]
-    gap = over_seeds(tuned[-1][:count], tuned[before][:count], apart=together(first, last) if first and last else None)
+    first, last, known = apart[before], apart[-1], None
+    if first and last:
+        known = together(first, last)
+        known = replace(
+            known, freedom=min(known.freedom, sum(len(each) - 1 for each in tuned))
+        )  # either may tell of all
+    gap = over_seeds(tuned[-1][:count], tuned[before][:count], apart=known)
     return {"from": sizes[before], "to": sizes[-1], **gap.to_json()}

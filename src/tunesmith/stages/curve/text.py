@@ -16,7 +16,7 @@ def markdown(found: dict[str, Any]) -> str:
     head = headline(found)
     lines = [
         f"# Data curve: {found['name']}", "",
-        f"{head['grader']}, {head['unit']}; {found['rows']:,} test rows, the same at every size; in brackets 95 % intervals over {_over(found)}.",
+        f"{head['grader']}, {head['unit']}; {found['rows']:,} test rows, the same at every size; in brackets 95 % intervals over {over(found)}.",
         f"Each training: {found['schedule']}. {drawn(found)}", "",
         _row(HEADS), _row(["---:"] * 4 + ["---:", "---:", "---"]), *(_row(cells) for cells in rows(found)), "",
         *(f"* {line}" for line in beside(found)), "",
@@ -26,7 +26,8 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _over(found: dict[str, Any]) -> str:
+def over(found: dict[str, Any]) -> str:
+    """What intervals are over."""
     if any(len(each["runs"]) > 1 for each in found["sizes"]):
         return "test rows and trainings, of which all sizes tell together how far they lie apart"
     return "test rows. One training of each size says nothing of how another seed would have done"

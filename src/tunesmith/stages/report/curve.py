@@ -28,6 +28,7 @@ def page(found: Mapping[str, Any]) -> str:
         "sentences": list(text.sentences(told)),
         "schedule": found["schedule"],
         "drawn": text.drawn(told),
+        "over": text.over(told),
         "parts": [drawing(found, part) | {"gained": part["gained"]} for part in text.gains(told)[:SMALL]],
         "checked": found["forecast"].get("calibration", {}).get("points", []),
     }

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from html import escape
 from importlib.resources import files
 
 from . import environment
@@ -18,7 +19,7 @@ def standalone(inner: str, width: int, height: int, classes: str) -> str:
         inner: its elements.
         width: in pixels.
         height: in pixels.
-        classes: what its rules are found by; the first begins those that are taken.
+        classes: of the whole, whose rules it takes.
     """
     style = files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     style = re.sub(r"@media[^{]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}", "", style)
@@ -38,5 +39,5 @@ def panels(found: Sequence[Panel]) -> str:
     for place, panel in enumerate(found):
         whole = str(macro.curve(panel, "scatter"))  # type: ignore[attr-defined]
         plot = whole[whole.index("<svg") : whole.rindex("</svg>") + len("</svg>")]
-        inner += f'<svg x="{place * PANEL}" width="{PANEL}"><text x="12" y="18">{panel.title}</text><svg y="{TITLE}">{plot}</svg></svg>'
+        inner += f'<svg x="{place * PANEL}" width="{PANEL}"><text x="12" y="18">{escape(panel.title)}</text><svg y="{TITLE}">{plot}</svg></svg>'
     return standalone(inner, PANEL * len(found), TITLE + HEIGHT, "panel scatter")

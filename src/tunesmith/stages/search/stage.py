@@ -209,7 +209,7 @@ def _trusted(entries: Sequence[dict[str, Any]], lower_is_better: bool, marks: Se
     ended = [
         (entry["scores"], entry["scores"].get("1", worst))
         for entry in entries
-        if "1" in entry["scores"] or entry["reason"]
+        if "1" in entry["scores"] or entry["state"] == "failed"
     ]
     found = {}
     for mark in (f"{mark:g}" for mark in marks):

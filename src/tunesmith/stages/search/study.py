@@ -16,7 +16,7 @@ from typing import Any
 
 from tunesmith.base import Artifact, BusyError, ConfigError, Events, ModelError, ProofError
 from tunesmith.base.errors import exhausted
-from tunesmith.base.files import read_json, write_json
+from tunesmith.base.files import write_json
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
 
@@ -109,9 +109,8 @@ class Study:
         free = available_memory() if self.budget is None else self.budget
         with self._turn():
             for trial in self.trials():
-                if (trial.refused or {}).get("state") == "infeasible" and read_json(trial.folder / PLANNED)[
-                    "needed"
-                ] <= free:
+                needed = (trial.planned or {}).get("needed", 0)
+                if (trial.refused or {}).get("state") == "infeasible" and needed <= free:
                     trial.retried()
 
     def left(self) -> bool:
@@ -207,24 +206,25 @@ class Study:
             return self._parts(trial, self._laid(trial), len(self.search.rungs) - 1)
 
     def _planned(self, trial: Trial, recipe: Recipe) -> str | None:
-        """Why it would not fit into memory; planned once, before anything is loaded."""
-        path = trial.folder / PLANNED
-        if not path.exists():
+        """Why it would not fit into memory; planned before anything is loaded, and again for less memory where nothing has been trained by the plan."""
+        planned = trial.planned
+        less = planned is not None and self.budget is not None and planned["needed"] > self.budget
+        if planned is not None and less and any(trial.made(until) for until in self.search.rungs):
+            return _lacking(planned["needed"], self.budget or 0)
+        if planned is None or less:
             found = next(plans(recipe, self.rows, self.budget)).estimate
-            reason = None if found.fits else _lacking(found.needed, found.available)
-            write_json(path, {
-                "needed": found.needed, "available": found.available, "checkpointing": found.checkpointing, "reason": reason,
-            })  # fmt: skip
-        planned = read_json(path)
-        if planned["reason"] is None and self.budget is not None and planned["needed"] > self.budget:
-            return _lacking(planned["needed"], self.budget)  # it was planned for more
-        return None if planned["reason"] is None else str(planned["reason"])
+            planned = {
+                "needed": found.needed, "available": found.available, "checkpointing": found.checkpointing,
+                "reason": None if found.fits else _lacking(found.needed, found.available),
+            }  # fmt: skip
+            write_json(trial.folder / PLANNED, planned)
+        return planned.get("reason")
 
     def _parts(self, trial: Trial, recipe: Recipe, rung: int) -> Artifact:
         """Every part as far as a rung, the last of them returned; those that are there are not trained again."""
         tune, before = recipe.finetune, tuple[Artifact, ...]()
         if tune.activation_checkpointing == "auto":
-            again = read_json(trial.folder / PLANNED)["checkpointing"]
+            again = bool((trial.planned or {}).get("checkpointing"))
             tune = tune.model_copy(update={"activation_checkpointing": again})
         about: dict[str, Any] = {
             "model": recipe.model,

@@ -68,11 +68,27 @@ class Trial:
         """Note that it comes to nothing, for good."""
         write_json(self.folder / REFUSED, {"state": state, "reason": redacted(reason)})
 
+    @property
+    def planned(self) -> dict[str, Any] | None:
+        """Bytes `needed` and `available`, whether layers are computed again (`checkpointing`) and the `reason` why it would not fit, if any; None before it was planned.
+
+        Raises:
+            ArtifactError: the file that says so is damaged.
+        """
+        path = self.folder / PLANNED
+        return _told(path, {"needed": int, "available": int, "checkpointing": bool}) if path.exists() else None
+
     def outgrown(self) -> None:
         """Note that memory ran out though it was planned to do: it needs more than was free then."""
-        path, free = self.folder / PLANNED, {"needed": 0, "available": available_memory()}
-        planned = read_json(path) if path.exists() else free  # it may have been planning that took too much
-        write_json(path, {**planned, "needed": max(planned["needed"], planned["available"] + 1)})
+        unplanned: dict[str, Any] = {
+            "needed": 0,
+            "available": available_memory(),
+            "checkpointing": False,
+            "reason": None,
+        }
+        planned = self.planned or unplanned  # it may have been planning that took too much
+        more = max(planned["needed"], planned["available"] + 1)
+        write_json(self.folder / PLANNED, {**planned, "needed": more})
         self.refuse("infeasible", "memory ran out though the plan found enough")
 
     def retried(self) -> None:
