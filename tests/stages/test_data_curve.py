@@ -8,29 +8,17 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given as examples_of
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tunesmith.base import Artifact, ConfigError, DataError, Run
 from tunesmith.base.errors import Interrupted
 from tunesmith.base.files import read_json
 from tunesmith.cli.app import app
-from tunesmith.data.example import Example
 from tunesmith.data.prepared import load_examples, load_split
-from tunesmith.data.subset import ordered
-from tunesmith.grading.bleu import Bleu
-from tunesmith.grading.chrf import Chrf
-from tunesmith.grading.classes import Classes
 from tunesmith.grading.json_fields import JsonFields
-from tunesmith.grading.learning_curve import RESAMPLES
-from tunesmith.grading.statistics import Figure
-from tunesmith.grading.ter import Ter
 from tunesmith.stages import ask
 from tunesmith.stages.curve import Curve, data_curve
-from tunesmith.stages.curve.forecast import forecast
 from tunesmith.stages.curve.measure import folder_of
-from tunesmith.stages.curve.settings import doubling
 from tunesmith.stages.curve.text import sentences
 from tunesmith.stages.evaluate import learnt_from
 from tunesmith.stages.finetune import Finetune
@@ -263,53 +251,6 @@ def test_sizes_worse_than_the_base_are_flagged(recipe, tmp_path, monkeypatch):
     assert "too few for a curve" in found["forecast"]["reason"]
 
 
-def told_by(grader, wrong, spec=SETTINGS, rows=60):
-    """A forecast of answers of four words, of which so many per hundred rows are one word off, by size."""
-    gold = [Example(f"t:{n}", (), (({"role": "assistant", "content": f"one two three {n}"},),)) for n in range(rows)]
-    series = [
-        [grader.figures(gold, [f"one two three {n if (7 * n + seed) % 100 >= count else 'x'}" for n in range(rows)])["headline"] for seed in (0, 3)]
-        for count in wrong.values()
-    ]  # fmt: skip
-    return forecast(grader, list(wrong), series, 100, spec)
-
-
-@pytest.mark.parametrize("grader", [Ter(), Bleu(), Chrf(word_order=2)])
-def test_a_corpus_score_has_a_curve_too_whichever_way_is_better(grader):
-    spec = SETTINGS.model_copy(update={"target": 5.0 if grader.better == "lower" else 95.0, "least_gain": 0.5})
-    told = told_by(grader, {10: 90, 20: 70, 40: 45, 80: 30}, spec)
-    first, last = told["line"][0], told["line"][-1]
-    assert (last["value"] - first["value"]) * (1 if grader.better == "higher" else -1) > 0
-    assert all(point["low"] <= point["high"] for point in told["line"])
-    assert told["target"]["rows"] is None or told["target"]["rows"] > 80
-    assert told["calibration"]["of"] == 1
-    assert [each["more"] for each in told["at"]] == [60, 700]
-
-
-def test_samples_of_test_rows_without_a_class_do_not_end_the_curve():
-    """Of some bootstrap samples no row has the field that is graded, so that they have no score."""
-    gold = [Example(f"t:{n}", (), (({"role": "assistant", "content": json.dumps({"role": "ab"[n % 2]} if n < 2 else {"x": 1})},),)) for n in range(60)]  # fmt: skip
-    grader = Classes(by="answer.role")
-    series = [
-        [grader.figures(gold, [json.dumps({"role": "ab"[(n % 2) ^ (n < wrong)]}) for n in range(60)])["headline"]]
-        for wrong in (2, 1, 0)
-    ]
-    told = forecast(grader, [10, 20, 40], series, 100, SETTINGS)
-    assert RESAMPLES / 2 < told["resamples"] < RESAMPLES
-    series = [[Figure(np.ones((3, 1)), lambda sums: np.full(sums.shape[:-1], np.nan), 100.0)]] * 3
-    assert "hold out more rows of each class" in forecast(grader, [10, 20, 40], series, 100, SETTINGS)["reason"]
-
-
-def test_nothing_is_foretold_where_nothing_differs():
-    assert "scores the same" in told_by(Ter(), {10: 100, 20: 100, 40: 100})["reason"]
-    assert "2 sizes are too few" in told_by(Ter(), {10: 50, 20: 40})["reason"]
-
-
-@pytest.mark.parametrize(("total", "expected"), [(3, [1, 2, 3]), (20, [2, 4, 8, 20]), (200, [25, 50, 100, 200]), (220, [25, 50, 100, 220]),
-                                                 (299, [25, 50, 100, 299]), (300, [25, 50, 100, 200, 300])])  # fmt: skip
-def test_sizes_double_up_to_all_rows(total, expected):
-    assert doubling(total) == expected
-
-
 @pytest.mark.parametrize(
     ("settings", "curve", "message"),
     [
@@ -336,26 +277,3 @@ def test_what_no_curve_can_be_made_of_is_refused_before_anything_is_trained(reci
     with pytest.raises((ConfigError, DataError), match=message):
         data_curve(recipe, Curve(**curve), folder=tmp_path / "c", assignments=settings)
     assert not list(tmp_path.glob("c/finetune-*"))
-
-
-@examples_of(
-    st.lists(st.lists(st.sampled_from("abcdefg"), max_size=2), min_size=1, max_size=80), st.integers(0, 3), st.data()
-)
-def test_parts_of_the_rows_are_nested_and_hold_each_class_in_proportion(classes, seed, data):
-    order = ordered(classes, seed)
-    assert sorted(order.tolist()) == list(range(len(classes)))
-    count = {one: sum(one in each for each in classes) or 1 for one in "abcdefg"}
-    own = [min(each, key=lambda one: (count[one], one)) if each else "none" for each in classes]
-    wanted = data.draw(st.integers(0, len(classes)))
-    taken = [own[place] for place in order[:wanted]]
-    kinds = len(set(own))
-    for name in set(own):
-        share = own.count(name) / len(own)
-        assert abs(taken.count(name) - wanted * share) < 1 + kinds * share
-
-
-def test_a_rare_class_is_as_likely_early_as_late():
-    classes = [["rare"]] + [["common"]] * 99
-    place = [ordered(classes, seed).tolist().index(0) for seed in range(200)]
-    assert 40 < np.mean(place) < 60
-    assert np.std(place) > 20

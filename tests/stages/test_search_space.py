@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from tunesmith.base import ConfigError, MachineError
 from tunesmith.stages.recipe import Recipe, read_recipe
@@ -17,7 +16,6 @@ from tunesmith.stages.search.proposals import Known, distributions, grid, import
 from tunesmith.stages.search.settings import Search, Values
 from tunesmith.stages.search.space import chosen, given, space_of, told
 from tunesmith.stages.search.trial import step_of
-from tunesmith.stages.search.trust import trust
 
 RATE, RANK, ALPHA = "finetune.optimizer.learning_rate", "initialise.adapter.rank", "initialise.adapter.alpha"
 SPACE = {
@@ -219,62 +217,6 @@ def test_importance_is_of_what_decides():
     assert importance(SPACE, trials("random", 3), True) == {}
 
 
-def slow_kendall(left, right) -> float:
-    """Tau-b by its definition."""
-    pairs = list(itertools.combinations(range(len(left)), 2))
-    signs = [(np.sign(left[i] - left[j]), np.sign(right[i] - right[j])) for i, j in pairs]
-    first, second = (sum(pair[side] != 0 for pair in signs) for side in (0, 1))
-    return sum(a * b for a, b in signs) / math.sqrt(first * second)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_an_audit_says_what_the_definitions_say(seed):
-    draw = np.random.default_rng(seed)
-    early = draw.normal(size=14).round(1).tolist()  # with ties
-    final = (np.array(early) + draw.normal(size=14)).round(1).tolist()
-    found = trust(early, final, lower_is_better=True)
-    assert found["kendall"]["value"] == pytest.approx(slow_kendall(early, final))
-    ranks = [stats.rankdata(scores) for scores in (early, final)]
-    assert found["spearman"]["value"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
-    assert found["spearman"]["value"] == pytest.approx(stats.spearmanr(early, final).statistic)
-    for name in ("spearman", "kendall"):
-        assert -1 <= found[name]["low"] < found[name]["value"] < found[name]["high"] <= 1
-    best = set(sorted(range(14), key=lambda place: (early[place], place))[:5])
-    stayed = min(len(best & set(chosen)) for chosen in itertools.combinations(range(14), 5) if sorted(final[place] for place in chosen) == sorted(final)[:5])  # fmt: skip
-    assert (found["top"], found["stayed"]) == (5, stayed)
-    assert found["chance"] == pytest.approx(25 / 14)
-    ways = [math.comb(5, kept) * math.comb(9, 5 - kept) for kept in range(6)]
-    assert found["p"] == pytest.approx(sum(ways[found["stayed"] :]) / math.comb(14, 5))
-    upside = trust([-value for value in early], [-value for value in final], lower_is_better=False)
-    assert upside["stayed"] == found["stayed"]
-
-
-def test_the_interval_of_a_correlation_holds_the_true_one_as_often_as_it_says():
-    """Pairs of normal numbers, whose Spearman correlation is 6 / pi asin(rho / 2)."""
-    draw, true, held = np.random.default_rng(0), 6 / math.pi * math.asin(0.7 / 2), 0
-    for _ in range(400):
-        left, right = draw.multivariate_normal([0, 0], [[1, 0.7], [0.7, 1]], 12).T
-        found = trust(left.tolist(), right.tolist(), True)["spearman"]
-        held += found["low"] <= true <= found["high"]
-    assert 0.92 < held / 400 < 0.98
-
-
-def test_an_audit_of_few_or_equal_trials_says_so():
-    assert trust([1.0, 2.0], [1.0, 2.0], True)["spearman"] is None
-    assert trust([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], True)["kendall"] is None
-
-
-def test_ties_do_not_speak_for_the_early_score():
-    assert trust([0.0] * 12, [0.0] * 12, False)["stayed"] == 0
-    early, final = (
-        [9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0],
-        [9.0, 9, 9, 1, 1, 1, 1, 1, 0, 0],
-    )  # two of five equal ones are among the best
-    found = trust(early, final, False)
-    assert found["stayed"] == 3
-    assert found["p"] == pytest.approx(float(stats.hypergeom.sf(2, 10, 5, 5)))
-
-
 def test_what_has_no_place_on_an_axis_is_left_out():
     """The recipe's own value, when it lies outside the space: 0 on an axis that goes by ratios, null on one of numbers."""
     decay, micro = "finetune.optimizer.weight_decay", "finetune.micro_batch"
@@ -285,16 +227,6 @@ def test_what_has_no_place_on_an_axis_is_left_out():
         across = _axis(found, path)
         assert 0 <= across.place(other["settings"][path]) <= 100
         assert len(_slice(found, [own, other], "0.2", path, across).dots) == 1
-    few = trust([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], True)
-    assert (few["spearman"]["low"], few["spearman"]["high"]) == pytest.approx((-1, 1))
-    assert (few["top"], few["stayed"], few["chance"]) == (3, 3, 3.0)
-
-
-def test_a_perfect_order_of_few_trials_is_no_certainty():
-    found = [trust([*range(count)], [*range(count)], True) for count in (6, 12, 24)]
-    lows = [each["spearman"]["low"] for each in found]
-    assert 0 < lows[0] < 0.7 < lows[1] < lows[2] < 1
-    assert [each[name]["value"] for each in found for name in ("spearman", "kendall")] == pytest.approx([1.0] * 6)
 
 
 def test_trials_are_scored_on_their_way_where_the_scheme_says():

@@ -16,15 +16,9 @@ Fields = tuple[str, ...]
 FIRST_ROWS = 200
 """Rows that a file's format is decided by."""
 PAIRS = (
-    ("prompt", "completion"),
-    ("prompt", "answer"),
-    ("prompt", "response"),
-    ("question", "answer"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("input", "output"),
-    ("query", "response"),
-)
+    ("prompt", "completion"), ("prompt", "answer"), ("prompt", "response"), ("question", "answer"),
+    ("instruction", "output"), ("instruction", "response"), ("input", "output"), ("query", "response"),
+)  # fmt: skip
 TRUTH = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
 NEEDS = "each row needs messages, or prompt and answer"
 
