@@ -1,20 +1,14 @@
 import errno
-import fcntl
 import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from tunesmith.base import Artifact, ArtifactError, Interrupted, MachineError, Output, Run, Spec, Stage
-from tunesmith.base.signals import deferred, interruptible
 
 
 class Cook(Spec):
@@ -193,142 +187,6 @@ def test_a_damaged_artifact_is_computed_again(run, kitchen, harm):
 def test_a_stage_that_is_not_there(run):
     with pytest.raises(ArtifactError, match="'cook' is not started"):
         run.artifact("cook")
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from tunesmith.base import Run
-with Run(Path(sys.argv[1])).lock():
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def holder(path: Path) -> "subprocess.Popen[str]":
-    process = subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    return process
-
-
-def test_a_second_process_is_refused_at_once_and_a_killed_ones_lock_is_taken_over(tmp_path):
-    process = holder(tmp_path / "run")
-    try:
-        start = time.monotonic()
-        with (
-            pytest.raises(ArtifactError, match=f"process {process.pid} on .* is working here"),
-            Run(tmp_path / "run").lock(),
-        ):
-            pass
-        assert time.monotonic() - start < 2
-    finally:
-        process.kill()
-        process.wait()
-    with Run(tmp_path / "run").lock():
-        assert f"process {os.getpid()} " in (tmp_path / "run" / ".lock").read_text()
-
-
-def test_a_second_process_is_refused_before_torch_is_loaded(tmp_path):
-    process = holder(tmp_path / "run")
-    code = "import sys; from tunesmith.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, "finetune", "recipe.yaml", "--run", tmp_path / "run"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    finally:
-        process.kill()
-        process.wait()
-    assert (done.returncode, done.stdout) == (2, "False\n")
-    assert f"process {process.pid} on {socket.gethostname()} is working here" in done.stderr
-
-
-def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ArtifactError, match="cannot write here") as caught, Run(tmp_path / "file" / "run").lock():
-        pass
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    """As some network file systems are; none can be mounted here."""
-
-    def without(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", without)
-    with pytest.raises(ArtifactError, match="locks no files"), Run(tmp_path / "run").lock():
-        pass
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-class TestSignals:
-    def test_raise_at_once_where_asked(self, number, code):
-        before = signal.getsignal(number)
-
-        def wait():
-            with interruptible():
-                os.kill(os.getpid(), number)
-                time.sleep(5)
-
-        with pytest.raises(Interrupted) as caught:
-            wait()
-        assert caught.value.exit_code == code
-        assert signal.getsignal(number) is before
-
-    def test_pass_by_who_catches_every_exception(self, number, code):
-        def wait():
-            with interruptible():
-                try:
-                    os.kill(os.getpid(), number)
-                    time.sleep(5)
-                except Exception:  # noqa: BLE001  as libraries do
-                    return
-
-        with pytest.raises(Interrupted):
-            wait()
-
-    def test_come_again_where_nothing_can_be_raised(self, number, code):
-        class Dropped:
-            def __del__(self) -> None:
-                os.kill(os.getpid(), number)
-
-        def wait():
-            with interruptible():
-                dropped = Dropped()
-                del dropped
-                time.sleep(5)
-
-        begun = time.monotonic()
-        with pytest.raises(Interrupted):
-            wait()
-        assert time.monotonic() - begun < 4
-
-    def test_are_looked_at_once_more_at_the_end(self, number, code):
-        def last():
-            with deferred():
-                os.kill(os.getpid(), number)
-                time.sleep(0.01)
-
-        with pytest.raises(Interrupted) as caught:
-            last()
-        assert caught.value.exit_code == code
-
-    def test_or_wait_for_a_safe_point(self, number, code):
-        before = signal.getsignal(number)
-        with deferred() as stop:
-            stop.check()
-            os.kill(os.getpid(), number)
-            time.sleep(0.01)
-            safe = "reached"
-            with pytest.raises(Interrupted) as caught:
-                stop.check()
-        assert safe == "reached"
-        assert caught.value.exit_code == code
-        assert signal.getsignal(number) is before
 
 
 def test_an_artifact_under_the_name_of_another_is_made_anew(run, kitchen):

@@ -1,6 +1,5 @@
 """Files of every kind give the same rows, and a bad line is a reason, never an error."""
 
-import csv
 import gzip
 import json
 from pathlib import Path
@@ -12,9 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.base import DataError
-from tunesmith.data.conversation import ROLES, SPEAKERS
 from tunesmith.data.sources import Record, find_files, open_source
-from tunesmith.data.sources.csv_file import _SPEAKERS
 from tunesmith.data.sources.jsonl import Jsonl
 
 ROWS = [{"prompt": f"question {number}", "answer": f"Antwort „{number}“ 😀"} for number in range(3)]
@@ -219,24 +216,6 @@ def test_what_cannot_be_read_at_all_says_what_to_do(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_table_cells_become_json_values(tmp_path: Path) -> None:
-    import datetime
-    import decimal
-
-    row = {
-        "a": datetime.date(2026, 1, 2),
-        "b": decimal.Decimal("1.5"),
-        "c": b"123",
-        "d": float("nan"),
-        "e": None,
-        "f": [1, 2],
-    }
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
-    (record,) = open_source(str(tmp_path / "t.parquet"))
-    assert record.value == {"a": "2026-01-02", "b": 1.5, "c": {"bytes": 3}, "d": None, "f": [1, 2]}
-    json.dumps(record.value)
-
-
 @pytest.mark.parametrize(("name", "piece"), [("a.jsonl.gz", b"\0"), ("a.json.gz", b" "), ("a.csv.gz", b"a\n")])
 def test_a_bomb_is_refused_before_its_rows_are_read(tmp_path, name, piece):
     with gzip.open(tmp_path / name, "wb") as file:
@@ -282,19 +261,6 @@ def test_fields_of_other_rows_are_not_filled_in(tmp_path: Path) -> None:
     ]
 
 
-def test_cells_may_be_messages(tmp_path: Path) -> None:
-    said = [{"role": "assistant", "content": "Hello"}]
-    with (tmp_path / "a.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["prompt", "chosen", "rejected", "completion"])
-        table.writerow(["Hi", json.dumps(said), json.dumps([{**said[0], "content": "No"}]), '[{"name": "x"}]'])
-        table.writerow(["Hi", repr(said), "No", "[{not json"])
-    first, second = open_source(str(tmp_path / "a.csv"))
-    assert first.value["chosen"] == said
-    assert first.value["completion"] == '[{"name": "x"}]'  # an answer that is JSON
-    assert "the cell 'chosen' is not valid JSON" in second.defect
-
-
 def test_rows_of_a_list_on_one_line_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(ROWS))
     records = list(open_source(str(tmp_path / "a.json")))
@@ -304,32 +270,3 @@ def test_rows_of_a_list_on_one_line_are_told_apart(tmp_path: Path) -> None:
         f"{tmp_path / 'a.json'}:1:2",
         f"{tmp_path / 'a.json'}:1:3",
     ]
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [
-        "[[1, 2], [3, 4]]",
-        '[{"value": 5, "unit": "kg"}]',
-        '[{"from": "Berlin", "to": "Paris"}]',
-        "[[Paris]] is a town",
-        "[[see]]",
-    ],
-)
-def test_cells_that_only_begin_like_messages_are_text(tmp_path: Path, cell: str) -> None:
-    with (tmp_path / "a.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["prompt", "completion"], [cell, cell]])
-    (found,) = open_source(str(tmp_path / "a.csv"))
-    assert found.value == {"prompt": cell, "completion": cell}
-
-
-@pytest.mark.parametrize("turn", [{"content": "x" * 2000, "role": "assistant"}, {"from": "chatgpt", "value": "Hello"}])
-def test_cells_of_messages_may_begin_with_what_is_said(tmp_path: Path, turn: dict[str, str]) -> None:
-    with (tmp_path / "a.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["prompt", "chosen"], ["Hi", json.dumps([turn])]])
-    (found,) = open_source(str(tmp_path / "a.csv"))
-    assert found.value["chosen"] == [turn]
-
-
-def test_all_who_speak_are_known() -> None:
-    assert {*ROLES, *SPEAKERS, "function_call", "tool_call"} == set(_SPEAKERS.split("|"))
