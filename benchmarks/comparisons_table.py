@@ -62,7 +62,7 @@ def merged(result: dict[str, Any]) -> str:
     tasks = result["tasks"]
     heads = [head for task in tasks for head in (f"{task} ({result['units'][task]})", "against its own")]
     lines = [f"| | {' | '.join(heads)} | kept of the sum |", "|---|" + "--:|" * (len(heads) + 1)]
-    titles = {"base": "base", "own": "each task's own"}
+    titles = {"base": "base", "own": "each task's own", "cat-whole": "`cat`, weights 1 and 1"}
     for name in next(iter(tasks.values())):
         cells = []
         for systems in tasks.values():

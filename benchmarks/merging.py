@@ -27,6 +27,10 @@ TASKS = {"quickstart": ("prepare.test_rows=100", "evaluate.baselines=false"), "t
 """Recipes, and what is changed of them."""
 ALONE = ("evaluate.shots=0", "evaluate.general=null", "evaluate.gate={beat: [base], margin: null}")
 """Nothing but base and tuned model on the task's own rows."""
+WAYS = {str(member.model_fields["kind"].default): () for member in Merging.members()} | {
+    "cat-whole": ("merge.method.kind=cat", "merge.weights=[1,1]")
+}
+"""Every method with its defaults, and both runs added up whole: by default `cat` takes half of each."""
 
 
 def learn(task: str, seed: int) -> Pipeline:
@@ -38,10 +42,11 @@ def learn(task: str, seed: int) -> Pipeline:
     return pipeline
 
 
-def put_together(method: str, seed: int) -> Merger:
+def put_together(way: str, seed: int) -> Merger:
     """The tasks' runs as one, evaluated on both."""
     runs = [RUNS / f"{task}-{seed}" for task in TASKS]
-    merger = Merger(merged_from(runs, (f"merge.method.kind={method}", f"seed={seed}")), Run(RUNS / f"{method}-{seed}"))
+    settings = (*(WAYS[way] or (f"merge.method.kind={way}",)), f"seed={seed}")
+    merger = Merger(merged_from(runs, settings), Run(RUNS / f"{way}-{seed}"))
     with merger.run.lock():
         merger.record()
         merger.evaluate()
@@ -73,16 +78,16 @@ def told(found: Sequence[dict[str, Figure]]) -> dict[str, Any]:
     }
 
 
-def measure(seeds: Sequence[int], methods: Sequence[str]) -> dict[str, Any]:
+def measure(seeds: Sequence[int]) -> dict[str, Any]:
     """Learn, merge, and compare."""
     tasks: dict[str, list[dict[str, Figure]]] = {task: [] for task in TASKS}
-    kept: dict[str, list[float]] = {method: [] for method in methods}
+    kept: dict[str, list[float]] = {way: [] for way in WAYS}
     units = {}
     for seed in seeds:
         own = [learn(task, seed) for task in TASKS]
-        mergers = {method: put_together(method, seed) for method in methods}
-        for method, merger in mergers.items():
-            kept[method].append(merger.merge().metrics["kept"])
+        mergers = {way: put_together(way, seed) for way in WAYS}
+        for way, merger in mergers.items():
+            kept[way].append(merger.merge().metrics["kept"])
         for number, (task, pipeline) in enumerate(zip(TASKS, own, strict=True), start=1):
             tasks[task].append(figures(pipeline, number, mergers))
             units[task] = f"{pipeline.recipe.evaluate.graders[0].kind}, {pipeline.recipe.evaluate.graders[0].unit}"
@@ -92,13 +97,11 @@ def measure(seeds: Sequence[int], methods: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and keep."""
-    kinds = [str(member.model_fields["kind"].default) for member in Merging.members()]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="*", default=sorted(kinds))
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
-    found = measure(given.seeds, given.methods)
+    found = measure(given.seeds)
     stamp = {"date": datetime.date.today().isoformat(), "environment": environment(), "seeds": given.seeds}
     given.out.write_text(json.dumps({**stamp, **found}, indent=1) + "\n")
 
