@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from tunesmith.base import Run
+from tunesmith.base import ModelError, Run
 from tunesmith.base.files import read_json
+from tunesmith.stages.search import trial as trial_stage
 from tunesmith.stages.search.trial import Trial
 
 SPACE = {
@@ -42,6 +43,19 @@ def write_recipe(folder: Path, model: Path) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(settings))
     return path
+
+
+def fail_once(monkeypatch) -> None:
+    """The first trial that is to be concluded comes to nothing."""
+    real, failed = trial_stage.conclude, []
+
+    def conclude(begun, out):
+        if failed:
+            return real(begun, out)
+        failed.append(out.path)
+        raise ModelError("the loss is not finite")
+
+    monkeypatch.setattr(trial_stage, "conclude", conclude)
 
 
 def results(run: Run) -> dict:

@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 from scipy import stats
-from searches import SPACE, learnt, results, trials, write_recipe
+from searches import SPACE, fail_once, learnt, results, trials, write_recipe
 
 import tunesmith
-from tunesmith.base import ModelError, Run
+from tunesmith.base import Run
 from tunesmith.base.spec import read_yaml
 from tunesmith.stages import plan
 from tunesmith.stages.estimate import gigabytes
@@ -178,15 +178,7 @@ def test_what_would_not_fit_is_not_started_and_what_fails_is_not_repeated(recipe
 
 def test_the_place_of_a_trial_that_fails_on_its_way_is_the_next_bests(searched, recipe, tmp_path, monkeypatch):
     """Though only one is sent to the end."""
-    real, failed = trial_stage.conclude, []
-
-    def conclude(begun, out):
-        if failed:
-            return real(begun, out)
-        failed.append(out.path)
-        raise ModelError("the loss is not finite")
-
-    monkeypatch.setattr(trial_stage, "conclude", conclude)
+    fail_once(monkeypatch)
     tunesmith.search(recipe, folder=tmp_path / "r")
     found = results(Run(tmp_path / "r"))
     order = [t["number"] for t in sorted(searched[1]["trials"], key=lambda trial: trial["scores"]["0.2"])]

@@ -5,12 +5,11 @@ import os
 
 import pytest
 from scipy import stats
-from searches import results, trials, write_recipe
+from searches import fail_once, results, trials, write_recipe
 
 import tunesmith
-from tunesmith.base import ArtifactError, ConfigError, ModelError, Run
+from tunesmith.base import ArtifactError, ConfigError, Run
 from tunesmith.stages.pipeline import open_run
-from tunesmith.stages.search import trial as trial_stage
 from tunesmith.stages.search.study import Study
 
 
@@ -30,15 +29,7 @@ def study(recipe, tmp_path):
 
 def test_a_trial_that_was_best_early_and_then_failed_is_the_worst_at_the_end(recipe, tmp_path, monkeypatch):
     """In an audit; the choice without one would have gone to the next best, and what the failed one cost is counted."""
-    real, failed = trial_stage.conclude, []
-
-    def conclude(begun, out):
-        if failed:
-            return real(begun, out)
-        failed.append(out.path)
-        raise ModelError("the loss is not finite")
-
-    monkeypatch.setattr(trial_stage, "conclude", conclude)
+    fail_once(monkeypatch)
     tunesmith.search(recipe, "search.audit=true", folder=tmp_path / "r")
     run = Run(tmp_path / "r")
     found = results(run)
