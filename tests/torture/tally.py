@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from scipy.stats import beta
 from tunesmith.base.artifact import environment
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "torture"
+
+ELSEWHERE = re.compile(r"/[\w./-]*?/(site-packages|lib/python[\d.]+|pytest-\d+)/")
+"""Where on a machine packages and trials are, which says nothing on another."""
 
 Outcome = Literal["held", "loud", "silent"]
 """It ended as promised; it did not, and said so; it did not, and looked as if it had."""
@@ -34,7 +38,8 @@ class Tally:
 
     def note(self, trial: str, outcome: Outcome, reason: str = "") -> None:
         """Count a trial."""
-        self.trials.append({"trial": trial, "outcome": outcome, "reason": reason[:300]})
+        said = ELSEWHERE.sub(r".../\1/", reason)
+        self.trials.append({"trial": trial, "outcome": outcome, "reason": said[:300]})
 
     def verdict(self, trial: str, held: bool, said: bool = False, reason: str = "") -> None:
         """Count a trial that held, or failed having said something or nothing."""
