@@ -35,11 +35,12 @@ def varied(result: dict[str, Any], what: str, first: str) -> list[str]:
         what: a variant is.
         first: what the recipe's own is called.
     """
+    from tunesmith.grading import HEADLINE
     from tunesmith.stages.compare import GIVEN
     from tunesmith.stages.curve.text import name_of
 
     chosen = [one for one in result["figures"] if one["summary"]]
-    names = [name_of(one) for one in chosen]
+    names = [name_of(one) if one["name"] == HEADLINE else f"{one['grader']}: {one['name']}" for one in chosen]
     lines = [f"| {what} | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
     for variant in result["variants"]:
         name = variant["name"]

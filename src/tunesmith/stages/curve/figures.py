@@ -195,6 +195,12 @@ def _apart(series: Series) -> list[Spread | None]:
     return of_groups([[one.point for one in each] for each in series])
 
 
+def _told(series: Series) -> int:
+    """Trainings beyond the first of each size that tells something of seeds."""
+    points = [[one.point for one in each] for each in series]
+    return sum(len(each) - 1 for each in points if len(set(each)) > 1) or sum(len(each) - 1 for each in points)
+
+
 def _values(series: Series) -> list[dict[str, Any]]:
     """Per size the mean and each training's score; how far trainings lie apart, all sizes tell together."""
     return [
@@ -232,8 +238,6 @@ def _gained(sizes: Sequence[int], tuned: Series) -> dict[str, Any] | None:
     first, last, known = apart[before], apart[-1], None
     if first and last:
         known = together(first, last)
-        known = replace(
-            known, freedom=min(known.freedom, sum(len(each) - 1 for each in tuned))
-        )  # either may tell of all
+        known = replace(known, freedom=min(known.freedom, _told(tuned)))  # either may tell of all sizes
     gap = over_seeds(tuned[-1][:count], tuned[before][:count], apart=known)
     return {"from": sizes[before], "to": sizes[-1], **gap.to_json()}

@@ -206,7 +206,7 @@ class Study:
             return self._parts(trial, self._laid(trial), len(self.search.rungs) - 1)
 
     def _planned(self, trial: Trial, recipe: Recipe) -> str | None:
-        """Why it would not fit into memory; planned before anything is loaded, and again for less memory where nothing has been trained by the plan."""
+        """Why it would not fit into memory; planned before anything is loaded, and again for less memory where no part has been finished by the plan."""
         planned = trial.planned
         less = planned is not None and self.budget is not None and planned["needed"] > self.budget
         if planned is not None and less and any(trial.made(until) for until in self.search.rungs):
