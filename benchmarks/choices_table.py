@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from comparisons_table import varied
-from words import measured, spoken
+from words import called, measured, spoken
 
 
 def curved(result: dict[str, Any], name: str, title: str, command: str) -> str:
     """The figure, the score at each size and what they foretell."""
-    from tunesmith.grading import HEADLINE
     from tunesmith.stages.curve import text
 
     lines = [f"![{title}, over rows learnt from]({name}.svg)", ""]
@@ -20,8 +19,7 @@ def curved(result: dict[str, Any], name: str, title: str, command: str) -> str:
         lines += ["", f"| rows | {' | '.join(sizes)} |", "|---|" + "--:|" * len(sizes)]
         for each in others:
             values = " | ".join(f"{point['value']:.1f}" for point in each["points"])
-            called = text.name_of(each) if each["name"] == HEADLINE else f"{each['grader']}: {each['name']}"
-            lines.append(f"| {called} | {values} |")
+            lines.append(f"| {called(each)} | {values} |")
     lines += ["", *(f"* {line}" for line in (*text.beside(result), *text.sentences(result)))]
     if gains := text.gains(result):
         brought = ", ".join(f"{one['name']} {one['gained']['value']:+.1f}" for one in gains[:5])

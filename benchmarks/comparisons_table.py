@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from words import measured, minutes, spoken
+from words import called, measured, minutes, spoken
 
 
 def raced(result: dict[str, Any]) -> str:
@@ -35,12 +35,10 @@ def varied(result: dict[str, Any], what: str, first: str) -> list[str]:
         what: a variant is.
         first: what the recipe's own is called.
     """
-    from tunesmith.grading import HEADLINE
     from tunesmith.stages.compare import GIVEN
-    from tunesmith.stages.curve.text import name_of
 
     chosen = [one for one in result["figures"] if one["summary"]]
-    names = [name_of(one) if one["name"] == HEADLINE else f"{one['grader']}: {one['name']}" for one in chosen]
+    names = [called(one) for one in chosen]
     lines = [f"| {what} | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
     for variant in result["variants"]:
         name = variant["name"]

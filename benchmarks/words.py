@@ -14,6 +14,11 @@ def spoken(interval: dict[str, Any], sign: str = "", digits: int = 1) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def called(figure: dict[str, Any]) -> str:
+    """What a column of a grader's figure is called: a headline by its unit, a part by its name."""
+    return f"{figure['grader']}{', ' + figure['unit'] if figure['name'] == 'headline' else ': ' + figure['name']}"
+
+
 def measured(result: dict[str, Any]) -> str:
     """Where and when."""
     place = result["environment"]
