@@ -104,9 +104,7 @@ def test_the_band_holds_a_further_training_about_as_often_as_it_says():
         curve = LearningCurve(SIZES, value_K, resampled(series, resamples=80), 100.0, by_seed(series, resamples=80))
         (low,), (high,) = curve.band(np.array([1600.0]))
         held.append(np.mean((low <= (new := generator.normal(true[-1], 2.0, 200))) & (new <= high)))
-    assert (
-        0.83 < np.mean(held) < 0.99
-    )  # of so few samples; what the three trainings of the last such size did holds 0.76
+    assert 0.85 < np.mean(held) < 0.99  # a little less than it says, of so few samples
 
 
 def test_calibration_foretells_larger_sizes_from_smaller_ones_alone():
