@@ -14,13 +14,14 @@ import pytest
 from whole_runs import write_recipe
 
 import tunesmith
-from tunesmith.base import Artifact, Run, Spec, Stage
+from tunesmith.base import Artifact, Output, Run, Spec, Stage
 from tunesmith.base.files import read_json
 from tunesmith.data.prepared import load_split
 from tunesmith.grading.reward_model import RewardModel
 from tunesmith.models.find import files_of
 from tunesmith.models.load import load_tokenizer
 from tunesmith.stages import finetune, rendering
+from tunesmith.stages.finetune import Finetune, begin
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.validation import Judge
 
@@ -94,9 +95,17 @@ def test_a_run_goes_on_another_day_with_a_template_that_tells_the_date(recipe, t
     pipeline = open_run(recipe, tmp_path / "run", (f"model={folder}",))
     prepared = pipeline.stage("prepare")
     row = load_split(prepared.path, "train")[0]
-    assert load_tokenizer(str(folder)).decode(row.sequences[0].tokens).startswith("Today is 29 Feb 2024.")
+    asked_on = "Today is 29 Feb 2024."
+    read = load_tokenizer(str(folder)).decode
+    assert read(row.sequences[0].tokens).startswith(asked_on)
     claims = read_json(pipeline.stage("initialise") / "proof.json")["claims"]
     assert [claim["holds"] for claim in claims if claim["claim"] == "training tokens are serving tokens"] == [True]
+    settings = Finetune(objective={"kind": "grpo"}, rollouts={"rewards": [{"grader": {"kind": "exact"}}], "samples": 2, "max_tokens": 2})  # fmt: skip
+    begun = begin(
+        settings, prepared, Output(tmp_path / "out", pipeline.run.events), str(folder), "fp32", {"kind": "lora"}, 0
+    )
+    (rolled, *_) = begun.training.data.roll(0)
+    assert read(rolled.sequences[0].tokens).startswith(asked_on)
 
 
 def test_what_was_best_in_steps_that_are_done_anew_is_forgotten(recipe, tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ from tunesmith.base import DataError
 from tunesmith.base.artifact import MANIFEST
 from tunesmith.base.run import deployed
 from tunesmith.data.example import Example, Row
-from tunesmith.data.render import Renderer
 from tunesmith.models.find import files_of
 from tunesmith.models.load import Loaded, Precision, locate
 from tunesmith.models.scorer import load_scorer, score_rows
@@ -47,9 +46,7 @@ class RewardModel(Paying):
         """The score of each answer."""
         loaded = _scorer(self._model, self.precision)
         asked = [_answered(example, answer) for example, answer in zip(examples, answers, strict=True)]
-        rows = [
-            _usable(row, example) for row, example in zip(Renderer(loaded.tokenizer).rows(asked), asked, strict=True)
-        ]
+        rows = [_usable(row, example) for row, example in zip(loaded.renderer().rows(asked), asked, strict=True)]
         return [score for (score,) in score_rows(loaded, rows)]
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[str]) -> dict[str, Figure]:

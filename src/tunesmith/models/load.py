@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tunesmith.base import ModelError
 from tunesmith.base.files import sha256
+from tunesmith.data.render import Renderer
 from tunesmith.kernels.memory import give_back, keep_steady
 from tunesmith.kernels.products import fast_float32
 from tunesmith.kernels.quantised_linear import QuantisedLinear
@@ -45,6 +46,8 @@ class Loaded:
     """Whether fused operations may compute it, where they can."""
     checkpointing: bool = False
     """Whether the backward computes layers again instead of the forward keeping what they compute (activation checkpointing)."""
+    today: str | None = None
+    """The day (YYYY-MM-DD) that its template tells, if it tells one and not the clock's."""
     notes: list[str] = field(default_factory=list)
     penalty: Callable[[], Tensor] | None = None
     """What the model itself adds to the loss while it learns, for each thing that the objective counts: a scalar of the last pass."""
@@ -65,6 +68,10 @@ class Loaded:
         else:
             held.refresh()
         return held
+
+    def renderer(self) -> Renderer:
+        """Turns conversations into its tokens."""
+        return Renderer(self.tokenizer, today=self.today)
 
     @property
     def prefix(self) -> tuple[int, ...]:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from tunesmith.data.render import Renderer
-
 from .decoding import Decoding, Feed, FusedDecoding, GenericDecoding
 from .load import Loaded
 from .padded import PaddedDecoding
@@ -51,7 +49,7 @@ class Scheduler:
     def __init__(self, loaded: Loaded, batch: int, chunk: int, room: int, keep: bool) -> None:
         loaded.model.eval()
         self.batch, self.chunk, self.turn = batch, chunk, loaded.turn
-        self.renderer, self.prefix = Renderer(loaded.tokenizer), loaded.prefix
+        self.renderer, self.prefix = loaded.renderer(), loaded.prefix
         count = Pages.needed(room)
         self.decoding = decoding_of(loaded).of(loaded, count)
         paged = self.decoding.paged

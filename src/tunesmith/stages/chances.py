@@ -40,7 +40,7 @@ def chances(loaded: Loaded, examples: Sequence[Example], asked: Sequence[Asked])
     """Per example and field, how probable each class is among all of the field: exp of its answer's log-likelihood, over their sum."""
     loaded.model.eval()
     found: list[Told] = [{} for _ in examples]
-    for groups in _passes(_groups(Renderer(loaded.tokenizer), examples, asked)):
+    for groups in _passes(_groups(loaded.renderer(), examples, asked)):
         batch = Batch.of([row for _, _, row in groups])
         likely_S = batch.per_sequence(token_logps(loaded, batch)).double().cpu()
         for place, (number, field, _) in enumerate(groups):

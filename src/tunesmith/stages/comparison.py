@@ -9,7 +9,6 @@ from tunesmith.base import Artifact, Output, Spec, Stage
 from tunesmith.base.files import write_atomic, write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.prepared import load_examples, load_split
-from tunesmith.data.render import Renderer
 from tunesmith.grading import Likelihood
 from tunesmith.grading.gate import PROMPTED
 from tunesmith.grading.perplexity import Perplexity
@@ -43,7 +42,7 @@ class Task:
         rows = load_split(source.prepared.path, "test", self.spec.rows)
         self.rows = rows if self.reads else rows[:PROBE]  # without such a grader a few serve the proof
         self.general = [] if self.spec.general is None else general_examples(self.spec.general)
-        self.general_rows = [Renderer(loaded.tokenizer).row(example) for example in self.general]
+        self.general_rows = [loaded.renderer().row(example) for example in self.general]
         self.answers = _answers(source.evaluated, (*self.spec.gate.beat, PROMPTED))
         self.likelihoods: dict[str, list[Likelihood]] = {}
         self.tell = asking(self.spec.graders, self.examples)

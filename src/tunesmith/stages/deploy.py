@@ -198,7 +198,7 @@ def _export(kind: Kind, loaded: Loaded, out: Output, proof: Proof, rows: list[Ro
     """Write the GGUF file of the stored model, read it as a stranger's, and claim that it is the same; the gap."""
     expected = last_logits(loaded, rows)
     loaded.release()
-    renderer, file, place = Renderer(loaded.tokenizer), out / "model.gguf", out / "read-back"
+    renderer, file, place = loaded.renderer(), out / "model.gguf", out / "read-back"
     prompts = [_read(renderer, example) for example in examples]
     plain = all(example.text is not None for example in examples)  # a chat template writes what a prompt begins with
     begins = plain and loaded.tokenizer("a").input_ids[:1] == [loaded.tokenizer.bos_token_id]
@@ -209,7 +209,7 @@ def _export(kind: Kind, loaded: Loaded, out: Output, proof: Proof, rows: list[Ro
     again = load(str(place), "fp32")
     found = last_logits(again, rows)
     shutil.rmtree(place)
-    own, theirs = prompts, [_read(Renderer(again.tokenizer), example) for example in examples]
+    own, theirs = prompts, [_read(again.renderer(), example) for example in examples]
     same = sum(map(list.__eq__, own, theirs))
     proof.claim(f"tokens of the GGUF file in {kind} = of the trained model", same == len(own), prompts=len(own))
     if kind == "f32":

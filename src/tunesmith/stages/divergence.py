@@ -13,7 +13,6 @@ from tunesmith.base import Artifact, DataError, Output, Spec, Stage
 from tunesmith.base.files import write_atomic, write_json
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_examples
-from tunesmith.data.render import Renderer
 from tunesmith.grading.base import units
 from tunesmith.grading.statistics import Array, Figure, interval
 from tunesmith.models.generate import Sampling, generate
@@ -45,7 +44,7 @@ def divergence(
         raise DataError("divergence: there are no test rows; set prepare.test or prepare.test_fraction")
     loaded = load(model, served(precision))
     merge(loaded, adapter, finetuned, precision)
-    renderer = Renderer(loaded.tokenizer)
+    renderer = loaded.renderer()
     prompts = [renderer.prompt(example.asked, example.tools) for example in examples]
     samplings = [Sampling(spec.max_tokens, 1.0, seed=seed_of(seed, place)) for place in range(len(prompts))]
     said = generate(loaded, prompts, samplings)

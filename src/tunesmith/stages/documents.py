@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from tunesmith.base import DataError, Output, Spec
 from tunesmith.base.files import write_atomic
 from tunesmith.data.documents import Passage, Question, about_missing, document_files, read_passages, read_questions
-from tunesmith.data.render import Renderer
 from tunesmith.data.retrieval import Retriever, nearest
 from tunesmith.data.retrieval.bm25 import BM25
 from tunesmith.data.retrieval.embedding import Embedding
@@ -118,7 +117,7 @@ def readings(spec: Retrieval, loaded: Loaded, max_tokens: int) -> dict[str, Read
 def _reading(
     spec: Retrieval, about: str, questions: Sequence[Question], chosen: Sequence[Sequence[Passage]], loaded: Loaded, max_tokens: int
 ) -> Reading:  # fmt: skip
-    renderer, longest = Renderer(loaded.tokenizer), room(loaded, max_tokens)
+    renderer, longest = loaded.renderer(), room(loaded, max_tokens)
     rows, prompts, shortened = [], [], 0
     for question, passages in zip(questions, chosen, strict=True):
         kept = list(passages)

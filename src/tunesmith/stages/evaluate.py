@@ -12,7 +12,6 @@ from tunesmith.base.files import read_json, write_atomic, write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split
-from tunesmith.data.render import Renderer
 from tunesmith.data.sources import find_files
 from tunesmith.grading import Grader, Likelihood
 from tunesmith.grading.baselines import majority, svm
@@ -219,7 +218,7 @@ def _general(spec: Evaluate, loaded: Loaded) -> list[Row]:
     """Rows of the general set as tokens."""
     if spec.general is None:
         return []
-    return [Renderer(loaded.tokenizer).row(example) for example in general_examples(spec.general)]
+    return [loaded.renderer().row(example) for example in general_examples(spec.general)]
 
 
 def _generally(spec: Evaluate, loaded: Loaded, base: list[Likelihood], tuned: list[Likelihood]) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def begin(
     """
     learnt, held_out = splits(spec, prepared, model, precision, seed)
     loaded = load(model, precision)
-    loaded.checkpointing = spec.activation_checkpointing is True
+    loaded.checkpointing, loaded.today = spec.activation_checkpointing is True, rendered_on(prepared.path)
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
     if spec.optimizer.moves_frozen:
         loaded.model.float()

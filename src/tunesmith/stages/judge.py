@@ -31,7 +31,7 @@ OPENING = 32
 
 def answer(loaded: Loaded, examples: Sequence[Example], sampling: Sampling, shots: Sequence[Message] = ()) -> list[str]:
     """A greedy or sampled answer to what each example asks, after `shots` if given; of plain text, what follows its beginning."""
-    renderer = Renderer(loaded.tokenizer)
+    renderer = loaded.renderer()
     prompts = [
         renderer.prompt(with_shots(example, shots), example.tools)
         if example.text is None
@@ -73,7 +73,7 @@ def worked(
     """
     train = [example for example in train if example.answers and example.wanted]
     places = sorted(np.random.default_rng(0).permutation(len(train))[:count].tolist())
-    shots, renderer, most = [train[place] for place in places], Renderer(loaded.tokenizer), room(loaded, max_tokens)
+    shots, renderer, most = [train[place] for place in places], loaded.renderer(), room(loaded, max_tokens)
     talks = [example for example in asked if example.text is None]
     while shots:
         told = as_shots(shots)
@@ -178,7 +178,7 @@ def grade(loaded: Loaded, examples: Sequence[Example], grader: Grader, max_token
 
 def earned(loaded: Loaded, examples: Sequence[Example], rollouts: Rollouts) -> float:
     """What a greedy answer earns in the mean, as long as sampled ones may be and cut off as they are."""
-    renderer = Renderer(loaded.tokenizer)
+    renderer = loaded.renderer()
     prompts = [renderer.prompt(example.asked, example.tools) for example in examples]
     answers = generate(loaded, prompts, Sampling(max_tokens=rollouts.max_tokens))
     paid = rollouts.earned([each.text.strip() for each in answers], examples)

@@ -14,7 +14,6 @@ import torch
 from tunesmith.base import Artifact
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
-from tunesmith.data.render import Renderer
 from tunesmith.kernels.decode import PAGE
 from tunesmith.methods.pruning.base import decoder_layers, kind_of, linears
 from tunesmith.models.decoding import Decoding, Feed
@@ -78,7 +77,7 @@ def as_served(loaded: Loaded, precision: Precision) -> Loaded:
 
 def perplexities(loaded: Loaded, prepared: Artifact) -> dict[str, float | None]:
     """Of a few validation rows, and of the general set that is bundled."""
-    general = [Renderer(loaded.tokenizer).row(example) for example in general_examples()]
+    general = [loaded.renderer().row(example) for example in general_examples()]
     validation = load_split(prepared.path, "validation")[:WATCHED]
     return {
         "validation": _perplexity(loaded, validation) if validation else None,

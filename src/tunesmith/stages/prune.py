@@ -17,7 +17,7 @@ from tunesmith.base.proof import Proof
 from tunesmith.base.run import clear
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
-from tunesmith.data.prepared import load_split
+from tunesmith.data.prepared import load_split, rendered_on
 from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.pruning import Pruning
@@ -185,7 +185,7 @@ def _recover(
     assert spec.method is not None
     assert spec.recovery is not None
     loaded = load(str(cut), served(precision))
-    loaded.checkpointing = spec.recovery.activation_checkpointing is True
+    loaded.checkpointing, loaded.today = spec.recovery.activation_checkpointing is True, rendered_on(prepared.path)
     held = spec.method.zeros(loaded.model)
     spec.adapter.attach(loaded, seed)
     given, held_out = splits(spec.recovery, prepared, str(cut), precision, seed)

@@ -19,7 +19,6 @@ from tunesmith.base.files import write_atomic, write_json
 from tunesmith.data.example import Example
 from tunesmith.data.formats import FORMATS
 from tunesmith.data.prepared import load_examples
-from tunesmith.data.render import Renderer
 from tunesmith.grading.exact import Exact
 from tunesmith.kernels.memory import Peak
 from tunesmith.models.generate import Completion, Sampling, generate
@@ -162,7 +161,7 @@ def _golds(spec: Sample, examples: list[Example]) -> list[float]:
 
 
 def _prompts(loaded: Loaded, examples: list[Example]) -> list[list[int]]:
-    renderer = Renderer(loaded.tokenizer)
+    renderer = loaded.renderer()
     return [renderer.prompt(example.asked, example.tools) for example in examples]
 
 

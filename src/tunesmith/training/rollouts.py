@@ -12,7 +12,7 @@ from tunesmith.base import ModelError, Spec
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Row
 from tunesmith.data.example import Sequence as Tokens
-from tunesmith.data.render import Ids, Renderer
+from tunesmith.data.render import Ids
 from tunesmith.grading import Grader, Paying
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.base import OLD, START, TOKEN_COLUMNS, VALUE, reward
@@ -136,7 +136,7 @@ class OnPolicy(Sampled):
         """A step's prompts, each with sampled answers and what they earned."""
         began = time.monotonic()
         places = self.chosen(number)
-        renderer = Renderer(self.loaded.tokenizer)
+        renderer = self.loaded.renderer()
         prompts = [renderer.prompt(self.examples[place].asked, self.examples[place].tools) for place in places]
         answers = self._sample(number, prompts)
         every = [answer for mine in answers for answer in mine]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.example import Example, Message
-from tunesmith.data.render import Renderer
 from tunesmith.data.retrieval import Index, Retriever, nearest
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded
@@ -70,7 +69,7 @@ class Prompter:
         """
         self.loaded, self.pool, self.common = loaded, pool, common
         self.sampling = Sampling(max_tokens=max_tokens)
-        self.renderer = Renderer(loaded.tokenizer)
+        self.renderer = loaded.renderer()
         self.indexes: dict[str, Index] = {each.kind: each.index([question(row) for row in pool]) for each in retrievers}
         self.room = room(loaded, max_tokens)
 
