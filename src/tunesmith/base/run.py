@@ -122,12 +122,14 @@ class Run:
 
         Raises:
             BusyError: another process works here.
-            ArtifactError: the folder cannot be written.
+            ArtifactError: the folder cannot be written, or holds a link: what is written here would be written somewhere else.
             MachineError: the disk is full.
         """
         try:
             with room(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
+                if link := next((path for path in sorted(self.path.iterdir()) if path.is_symlink()), None):
+                    raise ArtifactError(f"{link}: is a link, and a run's folder holds none; delete it")
                 handle = (self.path / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise ArtifactError(

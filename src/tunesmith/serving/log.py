@@ -201,6 +201,8 @@ def is_json(answer: str) -> bool:
 
 def _open(path: Path, write: bool) -> sqlite3.Connection:
     mode = "rwc" if write else "ro"
+    if write and path.is_symlink():
+        raise ArtifactError(f"{path}: is a link, which is not written through; give the file itself")
     try:
         file = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, check_same_thread=False, timeout=30)
         if write:
