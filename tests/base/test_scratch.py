@@ -78,7 +78,7 @@ def test_a_commit_that_was_killed_is_ended_and_nothing_is_done_again(run, stage,
 
 
 def test_a_kill_before_leaves_it_to_go_on_from(run, stage, cook, killed_in):
-    killed_in("tunesmith.base.artifact.write_json")
+    killed_in("tunesmith.base.artifact.write_sealed")
     run.once(stage, Cook())
     assert (cook.ran, cook.found) == (2, ["pots", "soup.txt"])
 

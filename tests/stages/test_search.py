@@ -282,6 +282,10 @@ def test_what_is_damaged_is_trained_again_and_not_handed_on(searched, recipe, tm
     shutil.copytree(searched[0].path, tmp_path / "r")
     run = Run(tmp_path / "r")
     shutil.rmtree(run.artifact("search").path)
+    (loser,) = [trial for trial in trials(run) if trial.number == int(searched[1]["winner"] == 0)]
+    manifest = loser.made(0.2) / "manifest.json"
+    manifest.write_text(re.sub(r'("value": )[\d.]+', r"\g<1>0.001", manifest.read_text()))  # it would have won
+    assert loser.score(0.2) is None
     (weights,) = trials(run)[searched[1]["winner"]].made(1.0).glob("adapter/*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80?")
     tunesmith.search(recipe, folder=run.path)

@@ -11,6 +11,7 @@ import numpy as np
 from malformed import FORMS, good
 
 from tunesmith.base import Artifact, DataError, Events, Run, Stage
+from tunesmith.base.files import write_sealed
 from tunesmith.data.columns import with_columns
 from tunesmith.data.corpus import Corpus
 from tunesmith.data.intake import arriving
@@ -158,12 +159,15 @@ def of_trials(folder: Path) -> Targets:
         found = Trial(place)
         return found.number, found.settings, found.facts["by"], found.refused
 
-    told = b'{"number": 0, "settings": {"seed": 1}, "by": "recipe", "known": {"1": 0.5}}'
-    (folder / FACTS).write_bytes(told)
+    def written(name: str, value: dict[str, Any]) -> bytes:
+        write_sealed(folder / name, value)
+        return (folder / name).read_bytes()
+
+    told = written(FACTS, {"number": 0, "settings": {"seed": 1}, "by": "recipe", "known": {"1": 0.5}})
     refused = folder_of(folder, REFUSED, lambda place: (Trial(place).refused or {}).get("state"))
-    refused(whole := b'{"state": "infeasible", "reason": "too much"}')
+    refused(whole := written(REFUSED, {"state": "infeasible", "reason": "too much"}))
     planned = folder_of(folder, PLANNED, lambda place: (Trial(place).planned or {}).get("needed"))
-    planned(fits := b'{"needed": 5, "available": 9, "checkpointing": false, "reason": null}')
+    planned(fits := written(PLANNED, {"needed": 5, "available": 9, "checkpointing": False, "reason": None}))
     trials = {"trial": (folder_of(folder, FACTS, facts), [told]), "refused trial": (refused, [whole])}
     return {**trials, "planned trial": (planned, [fits])}
 

@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import ArtifactError
-from .files import UNFINISHED, digest, sha256, spelled, sync_folder, write_json
+from .files import UNFINISHED, digest, sealed, sha256, sync_folder, write_sealed
+from .launched import usable_cores
 
 MANIFEST = "manifest.json"
+KEY_LENGTH = 12
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Artifact:
             ArtifactError: it is missing, or a file is absent, cut, added, a link, or has other bytes than were committed.
         """
         again = f"delete {path} and run again to make it anew"
-        manifest = _sealed(path / MANIFEST)
+        manifest = manifest_of(path)
         if manifest is None:
             raise ArtifactError(f"{path}: no readable {MANIFEST}; {again}")
         there = _files(path, again)
@@ -82,13 +84,13 @@ def commit(work: Path, final: Path, facts: dict[str, Any], scratch: tuple[str, .
     for folder in [path for path in work.rglob("*") if path.is_dir()]:
         sync_folder(folder)
     manifest = json.loads(json.dumps({**facts, "created": round(time.time(), 3), "files": files}))
-    write_json(work / MANIFEST, {**manifest, "seal": digest(manifest)})
+    write_sealed(work / MANIFEST, manifest)
     return _settle(work, final, manifest)
 
 
 def settled(work: Path, final: Path, facts: dict[str, Any]) -> Artifact | None:
     """The artifact of these facts whose commit was killed when all but its name was there; None if there is none, or it is not whole."""
-    manifest = _sealed(work / MANIFEST)
+    manifest = manifest_of(work)
     if manifest is None or any(manifest.get(name) != value for name, value in facts.items()):
         return None
     for name, entry in manifest["files"].items():
@@ -112,16 +114,24 @@ def _settle(work: Path, final: Path, manifest: dict[str, Any]) -> Artifact:
     return Artifact(final, manifest)
 
 
-def _sealed(path: Path) -> dict[str, Any] | None:
-    """A manifest without its seal, if every byte is as it was written: other white space would be somebody else's, too."""
+def manifest_of(folder: Path) -> dict[str, Any] | None:
+    """What an artifact says of itself, if every byte of that is as it was written; of its files nothing is known yet."""
+    manifest = sealed(folder / MANIFEST) or {}
     try:
-        text = path.read_bytes().decode()
-        manifest: dict[str, Any] = json.loads(text)
-        whole = text == spelled(manifest) and manifest.pop("seal") == digest(manifest)
         listed = all({"bytes", "sha256"} <= entry.keys() for entry in manifest["files"].values())
-        return manifest if whole and listed else None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+    except (AttributeError, KeyError):
         return None
+    return manifest if listed else None
+
+
+def name_of(facts: dict[str, Any]) -> str:
+    """What the folder of an artifact is called: its stage, and a digest of all that it was made from."""
+    try:
+        made_from = {name: facts[name] for name in ("stage", "version", "spec", "context", "inputs")}
+        parents = [parent["id"] for parent in facts["parents"]]
+        return f"{facts['stage']}-{digest({**made_from, 'parents': parents})[:KEY_LENGTH]}"
+    except (KeyError, TypeError):
+        return "something else"
 
 
 def _files(folder: Path, again: str) -> dict[str, Path]:
@@ -147,7 +157,7 @@ def _unfinished(file: Path, work: Path) -> bool:
 @cache
 def environment() -> dict[str, Any]:
     """What ran: versions, processor and cores; written into every manifest."""
-    found: dict[str, Any] = {"python": sys.version.split()[0], "platform": platform.platform(), "cores": os.cpu_count()}
+    found: dict[str, Any] = {"python": sys.version.split()[0], "platform": platform.platform(), "cores": usable_cores()}
     found["processor"] = _processor()
     for package in ("tunesmith", "torch", "transformers", "tokenizers", "numpy"):
         try:

@@ -84,6 +84,21 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object atomically, with a digest of itself."""
+    write_json(path, {**value, "seal": digest(value)})
+
+
+def sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, if every byte is as it was written: other white space would be somebody else's, too."""
+    try:
+        text = path.read_bytes().decode()
+        value: dict[str, Any] = json.loads(text)
+        return value if text == spelled(value) and value.pop("seal") == digest(value) else None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+
+
 @contextmanager
 def room(path: Path, needed: int | None = None) -> Iterator[None]:
     """Within this block so many bytes are written at `path`; None is not known.
@@ -117,6 +132,13 @@ def _full(path: Path, needed: int | None) -> MachineError:
     return MachineError(
         f"{path}: the disk is full: {wanted}; free some space and run the same command again, it goes on from the last checkpoint"
     )
+
+
+def clear(folder: Path) -> None:
+    """Empty a folder that an earlier, killed attempt may have left half filled."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
 
 
 def sync_folder(folder: Path) -> None:

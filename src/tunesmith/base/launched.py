@@ -1,4 +1,4 @@
-"""What `torchrun` says of a process that it started: which of how many it is."""
+"""What a process was given by whoever started it: which of how many it is, and how many cores."""
 
 import os
 
@@ -6,6 +6,11 @@ import os
 def several() -> bool:
     """Whether others were started with this one."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def usable_cores() -> int:
+    """How many this process may use: not all of the machine's where a scheduler gave it some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def follows() -> bool:

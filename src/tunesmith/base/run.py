@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .artifact import MANIFEST, Artifact, commit, environment, settled
+from .artifact import MANIFEST, Artifact, commit, environment, manifest_of, name_of, settled
 from .errors import ArtifactError, BusyError, Interrupted, MachineError
 from .events import Events
-from .files import UNFINISHED, digest, known_sha256, read_json, room, write_json
+from .files import UNFINISHED, known_sha256, read_json, room, write_json
 from .secrets import redacted
 from .spec import Spec
 
-KEY_LENGTH = 12
 LOCK = ".lock"
 """In a run's folder, the file that the process at work holds; it says which that is."""
 
@@ -106,15 +104,17 @@ class Run:
         if Path(folder).name != folder:
             raise ArtifactError(f"{self.path}: {folder!r} is no folder in it; give a run as tunesmith wrote it")
         found = Artifact.open(self.path / folder)
-        try:
-            name = f"{found.manifest['stage']}-{key(found.manifest)}"
-        except (KeyError, TypeError):
-            name = "something else"
-        if name != folder:
+        if (name := name_of(found.manifest)) != folder:
             raise ArtifactError(
                 f"{found.path}: holds what was made as {name}; delete {found.path} and run again to make it anew"
             )
         return found
+
+    def manifest(self, stage: str) -> dict[str, Any] | None:
+        """What the newest finished artifact of a stage says of itself; None where there is none, or it is damaged. Its files are not looked at."""
+        state = self.states.get(stage, {})
+        found = manifest_of(self.path / state["artifact"]) if state.get("state") == "done" else None
+        return found if found is not None and name_of(found) == state["artifact"] else None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -185,7 +185,7 @@ class Run:
             ],
         }
         facts = json.loads(json.dumps(facts))  # as a manifest gives them back
-        final = self.path / f"{stage.name}-{key(facts)}"
+        final = self.path / name_of(facts)
         if final in self._verified:
             return self._verified[final]
         found = self._valid(final)
@@ -278,12 +278,6 @@ def run_of(given: Path, folder: Path | None = None) -> Run:
     return Run(folder or (given if given.is_dir() else Path("runs") / given.stem))
 
 
-def key(facts: dict[str, Any]) -> str:
-    """What the folder of an artifact is called by, behind its stage: a digest of all that it was made from."""
-    made_from = {name: facts[name] for name in ("stage", "version", "spec", "context", "inputs")}
-    return digest({**made_from, "parents": [parent["id"] for parent in facts["parents"]]})[:KEY_LENGTH]
-
-
 def deployed(name: str) -> Artifact | None:
     """What a run deployed, where a model is named by the run's folder; None where it is named otherwise.
 
@@ -292,10 +286,3 @@ def deployed(name: str) -> Artifact | None:
     """
     folder = Path(name).expanduser()
     return Run(folder).artifact("deploy") if (folder / "stages.json").exists() else None
-
-
-def clear(folder: Path) -> None:
-    """Empty a folder that an earlier, killed attempt may have left half filled."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 
 from tunesmith.base import Artifact, Output, Spec, Stage
+from tunesmith.base.files import clear
 from tunesmith.base.proof import Proof
-from tunesmith.base.run import clear
 from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.merging import Merging

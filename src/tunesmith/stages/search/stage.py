@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import Artifact, ModelError, Output, Stage
-from tunesmith.base.files import digest, sha256, write_json
-from tunesmith.base.run import clear
+from tunesmith.base.files import clear, digest, sha256, write_json
 
 from .. import finetune
 from ..finetune import WINNER

@@ -16,7 +16,7 @@ from typing import Any
 
 from tunesmith.base import Artifact, BusyError, ConfigError, Events, ModelError, ProofError
 from tunesmith.base.errors import exhausted
-from tunesmith.base.files import write_json
+from tunesmith.base.files import write_sealed
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
 
@@ -162,7 +162,7 @@ class Study:
         folder = self.folder / f"{number:04d}"
         folder.mkdir(exist_ok=True)
         scores = {str(trial.number): each.score for trial, each in zip(trials, known, strict=True)}
-        write_json(folder / FACTS, {"number": number, "settings": settings, "by": by, "known": scores})
+        write_sealed(folder / FACTS, {"number": number, "settings": settings, "by": by, "known": scores})
         return Trial(folder)
 
     def lower_is_better(self, trials: Sequence[Trial]) -> bool:
@@ -217,7 +217,7 @@ class Study:
                 "needed": found.needed, "available": found.available, "checkpointing": found.checkpointing,
                 "reason": None if found.fits else _lacking(found.needed, found.available),
             }  # fmt: skip
-            write_json(trial.folder / PLANNED, planned)
+            write_sealed(trial.folder / PLANNED, planned)
         return planned.get("reason")
 
     def _parts(self, trial: Trial, recipe: Recipe, rung: int) -> Artifact:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import Artifact, ArtifactError, Events, ModelError, Output, Run, Stage
-from tunesmith.base.artifact import MANIFEST
-from tunesmith.base.files import read_json, write_json
+from tunesmith.base.files import sealed, write_sealed
 from tunesmith.base.secrets import redacted
 from tunesmith.models.load import Precision
 from tunesmith.training.batches import Dataset
@@ -66,7 +65,7 @@ class Trial:
 
     def refuse(self, state: str, reason: str) -> None:
         """Note that it comes to nothing, for good."""
-        write_json(self.folder / REFUSED, {"state": state, "reason": redacted(reason)})
+        write_sealed(self.folder / REFUSED, {"state": state, "reason": redacted(reason)})
 
     @property
     def planned(self) -> dict[str, Any] | None:
@@ -88,7 +87,7 @@ class Trial:
         }
         planned = self.planned or unplanned  # it may have been planning that took too much
         more = max(planned["needed"], planned["available"] + 1)
-        write_json(self.folder / PLANNED, {**planned, "needed": more})
+        write_sealed(self.folder / PLANNED, {**planned, "needed": more})
         self.refuse("infeasible", "memory ran out though the plan found enough")
 
     def retried(self) -> None:
@@ -120,22 +119,24 @@ class Trial:
 
     def metrics(self, until: float) -> dict[str, Any] | None:
         """What the part that ends there measured; None while it has not been trained so far."""
-        made = self.made(until)
-        return None if made is None else read_json(made / MANIFEST)["metrics"]
+        found = self._manifest(until)
+        return None if found is None else found["metrics"]
 
     def made(self, until: float) -> Path | None:
-        """The folder of the part that ends there."""
-        state = self.run.states.get(stage_of(until).name, {})
-        folder = self.folder / state.get("artifact", "")
-        return folder if state.get("state") == "done" and (folder / MANIFEST).exists() else None
+        """The folder of the part that ends there; one that says nothing whole of itself is not there, and is made anew."""
+        stage = stage_of(until).name
+        return None if self._manifest(until) is None else self.folder / self.run.states[stage]["artifact"]
+
+    def _manifest(self, until: float) -> dict[str, Any] | None:
+        return self.run.manifest(stage_of(until).name)
 
     @property
     def spec(self) -> dict[str, Any]:
         """Of a trial that came to its end, how it was trained."""
-        made = self.made(1.0)
-        assert made is not None
-        found: dict[str, Any] = read_json(made / MANIFEST)["spec"]
-        return found
+        found = self._manifest(1.0)
+        assert found is not None
+        spec: dict[str, Any] = found["spec"]
+        return spec
 
     def score(self, until: float) -> float | None:
         """What it was worth there."""
@@ -145,12 +146,8 @@ class Trial:
 
 def _told(path: Path, fields: dict[str, type]) -> dict[str, Any]:
     """What a trial's file says: an object with these fields, each of its type."""
-    try:
-        found: dict[str, Any] = read_json(path)
-        whole = all(type(found[name]) is kind for name, kind in fields.items())
-    except (ValueError, KeyError, TypeError, RecursionError):
-        whole = False
-    if not whole:
+    found = sealed(path)
+    if found is None or any(type(found.get(name)) is not kind for name, kind in fields.items()):
         raise ArtifactError(f"{path}: is damaged; delete {path.parent} and run again")
     return found
 
