@@ -269,3 +269,32 @@ def test_every_file_that_judges_pays_or_is_measured_on_is_part_of_a_key(recipe, 
     assert read["finetune"] == read["prune"] == (found / "manifest.json",)
     assert read["evaluate"] == (tmp_path / "general.jsonl",)
     assert RewardModel(run=str(tiny_folder)).inputs == files_of(str(tiny_folder)) != ()
+
+
+def test_a_checkpoint_of_another_training_and_a_lost_best_are_named_and_not_used(recipe, tmp_path, monkeypatch):
+    settings = ("finetune.validation.every=2", "finetune.checkpoint_every=2", "finetune.epochs=1.0")
+    note = finetune.Training._note
+
+    def cut_off(self, step, seconds):
+        note(self, step, seconds)
+        if step.number == 4:
+            raise KeyError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.Training, "_note", cut_off)
+        for seed in (0, 1):
+            with pytest.raises(KeyError, match="power cut"):
+                open_run(recipe, tmp_path / f"run{seed}", (*settings, f"seed={seed}")).locked("finetune")
+    works = [next((tmp_path / f"run{seed}").glob("finetune-*.partial")) for seed in (0, 1)]
+    shutil.rmtree(works[0] / "checkpoints" / "step-00000004")
+    shutil.copytree(works[1] / "checkpoints" / "step-00000004", works[0] / "checkpoints" / "step-00000004")
+    shutil.rmtree(works[0] / "best" / "step-00000002")
+    run = open_run(recipe, tmp_path / "run0", (*settings, "seed=0"))
+    done = run.locked("finetune")
+    told = [event["reason"] for event in run.run.events.read("damaged")]
+    assert [reason.rsplit("/", 1)[-1] for reason in told] == [
+        "step-00000004: is of another training; delete it",
+        "step-00000002: is not there, or not whole; the best is chosen anew",
+    ]
+    assert [event["step"] for event in run.run.events.read("resumed")] == [2]
+    assert done.metrics["best_step"] > 2

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,7 +15,7 @@ from tunesmith.base import Artifact, DataError, Events, Output, Spec, Stage
 from tunesmith.base.files import read_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
-from tunesmith.data.prepared import load_examples, load_split, rendered_on
+from tunesmith.data.prepared import rendered_on
 from tunesmith.data.subset import subset
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.objectives import Objective
@@ -23,22 +23,25 @@ from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.heads import attach_head
-from tunesmith.models.load import Loaded, Precision, load, served
+from tunesmith.models.load import Loaded, Precision, load
 from tunesmith.training.balance import Balance
 from tunesmith.training.batches import Dataset
-from tunesmith.training.others import Others, Split, of_start
+from tunesmith.training.checkpoint import training_of
+from tunesmith.training.others import Split, of_start
 from tunesmith.training.ranks import ALONE, Ranks
 from tunesmith.training.reference import Back, Start
 from tunesmith.training.rollouts import OnPolicy, Rollouts, Sampled, imagined
 from tunesmith.training.schedule import Schedule
 
 from .initialise import gap, last_logits
-from .remembered import shown_besides
+from .splits import splits
 from .tuning import Training, divided, figures
 from .validation import Judge, Validation
 
 WINNER = "winner"
 """Where, in a search's artifact, what its best trial learnt is."""
+WITHOUT_EFFECT = {"micro_batch", "share_prefixes", "activation_checkpointing", "checkpoint_every"}
+"""Settings of how a training is computed, not of what it comes to."""
 LOOKED_AT = 2
 """Rows whose log-probabilities tell whether training changed anything: a pass over more would hold up the first step."""
 
@@ -249,33 +252,6 @@ def conclude(begun: Begun, out: Output) -> None:
     out.scratch = ("checkpoints", "best")
 
 
-def splits(spec: Finetune, prepared: Artifact, model: str, precision: Precision, seed: int) -> list[Split]:
-    """What is learnt from and what validation looks at, as the objective reads it, with what other models say of it.
-
-    Raises:
-        DataError: the objective cannot learn from a row, or there are fewer than are wanted.
-        ModelError: another model cannot be had.
-    """
-    train, held_out = (load_split(prepared.path, name) for name in ("train", "validation"))
-    examples, places = load_examples(prepared.path, "train"), spec.places(train, seed)
-    train = [train[place] for place in places]
-    spec.objective.check([*train, *held_out])
-    more, said = shown_besides(prepared, model, seed)
-    if train and "label" in train[0].columns:  # of rows that were judged one by one; these are as good
-        more = [replace(row, columns={"label": 1.0}) for row in more]
-    rows, looked = [*spec.balance.weighted(train), *more], spec.validation.rows
-    found = [
-        Split(list(spec.objective.arranged(rows)), [*(examples[place] for place in places), *said]),
-        Split(
-            list(spec.objective.arranged(load_split(prepared.path, "validation", looked))),
-            load_examples(prepared.path, "validation", looked),
-        ),
-    ]
-    size, about = spec.micro_batch or spec.batch, prepared.manifest["spec"]
-    others = Others(model, served(precision), size, about["supervise"], rendered_on(prepared.path))
-    return [replace(one, rows=rows) for one, rows in zip(found, others.asked(spec.objective, found), strict=True)]
-
-
 def set_up(
     spec: Finetune, loaded: Loaded, adapter: Adapter, learnt: Split, held_out: Split, out: Output, seed: int,
     ranks: Ranks = ALONE,
@@ -294,7 +270,14 @@ def set_up(
     if any(row.classes for row in rows):
         out.metrics["classes"] = spec.balance.table(rows)
         out.events.write("classes", classes=out.metrics["classes"])
-    return Training(spec, loaded, data, judge, out, ranks)
+    return Training(spec, loaded, data, judge, out, ranks, name=_name(spec, loaded, adapter, learnt, out, seed))
+
+
+def _name(spec: Finetune, loaded: Loaded, adapter: Adapter, learnt: Split, out: Output, seed: int) -> str:
+    """What tells one training from another, wherever it is done and however many rows pass together."""
+    settings = [spec.model_dump(mode="json", exclude=WITHOUT_EFFECT), adapter.model_dump(mode="json")]
+    model = loaded.name.removeprefix(str(out.path))  # a pruned one is in the artifact that is being made
+    return training_of([*settings, model, loaded.precision, seed], learnt.rows)
 
 
 STAGE = Stage("finetune", 4, finetune)

@@ -12,9 +12,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from tunesmith.base import Artifact, ModelError, Output, Spec, Stage
-from tunesmith.base.files import read_json, write_json
+from tunesmith.base.files import clear, read_json, write_json
 from tunesmith.base.proof import Proof
-from tunesmith.base.run import clear
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split, rendered_on
@@ -26,10 +25,11 @@ from tunesmith.models.forward import padded_logps
 from tunesmith.models.load import DTYPES, Loaded, Precision, load, load_config, parameters, served
 from tunesmith.models.prompt import save_model
 
-from .finetune import Finetune, set_up, splits
+from .finetune import Finetune, set_up
 from .initialise import SAMPLE, gap, last_logits
 from .judge import load_exact
 from .measures import as_served, deflated, paces, perplexities, zeros
+from .splits import splits
 from .tuning import figures
 
 FACTS = "facts.json"

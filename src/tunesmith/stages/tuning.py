@@ -28,9 +28,19 @@ class Training:
     """One training with everything it needs at hand."""
 
     def __init__(
-        self, spec: "Finetune", loaded: Loaded, data: Dataset, judge: Judge, out: Output, ranks: Ranks = ALONE
+        self,
+        spec: "Finetune",
+        loaded: Loaded,
+        data: Dataset,
+        judge: Judge,
+        out: Output,
+        ranks: Ranks = ALONE,
+        *,
+        name: str,
     ):
         self.spec, self.loaded, self.data, self.judge, self.out, self.ranks = spec, loaded, data, judge, out, ranks
+        self.name = name
+        """Of checkpoints: they serve no other training."""
         self.parameters = trainable(loaded.model)
         frozen = {name: one for name, one in loaded.model.named_parameters() if name not in self.parameters}
         self.optimizer = spec.optimizer.over(self.parameters, frozen)
@@ -40,36 +50,41 @@ class Training:
 
     def resume(self) -> int:
         """Steps already done; weights, optimizer and watch are put back as they were then."""
-        found = checkpoint.load_newest(
-            self.out / "checkpoints", lambda reason: self.out.events.write("damaged", reason=reason)
-        )
-        self._forget_best(found.step if found else 0)
+        found = self._newest("checkpoints")
+        forgotten = self._forget_best(found.step if found else 0)
         if found is None:
             return 0
         checkpoint.restore(found, self.parameters, self.optimizer)
         pairs = ("history", "scored")
         notes = {**found.notes, **{name: [tuple(pair) for pair in found.notes.get(name, [])] for name in pairs}}
         self.watch = Watch(**notes)
-        kept = self.out / "best" / checkpoint.called(self.watch.best_step)
-        if (
-            self.watch.best_step and not kept.is_dir()
-        ):  # better ones took its place, and went with their steps: choose anew
+        kept = self._newest("best") if self.watch.best_step else None
+        if self.watch.best_step and (kept is None or kept.step != self.watch.best_step):
+            if forgotten < checkpoint.KEEP:  # else better ones took its place, and went with their steps
+                lost = self.out / "best" / checkpoint.called(self.watch.best_step)
+                self.out.events.write("damaged", reason=f"{lost}: is not there, or not whole; the best is chosen anew")
             self.watch.best, self.watch.best_step = None, 0
         self.out.events.write("resumed", step=found.step)
         self.saved = found.step
         return found.step
 
-    def _forget_best(self, done: int) -> None:
-        """Leave out what was best in steps that will be done anew: on other processors, or more of them, something else may be."""
-        for later in (self.out / "best").glob("step-*") if self.ranks.first else ():
-            if later.name > checkpoint.called(done):
-                shutil.rmtree(later)
+    def _forget_best(self, done: int) -> int:
+        """Leave out what was best in steps that will be done anew: on other processors, or more of them, something else may be. How many those were."""
+        later = [path for path in (self.out / "best").glob("step-*") if path.name > checkpoint.called(done)]
+        for path in later if self.ranks.first else ():
+            shutil.rmtree(path)
+        return len(later)
+
+    def _newest(self, kind: str) -> checkpoint.Checkpoint | None:
+        return checkpoint.load_newest(
+            self.out / kind, lambda reason: self.out.events.write("damaged", reason=reason), self.name
+        )
 
     def save(self, step: int, kind: str = "checkpoints") -> None:
         """Commit a checkpoint of `step` steps done; memory that steps of other lengths left in pieces goes back to the system."""
         self.optimizer.zero_grad()
         give_back()  # what follows reads all weights and moments
-        checkpoint.save(self.out / kind, step, self.parameters, self.optimizer, vars(self.watch))
+        checkpoint.save(self.out / kind, step, self.parameters, self.optimizer, vars(self.watch), self.name)
         give_back()
 
     def validate(self, step: int) -> None:
@@ -182,9 +197,7 @@ class Training:
     def keep_best(self) -> None:
         """Put the best weights back, if validation chose some."""
         if self.watch.best_step:
-            found = checkpoint.load_newest(
-                self.out / "best", lambda reason: self.out.events.write("damaged", reason=reason)
-            )
+            found = self._newest("best")
             if found is None or found.step != self.watch.best_step:
                 raise ArtifactError(
                     f"{self.out / 'best'}: the best checkpoint (step {self.watch.best_step}) is missing or damaged; delete {self.out.path} and run again"

@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on, committed whole, verified when read, never pickled."""
 
+import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from tunesmith.base import Artifact, ArtifactError, ModelError
 from tunesmith.base.artifact import commit
-from tunesmith.base.files import read_json, room, write_json
+from tunesmith.base.files import digest, read_json, room, write_json
+from tunesmith.data.example import Row
 from tunesmith.models.load import not_finite
 
 KEEP = 2
@@ -35,8 +37,9 @@ def save(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     notes: dict[str, Any],
+    training: str = "",
 ) -> None:
-    """Commit a checkpoint below `folder` and drop those older than the newest `KEEP`.
+    """Commit a checkpoint of a training below `folder` and drop those older than the newest `KEEP`.
 
     Raises:
         MachineError: the disk has no room for it; those before are as they were.
@@ -56,7 +59,7 @@ def save(
         save_file(weights, work / "weights.safetensors")
         save_file(state, work / "optimizer.safetensors")
         write_json(work / "state.json", {"step": step, "notes": notes})
-        commit(work, folder / called(step), {"stage": "checkpoint", "metrics": {}})
+        commit(work, folder / called(step), {"stage": "checkpoint", "training": training, "metrics": {}})
     ahead = [
         path for path in _newest_first(folder) if path.name > called(step)
     ]  # damaged, or this step came from before it
@@ -64,14 +67,16 @@ def save(
         shutil.rmtree(old)
 
 
-def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint whose every byte is as committed; each damaged one is named to `warn`."""
+def load_newest(folder: Path, warn: Callable[[str], None], training: str | None = None) -> Checkpoint | None:
+    """The newest checkpoint whose every byte is as committed; each damaged one, and where a training is named each of another, is named to `warn`."""
     for path in _newest_first(folder):
         try:
             artifact = Artifact.open(path)
             state = read_json(artifact / "state.json")
             if called(state["step"]) != path.name:
                 raise ArtifactError(f"{path}: holds step {state['step']}; delete it")
+            if training not in (None, artifact.manifest["training"]):
+                raise ArtifactError(f"{path}: is of another training; delete it")
         except (
             ArtifactError,
             IsADirectoryError,
@@ -82,6 +87,15 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
             continue
         return Checkpoint(path, state["step"], state["notes"])
     return None
+
+
+def training_of(settings: Any, rows: Sequence[Row]) -> str:
+    """A digest of all that a training's result depends on: its settings, as a JSON value, and its rows' tokens. Numbers that a model said of them may differ by machine."""
+    content = hashlib.sha256(digest(settings).encode())
+    for row in rows:
+        for each in row.sequences:
+            content.update(each.tokens.tobytes() + each.learn.tobytes())
+    return content.hexdigest()
 
 
 def restore(
