@@ -1,8 +1,11 @@
-"""Which variables of the environment hold secrets."""
+"""Which variables of the environment hold secrets, and that none is printed by a process that crashes."""
+
+import subprocess
+import sys
 
 import pytest
 
-from tunesmith.base.secrets import from_environment
+from tunesmith.base.secrets import MARK, from_environment
 
 KEYS = {
     "WANDB_API_KEY": "0f3a9c77d2b14e5fa6",
@@ -37,3 +40,15 @@ def test_a_file_that_is_there_is_a_path_however_it_is_called(monkeypatch, tmp_pa
     path.touch()
     monkeypatch.setenv("SOME_KEY", str(path))
     assert str(path) not in from_environment()
+
+
+@pytest.mark.parametrize("module", ["tunesmith.stages.search.worker", "tunesmith.stages.rendering"])
+def test_a_process_of_its_own_that_crashes_prints_no_key(tmp_path, module):
+    key = "hf_" + "a1" * 17
+    command = [sys.executable, "-m", module, str(tmp_path / key), "1", "2024-02-29"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        told = process.stderr.read()  # before standard input is closed, which would end it
+    assert process.returncode == 1
+    assert "Traceback" in told
+    assert MARK in told
+    assert key not in told

@@ -2,7 +2,10 @@
 
 import os
 import re
+import sys
+import traceback
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 MARK = "[redacted]"
@@ -60,6 +63,15 @@ def redacted(text: str, known: list[str] | None = None) -> str:
         for pattern in _PATTERNS.values():
             text = pattern.sub(MARK, text)
     return text
+
+
+def redact_crashes() -> None:
+    """From here on an error that ends this process is printed as Python does, without keys and passwords."""
+    sys.excepthook = _show
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
 
 
 def secret_in(value: Any, known: list[str], path: str = "") -> tuple[str, str] | None:

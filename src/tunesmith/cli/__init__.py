@@ -3,9 +3,7 @@
 import errno
 import os
 import sys
-import traceback
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn
 
 import typer
@@ -14,7 +12,7 @@ from tunesmith.base import Interrupted, TunesmithError
 from tunesmith.base.errors import exhausted
 from tunesmith.base.files import room, said_by
 from tunesmith.base.launched import several
-from tunesmith.base.secrets import redacted
+from tunesmith.base.secrets import redact_crashes, redacted
 from tunesmith.base.signals import interruptible
 
 ADVICE = {
@@ -50,13 +48,8 @@ def _advice(error: Exception) -> str:
     for number, advice in ADVICE.items():
         if said_by(error, number):
             return f"{getattr(error, 'filename', None) or 'writing'}: {advice}"
-    sys.excepthook = _show
+    redact_crashes()
     raise error
-
-
-def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an error that is not the user's as Python does, without keys and passwords."""
-    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tunesmith.base import MachineError
+from tunesmith.base.launched import usable_cores
 from tunesmith.models.gguf import EMBEDDED, cache_folder, embedded
 
 EXTRAS = {
@@ -73,7 +74,7 @@ def _machine() -> list[Finding]:
     from tunesmith.models.load import resolve_precision
 
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(os.getcwd())
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, no GPU"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{usable_cores()} cores, no GPU"
     low = f"{disk.free / 2**30:.1f} GiB free here"
     return [
         Finding("processor", device),

@@ -17,6 +17,8 @@ from typing import Any, Literal, Self, cast
 import numpy as np
 
 from tunesmith.base import DataError, MachineError
+from tunesmith.base.launched import usable_cores
+from tunesmith.base.secrets import redact_crashes
 from tunesmith.data.example import Example, Row, Sequence
 from tunesmith.data.render import Renderer
 from tunesmith.models.find import load_tokenizer
@@ -73,11 +75,6 @@ class Rendering:
 def rendered(renderer: Renderer, lines: Lines) -> Rows:
     """The rows of examples, or what is wrong with them."""
     return renderer.rows(Example.from_json(json.loads(line)) for line in lines)
-
-
-def usable_cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Worker:
@@ -165,6 +162,7 @@ def _unpacked(facts: list[Any], tokens: np.ndarray, learn: np.ndarray) -> Rows:
 
 def main() -> None:
     """Answer chunks of examples from standard input on standard output, until there are no more."""
+    redact_crashes()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks is told too, and ends this one
     asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tunesmith.base import Artifact, Events, Interrupted, MachineError, TunesmithError
 from tunesmith.base.files import read_json, write_json
-from tunesmith.base.secrets import redacted
+from tunesmith.base.launched import usable_cores
+from tunesmith.base.secrets import redact_crashes, redacted
 from tunesmith.base.signals import interruptible
 from tunesmith.base.spec import validate
 from tunesmith.grading.function import code_files, load_code
@@ -31,7 +32,7 @@ def work_together(study: Study, workers: int) -> None:
         MachineError: a worker died, and something is left to do.
     """
     lay_out(study)
-    share, cores = available_memory() // workers, max(1, (os.cpu_count() or 1) // workers)
+    share, cores = available_memory() // workers, max(1, usable_cores() // workers)
     code = [str(path) for path in code_files()]
     started = [begin(study.folder, share, cores, code) for _ in range(workers)]
     try:
@@ -58,9 +59,14 @@ def lay_out(study: Study) -> None:
 
 
 def begin(folder: Path, share: int, cores: int, code: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """A worker with so many bytes of memory and cores, which knows the functions in some files; it ends when whoever began it does."""
+    """A worker with so many bytes of memory, which knows the functions in some files; it ends when whoever began it does.
+
+    It computes in as many threads as it has cores, or in fewer where OMP_NUM_THREADS says so.
+    """
     command = [sys.executable, "-m", __name__, str(folder), str(share), *code]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, env={"OMP_NUM_THREADS": str(cores), **os.environ})
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(int(said), cores) if said.isdecimal() else cores
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
 
 
 def look_back(study: Study, failed: Sequence[str]) -> None:
@@ -77,6 +83,7 @@ def look_back(study: Study, failed: Sequence[str]) -> None:
 
 def main() -> None:
     """Work at the study whose folder is given, for as long as whoever started this process lives."""
+    redact_crashes()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     folder, budget = Path(sys.argv[1]), int(sys.argv[2])
     try:
