@@ -175,6 +175,10 @@ def test_what_is_wrong_with_documents_is_said(tmp_path):
     (tmp_path / "empty" / "a.md").write_text(" \n\n")
     with pytest.raises(DataError, match=r"empty: no document there has a word in it"):
         read_passages(str(tmp_path / "empty"), 10)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "a.txt").write_bytes("Grüße".encode("latin-1"))
+    with pytest.raises(DataError, match=r"a\.txt: byte 2 is no UTF-8"):
+        read_passages(str(tmp_path / "old"), 10)
     twice = tmp_path / "twice.jsonl"
     twice.write_text('{"id": "a", "text": "one"}\n' * 2)
     with pytest.raises(DataError, match="two documents are called 'a'"):

@@ -130,7 +130,8 @@ def test_rows_are_read_back_by_prepare_with_all_that_stood_beside_them(recipe, t
             assert one.answers[0] != one.answers[-1] or keep == "best"
 
 
-def test_what_is_sampled_depends_on_the_seed_alone_and_a_killed_sampling_goes_on(recipe, tmp_path, ends, monkeypatch):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_is_sampled_depends_on_the_seed_alone_and_a_killed_sampling_goes_on(recipe, tmp_path, ends, monkeypatch, damaged):  # fmt: skip
     monkeypatch.setattr(stage, "TOGETHER", 8)
     whole = tunesmith.sample(recipe, folder=tmp_path / "whole")
     other = tunesmith.sample(recipe, "seed=1", folder=tmp_path / "other")
@@ -146,10 +147,14 @@ def test_what_is_sampled_depends_on_the_seed_alone_and_a_killed_sampling_goes_on
     monkeypatch.setattr(stage, "_sampled", cut_off)
     with pytest.raises(RuntimeError, match="power"):
         tunesmith.sample(recipe, folder=tmp_path / "cut")
-    with next((tmp_path / "cut").glob("sample-*.partial/answers.jsonl")).open("a") as file:
-        file.write('{"origin": "torn')
+    (answers,) = (tmp_path / "cut").glob("sample-*.partial/answers.jsonl")
+    text = answers.read_text().replace('"text": "', '"text": "Un', damaged)
+    answers.write_text(text + '{"origin": "torn')
     again = tunesmith.sample(recipe, folder=tmp_path / "cut")
-    assert calls == [0, 8, 8, 16]
+    assert calls == [0, 8, *([0] if damaged else []), 8, 16]
+    assert [event["reason"] for event in Run(tmp_path / "cut").events.read("damaged")] == (
+        [f"{answers}: line 1 and on differ from what was written; they are made again"] if damaged else []
+    )
     for name in ("rows.jsonl", "answers.jsonl"):
         assert (again / name).read_text() == (whole / name).read_text()
     assert again.metrics["answers"] == 3 * 20

@@ -61,7 +61,7 @@ def read_passages(path: str, words: int) -> list[Passage]:
     """Every document, cut into passages of about so many words; a file of a folder is called by its name there, a row by its `id`.
 
     Raises:
-        DataError: a row has no text, two documents have the same name, or none has a word.
+        DataError: a row has no text, a file is not UTF-8, two documents have the same name, or none has a word.
     """
     texts: dict[str, str] = {}
     for name, text in _documents(path):
@@ -78,10 +78,15 @@ def _documents(path: str) -> list[tuple[str, str]]:
     files = document_files(path)
     if Path(path).expanduser().is_dir():
         root = Path(path).expanduser()
-        return [
-            (file.relative_to(root).as_posix(), file.read_text(encoding="utf-8", errors="replace")) for file in files
-        ]
+        return [(file.relative_to(root).as_posix(), _content(file)) for file in files]
     return [(str(row.get("id", origin)), _text(row, "text", origin)) for origin, row in _rows(path)]
+
+
+def _content(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: byte {error.start:,} is no UTF-8; write the document in UTF-8") from None
 
 
 def pieces(text: str, words: int) -> list[str]:

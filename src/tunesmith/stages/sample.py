@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from tunesmith.base import Artifact, DataError, Output, Stage
-from tunesmith.base.files import write_atomic, write_json
+from tunesmith.base.files import digest, write_atomic, write_json
 from tunesmith.data.example import Example
 from tunesmith.data.formats import FORMATS
 from tunesmith.data.prepared import load_examples
@@ -168,18 +168,20 @@ def _prompts(loaded: Loaded, examples: list[Example]) -> list[list[int]]:
 def _answered(spec: Sample, loaded: Loaded, examples: list[Example], seed: int, out: Output) -> list[list[Try]]:
     """Every prompt's answers; those that an interrupted attempt wrote down are not sampled again."""
     path = out / "answers.jsonl"
-    found = list(_written(path))
-    found = found[: len(found) // TOGETHER * TOGETHER]
+    found = list(_finished(path, out))
     write_atomic(path, "".join(_line(*pair) for pair in zip(examples, found, strict=False)))
     for start in range(len(found), len(examples), TOGETHER):
         began, part = time.monotonic(), examples[start : start + TOGETHER]
         made = _sampled(spec, loaded, part, start, seed)
+        text = "".join(_line(*pair) for pair in zip(part, made, strict=True))
         with path.open("a", encoding="utf-8") as file:
-            file.write("".join(_line(*pair) for pair in zip(part, made, strict=True)))
+            file.write(text)
         found += made
         reward = float(np.mean([each.reward for tries in made for each in tries]))
         seconds = round(time.monotonic() - began, 4)
-        out.events.write("sampled", first=start, prompts=len(found), of=len(examples), reward=reward, seconds=seconds)
+        out.events.write(
+            "sampled", first=start, prompts=len(found), of=len(examples), reward=reward, seconds=seconds, digest=digest(text)
+        )  # fmt: skip
     return found
 
 
@@ -207,11 +209,19 @@ def _line(example: Example, tries: list[Try]) -> str:
     return json.dumps({"origin": example.origin, "answers": [vars(each) for each in tries]}, ensure_ascii=False) + "\n"
 
 
-def _written(path: Path) -> Iterator[list[Try]]:
-    """What an interrupted attempt wrote, up to the line that it was writing."""
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-            yield [Try(**each) for each in json.loads(line)["answers"]]
+def _finished(path: Path, out: Output) -> Iterator[list[Try]]:
+    """What an interrupted attempt wrote, up to the part that it was writing, or one that is not as it was written."""
+    noted = {event["first"]: event["digest"] for event in _parts(out)}
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = [f"{line}\n" for line in text.split("\n")[:-1]]
+    for start in range(0, len(lines), TOGETHER):
+        part = lines[start : start + TOGETHER]
+        if start not in noted:
+            return
+        if digest("".join(part)) != noted[start]:
+            out.events.write("damaged", reason=f"{path}: line {start + 1:,} and on differ from what was written; they are made again")  # fmt: skip
+            return
+        yield from ([Try(**each) for each in json.loads(line)["answers"]] for line in part)
 
 
 def _parts(out: Output) -> list[dict[str, Any]]:
