@@ -20,7 +20,7 @@ from tunesmith.data.prepared import load_split
 from tunesmith.grading.reward_model import RewardModel
 from tunesmith.models.find import files_of
 from tunesmith.models.load import load_tokenizer
-from tunesmith.stages import finetune, rendering
+from tunesmith.stages import finetune, judge, rendering
 from tunesmith.stages.finetune import Finetune, begin
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.validation import Judge
@@ -106,6 +106,13 @@ def test_a_run_goes_on_another_day_with_a_template_that_tells_the_date(recipe, t
     )
     (rolled, *_) = begun.training.data.roll(0)
     assert read(rolled.sequences[0].tokens).startswith(asked_on)
+    said, prompts = judge.said, []
+    monkeypatch.setattr(
+        judge, "said", lambda loaded, given, sampling: prompts.extend(given) or said(loaded, given, sampling)
+    )
+    pipeline.stage("evaluate")
+    assert prompts
+    assert all(read(prompt).startswith(asked_on) for prompt in prompts)
 
 
 def test_what_was_best_in_steps_that_are_done_anew_is_forgotten(recipe, tmp_path, monkeypatch):

@@ -173,13 +173,14 @@ def served(precision: Precision, wanted: Precision = "auto") -> Precision:
     return "auto" if precision in KINDS else precision
 
 
-def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> Loaded:
+def load(name: str, precision: Precision = "auto", *, scorer: bool = False, today: str | None = None) -> Loaded:
     """Load a model for training and serving.
 
     Args:
         name: as `locate` takes it.
         precision: what products are computed in.
         scorer: whether it may be one that scores answers and writes none; see `tunesmith.models.scorer`.
+        today: the day (YYYY-MM-DD) that its template tells, if it tells one and not the clock's.
 
     Raises:
         ModelError: it is missing, damaged, or not a decoder; or int8 is asked for on a GPU.
@@ -206,7 +207,7 @@ def load(name: str, precision: Precision = "auto", *, scorer: bool = False) -> L
         give_back()
     if torch.cuda.is_available():
         model.to("cuda")
-    loaded = Loaded(name, folder, model, load_tokenizer(name), chosen, notes=notes(folder))
+    loaded = Loaded(name, folder, model, load_tokenizer(name), chosen, today=today, notes=notes(folder))
     loaded.forest = attention.adopt(model)
     said_of = {
         "dropout: config.json's own is not applied; an adapter's is": dropped,

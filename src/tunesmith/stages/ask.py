@@ -4,7 +4,7 @@ from typing import Any
 
 from tunesmith.base import Artifact, DataError, Output, Spec, Stage
 from tunesmith.base.files import write_json
-from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.prepared import load_examples, load_split, rendered_on
 from tunesmith.grading.average_precision import AveragePrecision
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Precision, load, served
@@ -51,7 +51,7 @@ def ask(
     test = load_examples(prepared.path, "test", spec.rows)
     if not test:
         raise DataError("compare: there are no test rows; set prepare.test or prepare.test_fraction")
-    loaded = load(model, served(precision, spec.precision))
+    loaded = load(model, served(precision, spec.precision), today=rendered_on(prepared.path))
     if finetuned is not None:
         merge(loaded, adapter, finetuned, precision, pruned)
     before = worked(loaded, load_examples(prepared.path, "train"), test, shots, spec.max_tokens)

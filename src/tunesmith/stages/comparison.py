@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.base import Artifact, Output, Spec, Stage
 from tunesmith.base.files import write_atomic, write_json
 from tunesmith.base.proof import Proof
-from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.prepared import load_examples, load_split, rendered_on
 from tunesmith.grading import Likelihood
 from tunesmith.grading.gate import PROMPTED
 from tunesmith.grading.perplexity import Perplexity
@@ -42,6 +42,7 @@ class Task:
         rows = load_split(source.prepared.path, "test", self.spec.rows)
         self.rows = rows if self.reads else rows[:PROBE]  # without such a grader a few serve the proof
         self.general = [] if self.spec.general is None else general_examples(self.spec.general)
+        self.today = loaded.today = rendered_on(source.prepared.path)
         self.general_rows = [loaded.renderer().row(example) for example in self.general]
         self.answers = _answers(source.evaluated, (*self.spec.gate.beat, PROMPTED))
         self.likelihoods: dict[str, list[Likelihood]] = {}
@@ -51,6 +52,7 @@ class Task:
 
     def read(self, loaded: Loaded, system: str, known: dict[str | None, list[Likelihood]]) -> None:
         """Take a system's likelihoods of the task's rows and of the general ones, which other tasks may have in common."""
+        loaded.today = self.today
         self.likelihoods[system] = likelihoods(loaded, self.rows)
         if self.tell:
             self.chances[system] = self.tell(loaded)
@@ -60,6 +62,7 @@ class Task:
 
     def answer(self, loaded: Loaded, out: Output) -> None:
         """Let the merged model answer."""
+        loaded.today = self.today
         sampling = Sampling(max_tokens=self.spec.max_tokens)
         self.answers[SUBJECT] = kept(out, f"{SUBJECT}-{self.number}", lambda: answer(loaded, self.examples, sampling))
 

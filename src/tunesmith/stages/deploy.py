@@ -15,7 +15,7 @@ from tunesmith.base import Artifact, ConfigError, Output, Spec, Stage
 from tunesmith.base.files import read_json, write_atomic
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
-from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.prepared import load_examples, load_split, rendered_on
 from tunesmith.data.render import Renderer
 from tunesmith.methods.adapters import Adapter
 from tunesmith.models import gguf, gguf_export, memory, prompt
@@ -85,7 +85,9 @@ def deploy(
     proof = _write(spec, out, model, precision, adapter, finetuned, rows, examples, tokens, pruned)
     few = out.metrics["precision"] = evaluated.manifest["spec"]["precision"]
     if few in KINDS:
-        _prove_rounding(proof, spec, load(str(out / "model"), few), prepared, evaluated)
+        _prove_rounding(
+            proof, spec, load(str(out / "model"), few, today=rendered_on(prepared.path)), prepared, evaluated
+        )
     _conclude(out, said, proof)
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from tunesmith.base import Artifact, DataError, Output, Spec, Stage
 from tunesmith.base.files import write_atomic, write_json
 from tunesmith.data.example import Row
-from tunesmith.data.prepared import load_examples
+from tunesmith.data.prepared import load_examples, rendered_on
 from tunesmith.grading.base import units
 from tunesmith.grading.statistics import Array, Figure, interval
 from tunesmith.models.generate import Sampling, generate
@@ -42,7 +42,7 @@ def divergence(
     examples = load_examples(prepared.path, "test", spec.rows)
     if not examples:
         raise DataError("divergence: there are no test rows; set prepare.test or prepare.test_fraction")
-    loaded = load(model, served(precision))
+    loaded = load(model, served(precision), today=rendered_on(prepared.path))
     merge(loaded, adapter, finetuned, precision)
     renderer = loaded.renderer()
     prompts = [renderer.prompt(example.asked, example.tools) for example in examples]
@@ -51,7 +51,7 @@ def divergence(
     talks = map(continued, prompts, said)
     rows = [Row(example.origin, (talk,)) for example, talk in zip(examples, talks, strict=True)]
     tuned = likelihoods(loaded, rows)
-    start = likelihoods(load(model, served(precision)), rows)
+    start = likelihoods(load(model, served(precision), today=rendered_on(prepared.path)), rows)
     apart_N = np.array([other.loss - one.loss for one, other in zip(tuned, start, strict=True)])
     tokens_N = np.array([one.tokens for one in tuned], dtype=np.float64)
     found = interval(Figure(np.stack([apart_N, tokens_N], 1), _mean, unit_N=units(examples)), seed=seed).to_json()

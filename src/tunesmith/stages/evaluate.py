@@ -11,7 +11,7 @@ from tunesmith.base import Artifact, DataError, Output, Spec, Stage
 from tunesmith.base.files import read_json, write_atomic, write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
-from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.prepared import load_examples, load_split, rendered_on
 from tunesmith.data.sources import find_files
 from tunesmith.grading import Grader, Likelihood
 from tunesmith.grading.baselines import majority, svm
@@ -127,7 +127,7 @@ def evaluate(
         out.metrics.update(headline(evaluate_scores(spec, objective, prepared, finetuned, out=out, **about)))
         return
     pruned, prompted = (_of(stage, further) for stage in ("prune", "prompt"))
-    loaded = load(model, served(precision, spec.precision))
+    loaded = load(model, served(precision, spec.precision), today=rendered_on(prepared.path))
     general = _general(spec, loaded)
     answers, notes = _systems(spec, loaded, train, test, prompted, out)
     documents = Documents(spec.retrieval, loaded, spec.max_tokens, out)

@@ -220,8 +220,8 @@ def begin(
         ModelError: the model has nothing that the adapter could teach.
     """
     learnt, held_out = splits(spec, prepared, model, precision, seed)
-    loaded = load(model, precision)
-    loaded.checkpointing, loaded.today = spec.activation_checkpointing is True, rendered_on(prepared.path)
+    loaded = load(model, precision, today=rendered_on(prepared.path))
+    loaded.checkpointing = spec.activation_checkpointing is True
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
     if spec.optimizer.moves_frozen:
         loaded.model.float()

@@ -48,11 +48,11 @@ def initialise(
         ProofError: training would not be what it seems.
     """
     examples, rows = load_examples(prepared.path, "train"), load_split(prepared.path, "train")
-    loaded = load(model, precision)
+    loaded = load(model, precision, today=rendered_on(prepared.path))
     if loaded.reach:
         _check_reach(loaded.reach, prepared)
     proof = Proof()
-    check_rows(proof, Renderer(loaded.tokenizer, today=rendered_on(prepared.path)), examples, rows)
+    check_rows(proof, loaded.renderer(), examples, rows)
     check_packing(proof, loaded, rows)
     base = last_logits(loaded, rows)
     spec.adapter.attach(loaded, seed)

@@ -184,8 +184,8 @@ def _recover(
     """Tune the pruned model again and write it; figures of the training, and the perplexities it ended with."""
     assert spec.method is not None
     assert spec.recovery is not None
-    loaded = load(str(cut), served(precision))
-    loaded.checkpointing, loaded.today = spec.recovery.activation_checkpointing is True, rendered_on(prepared.path)
+    loaded = load(str(cut), served(precision), today=rendered_on(prepared.path))
+    loaded.checkpointing = spec.recovery.activation_checkpointing is True
     held = spec.method.zeros(loaded.model)
     spec.adapter.attach(loaded, seed)
     given, held_out = splits(spec.recovery, prepared, str(cut), precision, seed)

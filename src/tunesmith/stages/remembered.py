@@ -29,7 +29,7 @@ def remembered(prepared: Artifact, loaded: Loaded, seed: int) -> dict[str, Any] 
     spec, plain = _asked(prepared)
     if spec is None:
         return None
-    renderer = Renderer(loaded.tokenizer, today=rendered_on(prepared.path))
+    renderer = loaded.renderer()
 
     def losses(examples: list[Example]) -> list[float]:
         return [one.loss for one in likelihoods(loaded, [renderer.row(example) for example in examples])]

@@ -18,7 +18,7 @@ from tunesmith.base import Artifact, DataError, Output, Stage
 from tunesmith.base.files import digest, write_atomic, write_json
 from tunesmith.data.example import Example
 from tunesmith.data.formats import FORMATS
-from tunesmith.data.prepared import load_examples
+from tunesmith.data.prepared import load_examples, rendered_on
 from tunesmith.grading.exact import Exact
 from tunesmith.kernels.memory import Peak
 from tunesmith.models.generate import Completion, Sampling, generate
@@ -127,7 +127,7 @@ def sample(
     examples = load_examples(prepared.path, "train", spec.rows)
     _check(spec, examples)
     peak = Peak()
-    loaded = load(model, served(precision))
+    loaded = load(model, served(precision), today=rendered_on(prepared.path))
     if finetuned is not None:
         merge(loaded, adapter, finetuned, precision, pruned)
     answers = _answered(spec, loaded, examples, seed, out)

@@ -11,7 +11,7 @@ from tunesmith.base.files import write_atomic, write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
-from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.prepared import load_examples, load_split, rendered_on
 from tunesmith.grading.scoreboard import scoreboard
 from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.objectives.reward import Reward
@@ -43,7 +43,7 @@ def evaluate_scores(
     """
     test, rows = load_examples(prepared.path, "test", spec.rows), load_split(prepared.path, "test", spec.rows)
     objective.check(rows)
-    loaded = load(model, served(precision))
+    loaded = load(model, served(precision), today=rendered_on(prepared.path))
     scores, notes = _rivals(objective, loaded, load_split(prepared.path, "train"), rows)
     merge(loaded, adapter, finetuned, precision)
     restore_head(loaded, finetuned / "adapter")

@@ -11,7 +11,7 @@ from tunesmith.base import Artifact, ConfigError, Output, Stage
 from tunesmith.base.files import write_atomic, write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example
-from tunesmith.data.prepared import load_examples, load_split
+from tunesmith.data.prepared import load_examples, load_split, rendered_on
 from tunesmith.grading import HEADLINE, Grader
 from tunesmith.grading.statistics import interval
 from tunesmith.models.load import Precision, load, served
@@ -57,7 +57,9 @@ def prompt(
     grader, divided = check(spec, prepared, TypeAdapter(tuple[Grader, ...]).validate_python(graders), seed, learnt)
     systems = {system_of(example.prompt) for example in load_examples(prepared.path, "train")}
     common = next(iter(systems)) if len(systems) == 1 else None
-    prompter = Prompter(load(model, served(precision)), divided.pool, spec.indexed, common, max_tokens)
+    prompter = Prompter(
+        load(model, served(precision), today=rendered_on(prepared.path)), divided.pool, spec.indexed, common, max_tokens
+    )
     found, trajectory = _tried(spec, prompter, Trying(prompter, divided.development, grader, out), seed)
     best = max(found, key=lambda each: each.rank)
     every, test = load_examples(prepared.path, "test"), load_examples(prepared.path, "test", rows)
