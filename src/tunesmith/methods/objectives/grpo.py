@@ -19,7 +19,8 @@ SMALLEST = 1e-4
 class GRPO(Objective):
     """Learn from rewards by trial. For tasks where an answer can be graded by a program, and the model already earns something now and then.
 
-    DAPO (arXiv:2503.14476) is `clip_high: 0.28` with `average: tokens`; Dr. GRPO (arXiv:2503.20783) is `average: constant` with `scale: none`.
+    The paper's is `average: answers` with `beta: 0.04`; Dr. GRPO (arXiv:2503.20783) is `average: constant` with `scale: none`. `clip_high: 0.28` with
+    `average: tokens` is the clip and the averaging of DAPO (arXiv:2503.14476), whose dynamic sampling and penalty on length are not here.
     """
 
     kind: Literal["grpo"] = "grpo"
