@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from methods_table import BASE, RECIPES, RESULTS, ROOT, TEXT, figures, kept
+from methods_table import BASE, RECIPES, ROOT, TEXT, figures, keep, kept
 
 SEEDS = (0, 1, 2)
 TEST = 100
@@ -39,11 +39,11 @@ TURNS = 3
 def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train a recipe with one seed and measure what it came to, in this process."""
     import torch
+    from methods_learning import learning
 
     from tunesmith.base.artifact import environment
     from tunesmith.data.prepared import load_examples
     from tunesmith.data.render import Renderer
-    from tunesmith.methods.adapters import Adapter, trainable
     from tunesmith.models.generate import Sampling
     from tunesmith.models.load import load, served
     from tunesmith.stages.general import general_examples
@@ -70,14 +70,12 @@ def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
         answers = answer(loaded, test, Sampling(max_tokens=recipe.evaluate.max_tokens))
         scores = [grader.score(given, example) for given, example in zip(answers, test, strict=True)]
         measured = {"hits": [score.hits for score in scores], "totals": [score.total for score in scores]}
-    learning = load(recipe.model, recipe.precision)
-    Adapter.member(pipeline.adapter["kind"]).model_validate(pipeline.adapter).attach(learning, seed)
     return {
         "seed": seed,
         "date": datetime.date.today().isoformat(),
         "environment": environment(),
         "threads": torch.get_num_threads(),
-        "trainable": sum(parameter.numel() for parameter in trainable(learning.model).values()),
+        **learning(recipe),
         "steps": metrics["steps"],
         "loss": metrics["best_value"],
         "tokens_per_second": metrics["tokens_per_second"],
@@ -197,6 +195,9 @@ def held_out(folder: Path) -> tuple[str, ...]:
 
 def cost(name: str, folder: Path) -> dict[str, Any]:
     """Seconds a step and tokens a second of a few steps, in this process; the first warms up, or the first answers and all that is learnt from them."""
+    import torch
+
+    from tunesmith.base.artifact import environment
     from tunesmith.stages.pipeline import open_run
 
     most = (f"finetune.epochs={STEPS / 12}", "prepare.validation_fraction=0", "finetune.schedule.warmup=0")
@@ -207,7 +208,8 @@ def cost(name: str, folder: Path) -> dict[str, Any]:
         rollouts.updates if rollouts else 1 :
     ]
     seconds, tokens = (sum(step[name] for step in steps) for name in ("seconds", "tokens"))
-    return {"seconds": seconds / len(steps), "rate": tokens / seconds}
+    place = {"environment": environment(), "threads": torch.get_num_threads()}
+    return {"seconds": seconds / len(steps), "rate": tokens / seconds, **place}
 
 
 def costs(names: list[str]) -> None:
@@ -222,12 +224,11 @@ def costs(names: list[str]) -> None:
             except SystemExit as error:  # the others' cost is worth knowing all the same
                 print(error, file=sys.stderr)
         after = apart(BASE, "--cost")
-        lora = {key: (before[key] + after[key]) / 2 for key in after}
+        lora = {key: (before[key] + after[key]) / 2 for key in ("seconds", "rate")}
         for name, method in found.items():
-            keep(
-                name,
-                {**kept(name), "cost": {"date": datetime.date.today().isoformat(), "method": method, "lora": lora}},
-            )
+            place = {key: method.pop(key) for key in ("environment", "threads")}
+            taken = {"date": datetime.date.today().isoformat(), **place, "method": method, "lora": lora}
+            keep(name, {**kept(name), "cost": taken})
             print(
                 f"{name:18s} {method['rate']:.0f} tokens/s, LoRA {before['rate']:.0f} and {after['rate']:.0f}",
                 flush=True,
@@ -245,12 +246,6 @@ def apart(*arguments: str) -> dict[str, Any]:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-500:]}\n{done.stderr[-2500:]}")
     found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
     return found
-
-
-def keep(name: str, result: dict[str, Any]) -> None:
-    """Write it."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result) + "\n")
 
 
 def main() -> None:

@@ -2,10 +2,12 @@
 
 import json
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from words import in_threads, measured, span
 
 ROOT = Path(__file__).parents[1]
 RECIPES, RESULTS = ROOT / "recipes" / "methods", ROOT / "benchmarks" / "results" / "methods"
@@ -22,6 +24,12 @@ def kept(name: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": []}
     return found
+
+
+def keep(name: str, result: dict[str, Any]) -> None:
+    """Write it."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result) + "\n")
 
 
 def title(name: str) -> str:
@@ -82,14 +90,14 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     from tunesmith.grading.seeds import over_seeds
     from tunesmith.stages.recipe import read_recipe
 
-    heads = ("method", "learns", "tokens/s", "memory", "loss", "score", "against LoRA", "general perplexity")
+    heads = ("method", "learns", "steps", "tokens/s", "memory", "loss", "score", "against LoRA", "general perplexity")
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
     alone, rest = spreads(results)
     rates = [each["cost"]["lora"]["rate"] for each in results.values() if "cost" in each]
     lora = statistics.median(rates) if rates else 0.0
     for name in (BASE, *sorted(results.keys() - {BASE}, key=lambda name: title(name).lower())):
         found, runs = results[name], results[name]["runs"]
-        middle = {key: statistics.median(run[key] for run in runs) for key in ("trainable", "peak_memory_mb", "loss")}
+        middle = {key: statistics.median(run[key] for run in runs) for key in ("steps", "peak_memory_mb", "loss")}
         measure = runs[0].get("measure")
         scored = over_seeds(figures(runs), apart=alone.get(name))
         against = "" if measure or name == BASE else difference(name, BASE, results, rest)
@@ -101,12 +109,41 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         sign, of = ("+", f" % of {TEXT}") if measure == TEXT else ("", f" of {measure}" if measure else "")
         cells = (
             f"{title(name)} (`{name}`)",
-            f"{middle['trainable']:,.0f}", speed, f"{middle['peak_memory_mb']:,.0f} MB", f"{reward}{middle['loss']:.3f}",
+            learns(runs), f"{middle['steps']:.0f}", speed, f"{middle['peak_memory_mb']:,.0f} MB", f"{reward}{middle['loss']:.3f}",
             f"{scored.value:{sign}.1f} [{scored.low:{sign}.1f}, {scored.high:{sign}.1f}]{of}", against,
             "" if measure == "pairs" else f"{forgotten(runs):+.1f} %",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def learns(runs: list[dict[str, Any]]) -> str:
+    """How many weights learn, those that move by forward passes beside them, and those that learn again after pruning."""
+    said = {"trainable": "{:,.0f}", "moved": " and {:,.0f} by estimate", "recovering": ", then {:,.0f}"}
+    return "".join(
+        words.format(statistics.median(run[key] for run in runs)) for key, words in said.items() if key in runs[0]
+    )
+
+
+def provenance(results: dict[str, dict[str, Any]]) -> str:
+    """Where, when and in how many threads recipes were trained, and what is known of that of their speeds."""
+    runs = [(name, run) for name, found in results.items() for run in found["runs"]]
+    usual = Counter(run["threads"] for _, run in runs).most_common(1)[0][0]
+    others = [
+        f"`{name}` with seed {run['seed']} in {in_threads(run['threads'])}"
+        for name, run in runs
+        if run["threads"] != usual
+    ]
+    place, but = measured(*(run for _, run in runs)), f", but {', '.join(others)}" if others else ""
+    text = f"Measured on {place}, each training in {in_threads(usual)}{but}."
+    costs = [found["cost"] for found in results.values() if "cost" in found]
+    noted = [cost for cost in costs if "threads" in cost]
+    if noted:
+        counts = " or ".join(map(in_threads, sorted({cost["threads"] for cost in noted})))
+        text += f" Speeds: {len(noted)} on {measured(*noted)}, in {counts}."
+    if bare := [cost for cost in costs if "threads" not in cost]:
+        text += f" Speeds: {len(bare)} of {span(cost['date'] for cost in bare)}, without a note of machine and threads."
+    return text
 
 
 def figures(runs: list[dict[str, Any]]) -> list[Any]:

@@ -69,9 +69,7 @@ def against(result: dict[str, Any]) -> str:
         for contender, figures in list(work["median"].items())[1:]:
             faster, memory = figures["tunesmith_is_faster"], figures["tunesmith_memory"]
             lines.append(f"| {TITLES[name]} | {contender} | {faster:.1f} | {memory:.2f} |")
-    ordered = sorted(works.values(), key=lambda work: str(work["date"]))
-    first, last = ordered[0], ordered[-1]
-    span = first["date"] if first["date"] == last["date"] else f"{first['date']} to {last['date']}"
+    last = sorted(works.values(), key=lambda work: str(work["date"]))[-1]
     limits = [one["bf16_product_limit"] / 1e9 for work in works.values() for one in work["rounds"]]
     peer = ", ".join(f"{name} {number}" for name, number in last["peer"].items())
     rounds = ", ".join(f"{name} {len(work['rounds'])}" for name, work in works.items())
@@ -79,7 +77,7 @@ def against(result: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Measured on {measured({**last, 'date': span})}; bf16 products reached {min(limits):.0f} to {max(limits):.0f} GFLOP/s there, by round. The other side: {peer}. Rounds: {rounds}.",
+            f"Measured on {measured(*works.values())}; bf16 products reached {min(limits):.0f} to {max(limits):.0f} GFLOP/s there, by round. The other side: {peer}. Rounds: {rounds}.",
         ]
     )
 
@@ -90,8 +88,8 @@ def planned(result: dict[str, Any]) -> str:
     for work in result["works"].values():
         sizes = f"{work['planned_bytes'] / 1e6:,.0f} MB | {work['seen_bytes'] / 1e6:,.0f} MB"
         lines.append(f"| {work['title']} | {sizes} | {100 * work['memory_error']:+.0f} % |")
-    last = list(result["works"].values())[-1]
-    return "\n".join([*lines, "", f"Measured on {measured(last)}, in one thread (`python benchmarks/plan.py`)."])
+    place = measured(*result["works"].values())
+    return "\n".join([*lines, "", f"Measured on {place}, in one thread (`python benchmarks/plan.py`)."])
 
 
 def spent(result: dict[str, Any]) -> str:
@@ -103,8 +101,7 @@ def spent(result: dict[str, Any]) -> str:
     for name, work in works.items():
         shares = " | ".join(f"{100 * work['shares'].get(kind, 0.0):.0f} %" for kind in kinds)
         lines.append(f"| {TITLES[name].removesuffix(', a step')} | {shares} |")
-    last = list(works.values())[-1]
-    return "\n".join([*lines, "", f"Measured on {measured(last)} (`python benchmarks/profiles.py`)."])
+    return "\n".join([*lines, "", f"Measured on {measured(*works.values())} (`python benchmarks/profiles.py`)."])
 
 
 def saved(result: dict[str, Any]) -> str:
@@ -114,10 +111,8 @@ def saved(result: dict[str, Any]) -> str:
         for way, figures in list(work["median"].items())[1:]:
             ratios = f"{figures['memory']:.2f} | {figures['time']:.2f}"
             lines.append(f"| {TITLES[name].split(',')[0]} | {way} | {figures['training_peak_mb']:,.0f} MB | {ratios} |")
-    last = list(result["works"].values())[-1]
-    return "\n".join(
-        [*lines, "", f"Ratios to the plain step. Measured on {measured(last)} (`python benchmarks/memory.py`)."]
-    )
+    place = measured(*result["works"].values())
+    return "\n".join([*lines, "", f"Ratios to the plain step. Measured on {place} (`python benchmarks/memory.py`)."])
 
 
 def served(result: dict[str, Any]) -> str:
@@ -127,14 +122,13 @@ def served(result: dict[str, Any]) -> str:
         for server, figures in work["median"].items():
             faster = "" if server == "tunesmith" else f"{figures['tunesmith_is_faster']:.1f} times"
             lines.append(f"| {name} | {server} | {figures['tokens_per_second']:.0f} | {faster} |")
-    last = list(result["works"].values())[-1]
-    count = len(last["rounds"])
-    return "\n".join([*lines, "", f"Measured on {measured(last)}, {count} round (`python benchmarks/serving.py`)."])
+    works = list(result["works"].values())
+    place, count = measured(*works), len(works[-1]["rounds"])
+    return "\n".join([*lines, "", f"Measured on {place}, {count} round (`python benchmarks/serving.py`)."])
 
 
 def compared(result: dict[str, Any]) -> str:
     """The table of methods, and what of it is not measured."""
-    last = max((run for found in result.values() for run in found["runs"]), key=lambda run: run["date"])
     fewer = ", ".join(
         f"{name} {len(found['runs'])}" for name, found in sorted(result.items()) if len(found["runs"]) < 3
     )
@@ -142,7 +136,7 @@ def compared(result: dict[str, Any]) -> str:
     unknown = sorted(f"`{path.stem}`" for path in methods.RECIPES.glob("*.yaml") if path.stem not in result)
     note += f" Not measured yet: {', '.join(unknown)}." if unknown else ""
     beside = f"With and without a base that moves by forward passes, and prompts beside LoRA, all by SGD:\n\n{methods.pairs(result)}"
-    return f"{methods.table(result)}\n\n{beside}\n\nMeasured on {measured(last)}.{note}"
+    return f"{methods.table(result)}\n\n{beside}\n\n{methods.provenance(result)}{note}"
 
 
 def scaled(result: dict[str, Any]) -> str:
@@ -152,9 +146,9 @@ def scaled(result: dict[str, Any]) -> str:
         for point in work["points"]:
             share, peak = f"{100 * point['share_of_limit']:.0f} %", f"{point['peak_mb']:,.0f} MB"
             lines.append(f"| {axis} {point['point'][axis]} | x {point['relative']:.2f} | {share} | {peak} |")
-    last = list(result["works"].values())[-1]
+    place = measured(*result["works"].values())
     counts = ", ".join(f"{axis} {len(work['rounds'])}" for axis, work in result["works"].items())
-    return "\n".join([*lines, "", f"Measured on {measured(last)}; rounds: {counts} (`python benchmarks/scaling.py`)."])
+    return "\n".join([*lines, "", f"Measured on {place}; rounds: {counts} (`python benchmarks/scaling.py`)."])
 
 
 def tortured(result: dict[str, Any]) -> str:
@@ -173,7 +167,6 @@ def tortured(result: dict[str, Any]) -> str:
             f"| {one['id']} | {one['title']} | {one['total']} | {one['passes']} | {one['silent']} | {at_most} | {beside} |"
         )
     total, silent = sum(one["total"] for one in ours), sum(one["silent"] for one in ours)
-    last = max(ours, key=lambda one: one["date"])
     gaps = [
         f"{one['trial'].removesuffix(': logits')} {one['reason'].removeprefix('largest gap ')}"
         for one in result.get("R13", {}).get("tunesmith", {}).get("trials", ())
@@ -186,7 +179,7 @@ def tortured(result: dict[str, Any]) -> str:
             *lines,
             "",
             *([f"Largest gaps of a logit at full precision (R13): {', '.join(gaps)}.", ""] if gaps else ()),
-            f"Measured on {measured(last)} (`make torture`).",
+            f"Measured on {measured(*ours)} (`make torture`).",
         ]
     )
 

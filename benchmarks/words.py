@@ -1,5 +1,6 @@
 """How pages say times, intervals, and where and when something was measured."""
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -19,8 +20,21 @@ def called(figure: dict[str, Any]) -> str:
     return f"{figure['grader']}{', ' + figure['unit'] if figure['name'] == 'headline' else ': ' + figure['name']}"
 
 
-def measured(result: dict[str, Any]) -> str:
-    """Where and when."""
-    place = result["environment"]
+def measured(*results: dict[str, Any]) -> str:
+    """Where and when; of several the versions of the latest, and the days from the first to the last."""
+    last = max(results, key=lambda result: str(result["date"]))
+    place = last["environment"]
     versions = f"torch {place['torch']}, transformers {place['transformers']}"
-    return f"{place['cores']} cores of {place['processor']}, {versions}, {result['date']}"
+    days = span(result["date"] for result in results)
+    return f"{place['cores']} cores of {place['processor']}, {versions}, {days}"
+
+
+def in_threads(count: int) -> str:
+    """How many computed."""
+    return "one thread" if count == 1 else f"{count} threads"
+
+
+def span(dates: Iterable[str]) -> str:
+    """The day, or the first and the last one."""
+    days = sorted(dates)
+    return days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
