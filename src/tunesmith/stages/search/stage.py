@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import Artifact, ModelError, Output, Stage
-from tunesmith.base.files import clear, digest, sha256, write_json
+from tunesmith.base.files import clear, digest, known_sha256, write_json
 
 from .. import finetune
 from ..finetune import WINNER
@@ -75,7 +75,7 @@ def search(
     """
     lasting = spec.model_dump(mode="json", exclude={"trials", "keep"})
     made_by = finetune.STAGE.version
-    key = digest([recipe, lasting, made_by, prepared.id, [sha256(path) for path in inputs]])[:12]
+    key = digest([recipe, lasting, made_by, prepared.id, [known_sha256(path) for path in inputs]])[:12]
     study = Study(home / key, given, prepared, out.events)
     work(study)
     results = told_of(study)
