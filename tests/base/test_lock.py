@@ -80,3 +80,14 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", without)
     with pytest.raises(ArtifactError, match="locks no files"), Run(tmp_path / "run").lock():
         pass
+
+
+@pytest.mark.parametrize("name", [".lock", "events.jsonl", "prepare-0123456789ab.partial"])
+def test_a_run_folder_that_holds_a_link_is_refused_and_nothing_is_written_through_it(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("kept")
+    (tmp_path / "run" / name).symlink_to(elsewhere)
+    with pytest.raises(ArtifactError, match=rf"{name}: is a link.*delete it"), Run(tmp_path / "run").lock():
+        pass
+    assert elsewhere.read_text() == "kept"

@@ -125,11 +125,10 @@ class Run:
             ArtifactError: the folder cannot be written, or holds a link: what is written here would be written somewhere else.
             MachineError: the disk is full.
         """
+        self._check_links()
         try:
             with room(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                if link := next((path for path in sorted(self.path.iterdir()) if path.is_symlink()), None):
-                    raise ArtifactError(f"{link}: is a link, and a run's folder holds none; delete it")
                 handle = (self.path / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise ArtifactError(
@@ -151,6 +150,11 @@ class Run:
                 handle.write(f"process {os.getpid()} on {socket.gethostname()}")
                 handle.flush()
             yield
+
+    def _check_links(self) -> None:
+        links = [path for path in sorted(self.path.glob("*")) if path.is_symlink()]
+        if links:
+            raise ArtifactError(f"{links[0]}: is a link, and a run's folder holds none; delete it")
 
     def check_free(self) -> None:
         """Find out at once, before anything is loaded that takes time, that another process works here.
