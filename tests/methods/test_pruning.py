@@ -256,10 +256,14 @@ def test_what_cannot_be_pruned_is_refused(fresh, build, random_rows):
         ModelError, match=r"transformers takes no llama of that shape: .*multiple of the number of attention heads"
     ):
         Heads(groups=1).check(odd)
-    with pytest.raises(ModelError, match=r"rows of 6 weights, no multiple of 4; take pattern: free"):
-        Magnitude(pattern="2:4").silence(fresh(hidden_size=6, num_attention_heads=1, num_key_value_heads=1), [])
-    with pytest.raises(ModelError, match=r"GPT2LMHeadModel has no decoder layers with nn.Linear inside"):
-        Magnitude().silence(build("gpt2", vocab_size=97, n_embd=16, n_head=4, n_layer=2), [])
+    narrow = fresh(hidden_size=6, num_attention_heads=1, num_key_value_heads=1).model.config
+    for sparse in (Magnitude, Wanda):
+        with pytest.raises(ModelError, match=r"rows of 6 weights, no multiple of 4; take pattern: free"):
+            sparse(pattern="2:4").check(narrow)
+        sparse().check(narrow)
+        sparse(pattern="4:8").check(config)
+        with pytest.raises(ModelError, match=r"GPT2LMHeadModel has no decoder layers with nn.Linear inside"):
+            sparse().check(build("gpt2", vocab_size=97, n_embd=16, n_head=4, n_layer=2).model.config)
     lost = fresh()
     lost.forest = False
     with pytest.raises(

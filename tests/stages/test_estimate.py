@@ -38,7 +38,8 @@ from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models import attention
 from tunesmith.models.load import Loaded
 from tunesmith.models.quantize import quantise
-from tunesmith.stages.dry_run import rehearse, skeleton, storages
+from tunesmith.models.skeleton import skeleton
+from tunesmith.stages.dry_run import rehearse, storages
 from tunesmith.stages.estimate import Estimate, Passes, estimate
 from tunesmith.stages.finetune import Finetune
 from tunesmith.stages.machine import Speed
@@ -217,7 +218,7 @@ from tunesmith.methods.objectives.mrpo import MRPO
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.load import load, load_config, load_tokenizer, locate
-from tunesmith.stages.dry_run import skeleton
+from tunesmith.models.skeleton import skeleton
 from tunesmith.stages.machine import measure_speed, resident_memory
 from tunesmith.training.batches import Dataset
 from tunesmith.training.loop import train

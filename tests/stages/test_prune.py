@@ -10,18 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import tunesmith
 from tunesmith.base import ConfigError, MachineError, ModelError, Run
 from tunesmith.base.files import read_json, write_json
 from tunesmith.data.prepared import load_split
 from tunesmith.methods.optimizers import Optimizer
+from tunesmith.models import attention
 from tunesmith.models.load import load
 from tunesmith.stages import finetune, measures, report
 from tunesmith.stages.general import general_examples
 from tunesmith.stages.judge import likelihoods
-from tunesmith.stages.measures import deflated, paces
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.plan import check_memory, recovery_plans
 from tunesmith.stages.prune import hold_at_zero
@@ -246,10 +246,24 @@ def test_what_makes_no_sense_is_refused_before_anything_is_loaded(recipe, tmp_pa
     assert "'wnda' does not exist; did you mean 'wanda'?" in refused("prune.method={kind: wnda}")
 
 
-def test_a_model_that_cannot_be_pruned_is_refused_before_training(recipe, folder):
+def test_a_model_that_cannot_be_pruned_is_refused_before_training(recipe, folder, tmp_path, monkeypatch):
     run = open_run(recipe, folder, ("prune.method={kind: layers, count: 2}",))
     with pytest.raises(ModelError, match=r"prune.method.count 2: the model has 2 layers"):
         run.stage("initialise")
+    odd = AutoConfig.for_model("llama", vocab_size=4096, hidden_size=18, num_attention_heads=1, num_key_value_heads=1)
+    shutil.copytree(run.recipe.model, tmp_path / "odd")
+    odd.save_pretrained(tmp_path / "odd")
+    run = open_run(recipe, folder, (f"model={tmp_path / 'odd'}", "prune.method={kind: wanda, pattern: '2:4'}"))
+    with pytest.raises(ModelError, match=r"rows of 18 weights, no multiple of 4; take pattern: free"):
+        run.stage("initialise")
+    monkeypatch.setattr(attention, "adopt", lambda model: False)
+    run = open_run(recipe, tmp_path / "r", ("prune.method={kind: wanda}",))
+    with pytest.raises(
+        ModelError, match=r"layers of .*tiny-llama.* cannot be run one by one on training rows; take prune"
+    ):
+        run.stage("finetune")
+    assert "finetune" not in run.run.states
+    monkeypatch.undo()
     preferences = open_run(recipe, folder, ("prune.method={kind: wanda}", "prune.recovery={objective: {kind: dpo}}"))
     with pytest.raises(tunesmith.base.DataError, match="1 answers, objective dpo learns from 2"):
         preferences.stage("initialise")
@@ -277,21 +291,3 @@ def test_the_plan_counts_recovery(recipe, folder):
     before = (run.run.path / "plan.json").stat().st_mtime_ns
     open_run(run.run.path).stage("initialise")
     assert (run.run.path / "plan.json").stat().st_mtime_ns == before
-
-
-def test_fewer_layers_write_more_quickly(build):
-    deep, shallow = (build("llama", num_hidden_layers=layers, vocab_size=97, hidden_size=64) for layers in (24, 2))
-    first, second = paces([deep, shallow], seed=0)
-    assert second.writing > 1.3 * first.writing
-    assert second.reading > 0
-
-
-def test_zeros_compress(build):
-    loaded = build("llama", vocab_size=97, spread=0.1)
-    before = deflated(loaded.model)
-    with torch.no_grad():
-        for layer in loaded.model.model.layers:
-            for parameter in layer.parameters():
-                parameter.zero_()
-    assert before > 0.85
-    assert deflated(loaded.model) < 0.1

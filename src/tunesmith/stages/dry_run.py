@@ -24,10 +24,8 @@ from tunesmith.kernels.arena import Rehearsal, rehearsing
 from tunesmith.kernels.recompute import around
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.objectives import Objective
-from tunesmith.models import attention
 from tunesmith.models.forward import needs_autocast
-from tunesmith.models.load import DTYPES, Loaded, drop_nothing
-from tunesmith.models.quantize import KINDS, quantise
+from tunesmith.models.load import Loaded
 
 INT8_RATE = 2
 """How much faster processors multiply int8 than bf16; such products are counted as bf16 ones of that fraction."""
@@ -59,30 +57,6 @@ class Footprint:
     def flops(self) -> int:
         """Floating point operations in matrix products; one multiplication and addition are two."""
         return sum(work[0] * times for work, times in self.work.items())
-
-
-def skeleton(config: Any, precision: str) -> Any:
-    """The model of a transformers config on the `meta` device, in training mode; its weights take no memory.
-
-    Raises:
-        ModelError: transformers cannot build it.
-    """
-    from transformers import AutoModelForCausalLM
-
-    attention.register()
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=DTYPES[precision], attn_implementation=attention.NAME
-            )
-    except (ValueError, ImportError, TypeError) as error:
-        raise ModelError(
-            f"model of type {config.model_type!r}: cannot be built: {str(error).splitlines()[0]}"
-        ) from None
-    if precision in KINDS:
-        quantise(model, precision, DTYPES[precision])
-    drop_nothing(model)
-    return model.train()
 
 
 def storages(loaded: Loaded) -> list[torch.UntypedStorage]:

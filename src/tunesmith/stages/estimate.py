@@ -20,11 +20,12 @@ from tunesmith.models.generate import BATCH
 from tunesmith.models.heads import attach_head
 from tunesmith.models.load import DTYPES, Loaded
 from tunesmith.models.load import parameters as count
+from tunesmith.models.skeleton import skeleton
 from tunesmith.training.batches import Dataset
 from tunesmith.training.others import imagined_answers
 from tunesmith.training.rollouts import Sampled
 
-from .dry_run import Footprint, rehearse, skeleton, storages
+from .dry_run import Footprint, rehearse, storages
 from .machine import Speed
 
 COMPILED = PRODUCTS << 19

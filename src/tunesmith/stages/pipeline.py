@@ -104,19 +104,21 @@ class Pipeline(Stages[Recipe]):
             ConfigError: the rows cannot be evaluated as the recipe says.
         """
         prepared = self.prepare()
-        self.recipe.prune.check(locate(self.recipe.model))
         self.recipe.deploy.check(
             self.recipe.model, self.recipe.initialise.adapter, self.recipe.finetune.objective.scores
         )
         if prepared.id not in self.checked:
             self._check(prepared)
         self._plan(prepared)
-        return self.run.once(
+        made = self.run.once(
             initialise.STAGE, self.recipe.initialise, prepared, inputs=named(self.recipe.model), **self.about, seed=self.recipe.seed
         )  # fmt: skip
+        self.recipe.prune.check_loaded(made)
+        return made
 
     def _check(self, prepared: Artifact) -> None:
-        """Find out before training what would stop the evaluation after it."""
+        """Find out before training what would stop the stages after it."""
+        self.recipe.prune.check(locate(self.recipe.model))
         measured = self.recipe.evaluate
         read_by(measured.graders)
         for tune in (self.recipe.finetune, self.recipe.prune.recovery):

@@ -18,8 +18,8 @@ from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.load import load_config, locate, resolve_precision, served
 from tunesmith.models.quantize import KINDS
+from tunesmith.models.skeleton import skeleton
 
-from .dry_run import skeleton
 from .estimate import Estimate, estimate, gigabytes
 from .initialise import Initialise
 from .machine import available_memory, measure_speed, resident_memory

@@ -20,6 +20,7 @@ from tunesmith.data.prepared import load_split, rendered_on
 from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.pruning import Pruning
+from tunesmith.methods.pruning.walk import refusal
 from tunesmith.models import memory, prompt
 from tunesmith.models.forward import padded_logps
 from tunesmith.models.load import DTYPES, Loaded, Precision, load, load_config, parameters, served
@@ -79,6 +80,15 @@ class Prune(Spec):
                     f"prune: {folder} has a {what} that learnt, which is no part of its weights; prune its base instead"
                 )
         self.method.check(load_config(folder))
+
+    def check_loaded(self, initialised: Artifact) -> None:
+        """Refuse a model whose layers cannot be walked through, as was found out when it was loaded.
+
+        Raises:
+            ModelError: its attention does not take what the walk gives it.
+        """
+        if self.method is not None and self.method.walks and not initialised.metrics["forest"]:
+            raise ModelError(refusal(initialised.manifest["context"]["model"]))
 
 
 def prune(

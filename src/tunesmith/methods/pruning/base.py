@@ -18,6 +18,8 @@ class Pruning(Family):
 
     smaller: ClassVar[bool] = False
     """Whether a smaller model is left; else zeros stay in their places."""
+    walks: ClassVar[bool] = False
+    """Whether it runs layers one by one on rows, which takes a model whose attention takes forest batches."""
     rows: int = Field(128, ge=1)
     """Training rows, drawn at random, that activations are read from; 128 sequences in the papers, where they are longer."""
 

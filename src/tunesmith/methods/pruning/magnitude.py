@@ -13,8 +13,8 @@ from .sparse import Sparse
 
 
 class Magnitude(Sparse):
-    """The smallest weights go, whatever they are multiplied by. It needs no rows and works for every architecture; in Wanda's paper it loses
-    clearly more than `wanda` where half of the weights go."""
+    """The smallest weights go, whatever they are multiplied by. It needs no rows, and of an architecture only that its layers are linear ones; in
+    Wanda's paper it loses clearly more than `wanda` where half of the weights go."""
 
     kind: Literal["magnitude"] = "magnitude"
     within: Literal["matrix", "row"] = "matrix"

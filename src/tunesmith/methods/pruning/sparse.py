@@ -12,6 +12,7 @@ from tunesmith.base import ModelError
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Row
 from tunesmith.models.load import Loaded
+from tunesmith.models.skeleton import skeleton
 
 from .base import Pruning, decoder_layers, linears
 
@@ -30,6 +31,12 @@ class Sparse(Pruning):
         if self.pattern != "free" and self.sparsity != 0.5:
             raise ValueError(f"pattern {self.pattern} is half zeros: leave sparsity out, or take pattern: free")
         return self
+
+    def check(self, config: Any) -> None:
+        """Refuse architectures without linear layers, and rows of weights that are no multiple of the pattern."""
+        for layer in decoder_layers(skeleton(config, "fp32")):
+            for _, linear in linears(layer):
+                self.width(linear.weight)
 
     @abstractmethod
     def silence(self, loaded: Loaded, rows: Sequence[Row]) -> Mapping[int, Tensor]:

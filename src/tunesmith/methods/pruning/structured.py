@@ -22,6 +22,7 @@ class Structured(Pruning):
     """Parts of layers go. What is left is smaller and quicker, with no zeros, and loads wherever its architecture does."""
 
     smaller = True
+    walks = True
 
     def check(self, config: Any) -> None:
         """Refuse architectures whose parts are not known, and those that would have nothing left."""

@@ -85,7 +85,7 @@ def visits(loaded: Loaded, rows: Sequence[Row]) -> Iterator[Visit]:
 def _recorded(loaded: Loaded, layers: list[nn.Module], rows: Sequence[Row]) -> list[list[Call]]:
     """By layer, how it is called for each batch of rows."""
     if not loaded.forest:
-        raise ModelError(_refusal(loaded))
+        raise ModelError(refusal(loaded.name))
     loaded.model.eval()
     calls: list[list[Call]] = [[] for _ in layers]
     order = sorted(rows, key=len)
@@ -94,7 +94,7 @@ def _recorded(loaded: Loaded, layers: list[nn.Module], rows: Sequence[Row]) -> l
         forest = Batch.of(alone, share=False).forest
         seen = _seen(loaded, layers, forest)
         if len(seen) != len(layers) or not all(arguments for arguments, _ in seen):
-            raise ModelError(_refusal(loaded))
+            raise ModelError(refusal(loaded.name))
         for place, (arguments, settings) in enumerate(seen):
             # beyond the first layer inputs are computed anew; those of the first batch stay for the comparison
             hidden = arguments[0] if place == 0 or start == 0 else arguments[0].new_zeros(0)
@@ -103,7 +103,7 @@ def _recorded(loaded: Loaded, layers: list[nn.Module], rows: Sequence[Row]) -> l
         expected = calls[place + 1][0].hidden
         apart = (calls[place][0].through(layer) - expected).abs().max()
         if not apart <= EXACT * expected.abs().max():
-            raise ModelError(_refusal(loaded))
+            raise ModelError(refusal(loaded.name))
     return calls
 
 
@@ -124,6 +124,6 @@ def _seen(loaded: Loaded, layers: list[nn.Module], forest: Forest) -> list[tuple
     return seen
 
 
-def _refusal(loaded: Loaded) -> str:
-    kind = loaded.model.config.get_text_config().model_type
-    return f"prune: the layers of {loaded.name} ({kind}) cannot be run one by one on training rows; take prune.method.kind=magnitude"
+def refusal(model: str) -> str:
+    """What to say of a model whose layers cannot be called one by one."""
+    return f"prune: the layers of {model} cannot be run one by one on training rows; take prune.method.kind=magnitude"

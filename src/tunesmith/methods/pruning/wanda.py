@@ -18,6 +18,7 @@ class Wanda(Sparse):
     gradients, no update of the weights that stay. The one to begin with among unstructured methods."""
 
     kind: Literal["wanda"] = "wanda"
+    walks = True
 
     def silence(self, loaded: Loaded, rows: Sequence[Row]) -> Mapping[int, Tensor]:
         """By |W| ||X||, a layer at a time, on inputs that the pruned layers before made."""
