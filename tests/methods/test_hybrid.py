@@ -13,7 +13,7 @@ from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.adapters.prompt import Prompt
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.hybrid import FILE, Hybrid
-from tunesmith.methods.optimizers.mezo import MOVES, SEEDS
+from tunesmith.methods.optimizers.moves import MOVES, SEEDS
 from tunesmith.methods.optimizers.sgd import SGD
 from tunesmith.models.forward import token_logps
 from tunesmith.training.batches import Dataset

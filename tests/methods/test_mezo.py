@@ -1,14 +1,21 @@
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+import tunesmith
+from tunesmith.base import ModelError
 from tunesmith.data.batch import Batch
 from tunesmith.kernels.noise import reference
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.objectives.sft import SFT
-from tunesmith.methods.optimizers.mezo import MOVES, SEEDS, MeZO
+from tunesmith.methods.optimizers.mezo import FILE, MeZO, replay
+from tunesmith.methods.optimizers.moves import MOVES, SEEDS
+from tunesmith.models.load import load
 from tunesmith.training.batches import Dataset
 from tunesmith.training.checkpoint import load_newest, restore, save
 from tunesmith.training.loop import train
@@ -136,7 +143,7 @@ def test_both_passes_draw_the_same_dropout(model, random_rows):
     assert losses[2] != pytest.approx(before, rel=1e-4)
 
 
-def test_a_run_is_told_by_its_moves_alone(model, random_rows):
+def test_a_run_is_told_by_its_moves_alone(model, random_rows, tmp_path):
     loaded = model()
     LoRA(rank=2).attach(loaded, 0)
     weights = trainable(loaded.model)
@@ -150,10 +157,39 @@ def test_a_run_is_told_by_its_moves_alone(model, random_rows):
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(before[name])
-    again = spec.build(weights)
-    again.load_state_dict(optimizer.state_dict())
-    again.replay()
+    optimizer.save(tmp_path)
+    replay(weights, tmp_path)
     assert equal(weights, after)
+    with pytest.raises(ModelError, match="learns on one side only"):
+        replay({name: weight for name, weight in weights.items() if "lora_A" in name}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "kept"),
+    [(LoRA(rank=2), "adapter_model.safetensors"), (Full(), "model.safetensors")],
+    ids=["lora", "full"],
+)
+def test_what_a_finished_run_learnt_is_made_again_of_its_moves(adapter, kept, tiny_folder, tmp_path):
+    lines = [{"prompt": f"Say {n}.", "completion": "yes" if n % 2 else "no"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    optimizer = {"kind": "mezo", "learning_rate": 0.01, "epsilon": 0.01, "weight_decay": 0.1, "directions": 2}
+    recipe = {
+        "model": str(tiny_folder), "precision": "fp32", "seed": 5,
+        "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 4, "cleaners": []},
+        "initialise": {"adapter": adapter.model_dump(mode="json")},
+        "finetune": {"epochs": 2, "batch": 8, "optimizer": optimizer, "checkpoint_every": 3, "validation": {"every": 2}},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    made = tunesmith.finetune(tmp_path / "recipe.yaml", folder=tmp_path / "run") / "adapter"
+    assert (made / FILE).stat().st_size < 3000
+    loaded = load(str(tiny_folder), "fp32")
+    adapter.attach(loaded, 5)
+    weights = trainable(loaded.model)
+    before, learnt = copies(weights), load_file(made / kept)
+    replay(weights, made)
+    assert not equal(weights, before)
+    adapter.save(loaded, tmp_path / "again")
+    assert equal(load_file(tmp_path / "again" / kept), learnt)
 
 
 def test_a_run_that_was_cut_ends_with_the_same_bits(model, random_rows, tmp_path):

@@ -11,6 +11,7 @@ from tunesmith.base.signals import deferred
 from tunesmith.kernels.memory import Peak, give_back
 from tunesmith.methods.adapters import Adapter, trainable
 from tunesmith.methods.optimizers.hybrid import TorchHybrid
+from tunesmith.methods.optimizers.moves import Moving
 from tunesmith.models.heads import detach_head, save_head
 from tunesmith.models.load import Loaded, Precision, load
 from tunesmith.training import checkpoint
@@ -214,7 +215,7 @@ class Training:
             adapter.save(self.loaded, self.out / "adapter")
         if head is not None:
             save_head(head, self.out / "adapter")
-        if isinstance(self.optimizer, TorchHybrid):
+        if isinstance(self.optimizer, Moving):
             self.optimizer.save(self.out / "adapter")
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tunesmith.base import ModelError
@@ -15,7 +15,7 @@ from tunesmith.kernels.arena import kept, kept_together
 from tunesmith.kernels.noise import Noise, perturb
 
 from .base import Optimizer
-from .mezo import MOVES, SEEDS, places
+from .moves import MOVES, SEEDS, Moving, places
 
 FILE = "base_moves.safetensors"
 """Stands beside an adapter that learnt while its base moved."""
@@ -45,8 +45,10 @@ class Hybrid(Optimizer):
         return TorchHybrid(self.groups(parameters), list(frozen.values()), self)
 
 
-class TorchHybrid(torch.optim.SGD):
-    """Algorithm 1 of the paper; the moves of the base are the state of the first weight that learns."""
+class TorchHybrid(Moving, torch.optim.SGD):
+    """Algorithm 1 of the paper; what it notes are the scales of the base's moves."""
+
+    FILE = FILE
 
     def __init__(self, groups: list[dict[str, Any]], base: list[nn.Parameter], spec: Hybrid) -> None:
         super().__init__(groups, lr=spec.learning_rate, fused=True)
@@ -70,7 +72,7 @@ class TorchHybrid(torch.optim.SGD):
             slope = float(moved - loss) / self.spec.epsilon
             rate = self.spec.base_rate * self._share()
             self._move(seed, -rate * slope)
-            self._note(seed, -rate * slope)
+            self.note(seed, -rate * slope)
         return loss
 
     def _share(self) -> float:
@@ -94,29 +96,14 @@ class TorchHybrid(torch.optim.SGD):
     def _move(self, seed: int, scale: float) -> None:
         move(self.base, seed, scale, self.spec.noise)
 
-    def _note(self, seed: int, scale: float) -> None:
-        state = self.state[self._first]
-        for name, one in ((SEEDS, torch.tensor([seed])), (MOVES, torch.tensor([scale], dtype=torch.float64))):
-            state[name] = torch.cat([state[name], one]) if name in state else one
-
-    @property
-    def _first(self) -> nn.Parameter:
-        found: nn.Parameter = self.param_groups[0]["params"][0]
-        return found
-
-    @property
-    def moves(self) -> tuple[Tensor, Tensor]:
-        """Seeds, int64 [n], and scales, float64 [n], of all moves of the base so far."""
-        state = self.state[self._first]
-        none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
-        return (state[SEEDS], state[MOVES]) if state else none
+    def about(self) -> dict[str, str]:
+        """What directions are made of."""
+        return {"noise": self.spec.noise}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As it was saved; the base, which must stand where it began, is moved again."""
         super().load_state_dict(state_dict)
-        for slots in state_dict["state"].values():
-            self.state[self._first] = {name: value.clone() for name, value in slots.items()}
         for seed, scale in zip(*(one.tolist() for one in self.moves), strict=True):
             self._move(seed, scale)
 
@@ -125,10 +112,6 @@ class TorchHybrid(torch.optim.SGD):
         """Put the base back to where it began, all of its weights in order."""
         for one, began in zip(self.base, base, strict=True):
             one.copy_(began)
-
-    def save(self, folder: Path) -> None:
-        """Write the moves beside the adapter."""
-        save_file(dict(zip((SEEDS, MOVES), self.moves, strict=True)), folder / FILE, {"noise": self.spec.noise})
 
 
 @torch.no_grad()

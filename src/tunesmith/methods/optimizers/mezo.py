@@ -1,21 +1,32 @@
 """Memory-efficient zeroth-order optimisation (Malladi et al., 2023, arXiv:2305.17333): gradients from two forward passes, none backward."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from tunesmith.base import ModelError
 from tunesmith.kernels.noise import Noise, perturb
+from tunesmith.models.learnt import read_learnt
 
 from .base import Optimizer, held
+from .moves import MOVES, SEEDS, Moving, places
+
+FILE = "moves.safetensors"
+"""Stands beside what was learnt."""
 
 
 class MeZO(Optimizer):
     """The slope along a random direction, made from its seed whenever it is needed. Memory of inference and of a copy of what learns, many more steps; prompts matter.
 
-    What is learnt is float32, and a copy of it is kept during a step: after both passes it is bit for bit what it was before.
+    What is learnt is float32, and a copy of it is kept during a step: after both passes it is bit for bit what it was before. A run is told by its moves, some 24
+    bytes each, which stay beside what was learnt as `adapter/moves.safetensors`: `tunesmith.methods.optimizers.mezo.replay` makes the learnt weights of
+    them and of those that training began with.
     """
 
     kind: Literal["mezo"] = "mezo"
@@ -32,7 +43,7 @@ class MeZO(Optimizer):
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """Ours."""
         settings = {"epsilon": self.epsilon, "directions": self.directions, "noise": self.noise}
-        return TorchMeZO(self.groups(parameters), {"lr": self.learning_rate, **settings})
+        return TorchMeZO(self.groups(parameters), {"lr": self.learning_rate, **settings}, parameters)
 
     def scratch_bytes(self, parameters: Mapping[str, nn.Parameter]) -> int:
         """The copy."""
@@ -47,24 +58,16 @@ class Move(NamedTuple):
     scale: float
 
 
-SEEDS, MOVES = "seeds", "moves"
-"""State of the first weight: int64 [moves], and float64 [moves, groups, 2] with keep and scale."""
+class TorchMeZO(Moving):
+    """Algorithm 1 of the paper. Of each move and group of weights it notes `keep` and `scale`."""
 
+    FILE = FILE
 
-def places(parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, int]:
-    """Where each parameter begins in a direction through all of them."""
-    found, end = {}, 0
-    for parameter in parameters:
-        found[parameter] = end
-        end += parameter.numel()
-    return found
-
-
-class TorchMeZO(torch.optim.Optimizer):
-    """Algorithm 1 of the paper. Its whole course is its moves, some bytes for each: `replay` does them again."""
-
-    def __init__(self, groups: Iterable[dict[str, Any]], settings: dict[str, Any]) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], settings: dict[str, Any], parameters: Mapping[str, nn.Parameter]
+    ) -> None:
         super().__init__(groups, settings)
+        self.names = {parameter: name for name, parameter in parameters.items()}
         self.offsets = places(parameter for group in self.param_groups for parameter in group["params"])
         self.kept: dict[nn.Parameter, Tensor] = {}
 
@@ -88,15 +91,13 @@ class TorchMeZO(torch.optim.Optimizer):
                 for group in self.param_groups
             ]
             self._move(moves)
-            self._note(moves)
+            self.note(seed, [move[1:] for move in moves])
         return torch.stack([loss for *_, loss in slopes]).mean()
 
-    @torch.no_grad()
-    def replay(self) -> None:
-        """All moves so far, again: from the weights that training began with to those it came to, bit for bit."""
-        state = self.state[self._first]
-        for seed, moves in zip(state[SEEDS].tolist(), state[MOVES].tolist(), strict=True):
-            self._move([Move(seed, keep, scale) for keep, scale in moves])
+    def about(self) -> dict[str, str]:
+        """What directions are made of, and the names of the weights that they go through, by group."""
+        names = [[self.names[parameter] for parameter in group["params"]] for group in self.param_groups]
+        return {"noise": self.param_groups[0]["noise"], "groups": json.dumps(names)}
 
     def _keep(self) -> None:
         """A copy of all weights; its room stays, since fresh memory is slow to touch."""
@@ -127,20 +128,29 @@ class TorchMeZO(torch.optim.Optimizer):
         place = self.offsets[parameter]
         perturb(parameter.data, source, move.seed, place, keep=move.keep, scale=move.scale, noise=noise)
 
-    def _note(self, moves: list[Move]) -> None:
-        state = self.state[self._first]
-        new = torch.tensor([moves[0].seed]), torch.tensor([[move[1:] for move in moves]], dtype=torch.float64)
-        for name, one in zip((SEEDS, MOVES), new, strict=True):
-            state[name] = torch.cat([state[name], one]) if name in state else one
 
-    @property
-    def _first(self) -> nn.Parameter:
-        found: nn.Parameter = self.param_groups[0]["params"][0]
-        return found
+@torch.no_grad()
+def replay(parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
+    """Move weights as those moved that were learnt in a folder, `adapter/` of a finished run: from what training began with to what it came to, bit for bit.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As it was saved; torch would round the seeds to the weights' type."""
-        super().load_state_dict(state_dict)
-        for place, slots in state_dict["state"].items():
-            assert place == 0
-            self.state[self._first] = {name: value.clone() for name, value in slots.items()}
+    Args:
+        parameters: what learns, by name, float32: `trainable(loaded.model)` once the adapter is attached as the recipe and its seed say.
+        folder: where `moves.safetensors` is: `seeds`, int64 [n], and `moves`, float64 [n, groups, 2], what a group was multiplied by before each move and how
+            far it went along the direction; the names of each group's weights, in order, are in its metadata.
+
+    Raises:
+        ModelError: it is missing, or others learnt there.
+    """
+    found = read_learnt(folder / FILE)
+    with safe_open(folder / FILE, "pt") as file:
+        about = file.metadata()
+    groups = json.loads(about["groups"])
+    if odd := sorted({name for names in groups for name in names} ^ set(parameters)):
+        raise ModelError(
+            f"{folder}: {odd[0]} learns on one side only; attach the adapter, to the model, that its recipe says"
+        )
+    starts = places(parameters[name] for names in groups for name in names)
+    for seed, moves in zip(found[SEEDS].tolist(), found[MOVES].tolist(), strict=True):
+        for names, (keep, scale) in zip(groups, moves, strict=True):
+            for one in map(parameters.__getitem__, names):
+                perturb(one.data, one.data, seed, starts[one], keep=keep, scale=scale, noise=about["noise"])
