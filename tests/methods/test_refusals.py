@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tunesmith.base import DataError, ModelError
+from tunesmith.base import ConfigError, DataError, ModelError
 from tunesmith.base.spec import validate
 from tunesmith.methods.adapters import trainable
+from tunesmith.methods.adapters.bitfit import BitFit
 from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.ia3 import IA3
 from tunesmith.methods.adapters.layers import Layers
@@ -15,11 +16,16 @@ from tunesmith.methods.adapters.prompt import Prompt
 from tunesmith.methods.objectives.kto import KTO, LABEL
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.methods.optimizers.adamw import AdamW
+from tunesmith.methods.optimizers.hybrid import Hybrid
+from tunesmith.methods.optimizers.muon import Muon
 from tunesmith.models.forward import needs_autocast
 from tunesmith.models.generate import Sampling, generate
+from tunesmith.stages.estimate import estimate
 from tunesmith.stages.finetune import Finetune
+from tunesmith.stages.machine import Speed
 from tunesmith.stages.plan import alternatives
 from tunesmith.stages.recipe import Recipe
+from tunesmith.training.batches import Dataset
 
 VOCABULARY = 97
 PAID = {"rewards": [{"grader": {"kind": "exact"}}]}
@@ -34,8 +40,33 @@ def test_rewards_have_no_slope_that_two_passes_could_see(objective, optimizer):
 
 
 def test_focus_and_smoothing_contradict_each_other():
-    with pytest.raises(ValueError, match="keep one"):
-        SFT(focus=2.0, label_smoothing=0.1)
+    for settings in (
+        {"focus": 2.0, "label_smoothing": 0.1},
+        {"focus": 2.0, "enough": 0.05},
+        {"label_smoothing": 0.1, "enough": 0.05},
+    ):
+        with pytest.raises(ValueError, match="keep one"):
+            SFT(**settings)
+
+
+@pytest.mark.parametrize(
+    ("member", "names"),
+    [(KTO, ("wanted", "unwanted")), (Hybrid, ("learning_rate", "base_rate"))],
+    ids=["kto", "hybrid"],
+)
+def test_one_of_two_may_be_nothing_and_not_both(member, names):
+    for name in names:
+        member(**{name: 0})
+    with pytest.raises(ValueError, match=f"{names[0]} and {names[1]} are both 0, so nothing .*; raise one"):
+        member(**dict.fromkeys(names, 0))
+
+
+@pytest.mark.parametrize("adapter", [BitFit(), IA3(), Prompt()], ids=lambda adapter: adapter.kind)
+def test_muon_without_a_matrix_is_refused_where_the_training_is_planned(adapter, build, random_rows):
+    config = build("llama", vocab_size=VOCABULARY).model.config
+    machine = {"precision": "fp32", "speed": Speed(1e12, 1e12, 1e10, 1e-6), "available": 2**40, "resident": 0}
+    with pytest.raises(ConfigError, match=r"no matrix inside the layers learns.*take optimizer\.kind=adamw"):
+        estimate(config, adapter, Muon(), SFT(), Dataset(random_rows(4), 2, 2, 1, 0), **machine)
 
 
 def test_kto_judges_answers_not_prompts(random_rows):

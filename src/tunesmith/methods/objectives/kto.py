@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunesmith.base import DataError
 from tunesmith.data.batch import Batch
@@ -38,6 +38,12 @@ class KTO(Objective):
     """Weight of wanted answers (lambda_D); the paper has wanted x their number over unwanted x theirs between 1 and 4/3."""
     unwanted: float = Field(1.0, ge=0)
     """Weight of unwanted answers (lambda_U); 1 in the paper, as that of wanted ones."""
+
+    @model_validator(mode="after")
+    def _learns_from_some(self) -> Self:
+        if not (self.wanted or self.unwanted):
+            raise ValueError("wanted and unwanted are both 0, so nothing is learnt from any answer; raise one")
+        return self
 
     @property
     def references(self) -> bool:

@@ -43,6 +43,9 @@ class SFT(Objective):
     def _one_view_of_certainty(self) -> Self:
         if self.focus and self.label_smoothing:
             raise ValueError("focus and label_smoothing contradict each other; keep one")
+        if self.enough and (self.focus or self.label_smoothing):
+            other = "focus" if self.focus else "label_smoothing"
+            raise ValueError(f"enough is a row's loss in nats a token, and {other} changes what the loss is; keep one")
         return self
 
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -35,6 +35,12 @@ class Hybrid(Optimizer):
     """How far the base is moved, in each weight, to see the slope; the paper leaves it open, 1e-3 is MeZO's (arXiv:2305.17333)."""
     noise: Noise = "normal"
     """What a direction is made of: normal numbers, as in the paper, or signs, which are cheaper."""
+
+    @model_validator(mode="after")
+    def _something_moves(self) -> Self:
+        if not (self.learning_rate or self.base_rate):
+            raise ValueError("learning_rate and base_rate are both 0, so nothing moves; raise one")
+        return self
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """The adapter's part alone."""

@@ -8,6 +8,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from tunesmith.base import ConfigError
+
 from .base import Optimizer, embeds, held, is_matrix
 
 HEAD = re.compile(r"(lm_head|embed_out|output)\.weight$")
@@ -23,6 +25,19 @@ class Muon(Optimizer):
     """Share of the step before that is taken again; Jordan et al. take 0.95."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's, for the rest; those of Adam's paper (arXiv:1412.6980)."""
+
+    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
+        """As of every optimizer.
+
+        Raises:
+            ConfigError: no matrix learns, or a name in `rates` fits nothing that learns.
+        """
+        if not any(_hidden(name, one) for name, one in parameters.items()):
+            raise ConfigError(
+                "optimizer: no matrix inside the layers learns, so muon would be AdamW by another name; take optimizer.kind=adamw, or an adapter "
+                "with matrices, such as lora"
+            )
+        return super().groups(parameters)
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """torch's Muon and AdamW side by side."""
