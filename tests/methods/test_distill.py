@@ -187,16 +187,24 @@ def test_a_tail_of_nothing_has_a_finite_slope(student, taught):
 
 
 def test_a_teacher_with_other_tokens_is_refused_unread(build, tiny_folder, tmp_path, rows, monkeypatch):
-    monkeypatch.setattr("tunesmith.training.others.load", lambda *_: pytest.fail("its weights were loaded"))
+    for place in ("training.others", "stages.initialise"):
+        monkeypatch.setattr(f"tunesmith.{place}.load", lambda *_: pytest.fail("weights were loaded"))
     other = build("llama", seed=1)
     other.tokenizer.add_tokens(["<new>"])
     other.model.save_pretrained(tmp_path)
     other.tokenizer.save_pretrained(tmp_path)
-    others = Others(str(tiny_folder), "fp32", 4, "answers")
-    with pytest.raises(
-        ModelError, match=r"cannot teach .*, since its tokenizer has other tokens; take a teacher of the same family"
-    ):
+    others, reason = (
+        Others(str(tiny_folder), "fp32", 4, "answers"),
+        r"cannot teach .*, since its tokenizer has other tokens",
+    )
+    with pytest.raises(ModelError, match=reason):
         others.asked(Distill(teacher=str(tmp_path)), [Split(rows, [])])
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "Say {n}.", "answer": "yes"}}\n' for n in range(32)))
+    tune = {"objective": {"kind": "distill", "teacher": str(tmp_path)}}
+    recipe = {"model": str(tiny_folder), "prepare": {"source": "rows.jsonl", "cleaners": []}, "finetune": tune}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    with pytest.raises(ModelError, match=reason):
+        tunesmith.initialise(tmp_path / "recipe.yaml", folder=tmp_path / "run")
 
 
 def test_a_teacher_that_knows_padding_names_only_tokens_of_the_student(build, tiny_folder, tmp_path, rows):

@@ -10,6 +10,7 @@ from tunesmith.base.run import run_of
 from tunesmith.base.spec import read_yaml
 from tunesmith.models.find import locate
 from tunesmith.serving.log import settle
+from tunesmith.training.others import check_teacher
 
 from . import ask, deploy, evaluate, finetune, initialise, judgeable, monitor, prepare, prompting, prune, rivals, sample
 from .fitted import fitted
@@ -124,6 +125,7 @@ class Pipeline(Stages[Recipe]):
         for tune in (self.recipe.finetune, self.recipe.prune.recovery):
             if tune is not None:
                 read_in_training(tune)
+                check_teacher(tune.objective, self.recipe.model)
         judgeable.check(measured, prepared)
         if measured.prompted:
             learnt = self.recipe.finetune.rows

@@ -52,6 +52,7 @@ class Others:
             rows = self._scored(name, number, splits, rows)
             give_back()  # the model went with the call
         if objective.teaching is not None and objective.teaching.model is not None:
+            check_teacher(objective, self.model)
             rows = self._taught(objective.teaching.model, objective.teaching, rows)
             give_back()
         return rows
@@ -69,14 +70,23 @@ class Others:
         return found
 
     def _taught(self, name: str, teaching: Teaching, rows: list[list[Row]]) -> list[list[Row]]:
-        if load_tokenizer(name).get_vocab() != load_tokenizer(self.model).get_vocab():
-            raise ModelError(
-                f"model {name}: cannot teach {self.model}, since its tokenizer has other tokens; take a teacher of the same family, or let it "
-                "write answers and learn those by objective.kind sft"
-            )
         teacher = load(name, self.precision)
         known = load_config(locate(self.model)).get_text_config().vocab_size
         return [with_teacher(teacher, each, teaching, self.size, known) for each in rows]
+
+
+def check_teacher(objective: Objective, model: str) -> None:
+    """Refuse a teacher by its tokenizer alone.
+
+    Raises:
+        ModelError: it has other tokens than the model's.
+    """
+    name = objective.teaching.model if objective.teaching is not None else None
+    if name is not None and load_tokenizer(name).get_vocab() != load_tokenizer(model).get_vocab():
+        raise ModelError(
+            f"model {name}: cannot teach {model}, since its tokenizer has other tokens; take a teacher of the same family, or let it "
+            "write answers and learn those by objective.kind sft"
+        )
 
 
 def of_start(loaded: Loaded, objective: Objective, rows: list[Row], size: int) -> list[Row]:
