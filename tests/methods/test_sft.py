@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from tunesmith.data.batch import Batch
+from tunesmith.data.example import Row, Sequence
 from tunesmith.methods.objectives.sft import SFT
-from tunesmith.models.forward import generic_logps, padded_logps
+from tunesmith.models.forward import generic_logps, noisy_embeddings, padded_inputs, padded_logps
 
 VOCABULARY = 97
 
@@ -67,7 +69,7 @@ def test_smoothing_is_the_same_on_every_way(model, random_rows):
 
 
 def test_noise_is_uniform_small_and_only_there_in_training(model, random_rows):
-    loaded, batch, seen = model(), Batch.of(random_rows(4), share=False), []
+    loaded, batch, seen = model(), Batch.of(random_rows(4)), []
     embeddings = loaded.model.get_input_embeddings()
     objective = SFT(noise=5.0)
     quiet = SFT()(loaded, batch).total
@@ -80,11 +82,34 @@ def test_noise_is_uniform_small_and_only_there_in_training(model, random_rows):
     assert len(seen) == 1
     handle.remove()
     assert torch.equal(SFT()(loaded, batch).total, quiet)
-    plain, bound = embeddings(seen[0]), 5.0 / (batch.tokens / 4 * embeddings.weight.shape[1]) ** 0.5
-    from tunesmith.models.forward import noisy_embeddings
 
-    with noisy_embeddings(loaded, 5.0, batch.tokens / 4):
-        apart = (embeddings(seen[0]) - plain).detach()
-    scale = embeddings.embed_scale.float() if hasattr(embeddings, "embed_scale") else 1.0
-    assert 0.95 * bound <= float(apart.abs().max()) <= bound * float(scale) * 1.001
-    assert abs(float(apart.mean())) < 0.05 * bound
+
+def apart(loaded, batch):
+    """Noise on the embeddings of each row, [T, D]."""
+    embeddings = loaded.model.get_input_embeddings().train()
+    nodes = [batch.forest.nodes(number) for number in range(len(batch.row_S))]
+    ids = batch.forest.tokens_N[None] if loaded.forest else padded_inputs(loaded, batch)["input_ids"]
+    with torch.no_grad(), noisy_embeddings(loaded, batch, 5.0):
+        found = embeddings(ids)
+    found = found - embeddings(ids).detach()
+    return [found[0, one] if loaded.forest else found[number, : len(one)] for number, one in enumerate(nodes)]
+
+
+@pytest.mark.parametrize("forest", [True, False], ids=["forest", "padded"])
+def test_noise_is_as_small_as_its_row_is_long_whatever_passes_with_it(model, random_rows, forest):
+    loaded, rows = model(), random_rows(4)
+    long = rows[-1].sequences[0]
+    rows[-1] = Row("long", (Sequence(np.tile(long.tokens, 20), np.tile(long.learn, 20)),))
+    loaded.forest = forest
+    for passed in (rows, rows[:1], rows[-1:]):
+        for row, noise in zip(passed, apart(loaded, Batch.of(passed, share=False)), strict=True):
+            bound = 5.0 / (len(row) * 16) ** 0.5
+            assert 0.9 * bound <= float(noise.abs().max()) <= 1.001 * bound
+            assert abs(float(noise.mean())) < 0.2 * bound
+
+
+def test_noise_on_what_rows_share_is_that_of_the_longest(model, random_rows):
+    rows = random_rows(3)
+    found, bound = apart(model(), Batch.of(rows)), 5.0 / (max(map(len, rows)) * 16) ** 0.5
+    assert torch.equal(found[0][:9], found[1][:9])
+    assert 0.9 * bound <= float(found[0][:9].abs().max()) <= 1.001 * bound

@@ -1,6 +1,5 @@
 """One forward pass over a batch: log-probabilities of exactly the tokens a loss reads."""
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -178,25 +177,38 @@ def padded_inputs(loaded: Loaded, batch: Batch) -> dict[str, Any]:
 
 
 @contextmanager
-def noisy_embeddings(loaded: Loaded, size: float, length: float) -> Iterator[None]:
-    """Within this block, if the model is in training mode, embeddings get noise uniform in +- size / sqrt(length D) (NEFTune).
+def noisy_embeddings(loaded: Loaded, batch: Batch, size: float) -> Iterator[None]:
+    """Within this block, if the model is in training mode, embeddings of a batch get noise uniform in +- size / sqrt(L D), of L tokens in their sequence (NEFTune).
 
-    Args:
-        length: tokens of a sequence, in the mean over the batch; what sequences share gets the same noise.
+    What sequences share gets the same noise, by the longest of them.
     """
-
-    def add(module: nn.Module, _: Any, out: Tensor) -> Tensor:
-        bound = size / math.sqrt(length * out.shape[-1])
-        return out + torch.empty_like(out).uniform_(-bound, bound) if module.training else out
-
     if not size:
         yield
         return
+    length = _lengths(loaded, batch)
+
+    def add(module: nn.Module, _: Any, out: Tensor) -> Tensor:
+        bound = size / (length[..., None] * out.shape[-1]).sqrt().to(out.dtype)
+        return out + bound * torch.empty_like(out).uniform_(-1, 1) if module.training else out
+
     handle = loaded.model.get_input_embeddings().register_forward_hook(add)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _lengths(loaded: Loaded, batch: Batch) -> Tensor:
+    """Tokens of each sequence, float32 [S, 1]; of a forest, for each node of the longest that it is in, [N]."""
+    forest = batch.behind(loaded.prefix).forest
+    nodes = [forest.nodes(number) for number in range(len(forest.segments))]
+    length_S = torch.tensor([len(each) for each in nodes], dtype=torch.float32)
+    if not loaded.forest:
+        return length_S[:, None].to(loaded.device)
+    length_N = torch.zeros(len(forest.tokens_N)).scatter_reduce(
+        0, torch.cat(nodes), length_S.repeat_interleave(length_S.long()), "amax"
+    )
+    return length_N.to(loaded.device)
 
 
 def arrange(loaded: Loaded) -> None:

@@ -33,7 +33,8 @@ class SFT(Objective):
     """Power of 1 - p that a token's loss is multiplied by, so that what is known already counts less (gamma of the focal loss, Lin et al., 2017,
     arXiv:1708.02002, which takes 2)."""
     noise: float = Field(0.0, ge=0)
-    """Size of the uniform noise on embeddings while training (alpha of NEFTune, Jain et al., 2023, arXiv:2310.05914, which takes 5 to 15)."""
+    """Size of the uniform noise on embeddings while training, the smaller the longer a row (alpha of NEFTune, Jain et al., 2023, arXiv:2310.05914, which
+    takes 5 to 15)."""
 
     enough: float = Field(0.0, ge=0)
     """Loss of a row, in nats a token in the mean, at which it is known well enough and teaches no more; what is minimised is what rows lose above
@@ -50,7 +51,7 @@ class SFT(Objective):
 
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
         """Negative log-likelihood in nats, summed over supervised tokens, with the weights of their rows."""
-        with noisy_embeddings(loaded, self.noise, batch.tokens / len(batch.row_S)):
+        with noisy_embeddings(loaded, batch, self.noise):
             logp_M = token_logps(loaded, batch, self.label_smoothing)
         loss_M = -logp_M
         if self.focus:
