@@ -13,7 +13,8 @@ from .base import Pruned, agreed, largest
 class Ties(Pruned):
     """Keeps each run's largest values, and of each value the mean over the runs that agree about its sign. Where runs pull weights in opposite directions.
 
-    A weight multiplies its run's values before the mean, as PEFT has it: with 1 for each run the size stays, with 0.5 it is halved."""
+    A weight multiplies its run's values before the mean, as PEFT has it: with 1 for each run the size stays, with 0.5 it is halved. Each matrix is trimmed by
+    itself, as PEFT does it; algorithm 1 of the paper trims all that a run changed at once, so that some matrices keep more than others."""
 
     kind: Literal["ties"] = "ties"
     averages = True
