@@ -16,6 +16,8 @@ from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.dora import DoRA
 from tunesmith.methods.adapters.ia3 import IA3
 from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.methods.adapters.memory import Memory
+from tunesmith.methods.adapters.prefix import Prefix
 from tunesmith.methods.adapters.prompt import Prompt
 from tunesmith.methods.objectives.sft import SFT
 from tunesmith.models.attention import plain
@@ -33,19 +35,21 @@ ADAPTERS = {
     "dora-dropout": DoRA(rank=4, dropout=0.3),
     "ia3": IA3(),
     "prompt": Prompt(tokens=3),
+    "prefix": Prefix(tokens=3),
+    "memory": Memory(experts=8),
 }
 
 
 @pytest.fixture
 def pair(build):
-    """One random model twice: in four bits, and with the plain weights that these stand for; each with the same adapter."""
+    """One random model twice: in few bits, and with the plain weights that these stand for; each with the same adapter."""
 
-    def make(adapter, kind="llama", dtype=torch.float32):
+    def make(adapter, kind="llama", dtype=torch.float32, bits="nf4"):
         four = build(kind, seed=3, spread=0.15, dtype=dtype, **WIDTHS)
         wide = copy.copy(four)
         wide.model = copy.deepcopy(four.model)
-        quantise(four.model, "nf4", dtype)
-        round_to(wide.model, "nf4")
+        quantise(four.model, bits, dtype)
+        round_to(wide.model, bits)
         generator = torch.Generator().manual_seed(5)
         for loaded in (four, wide):
             adapter.attach(loaded, 1)
@@ -91,14 +95,26 @@ def test_gradients_are_those_of_the_plain_model_also_after_a_look_at_it(name, fu
         look(four, batch)
 
 
-@pytest.mark.parametrize("kind", ["llama", "olmo2"])
-def test_in_bf16_they_are_nearly_those(kind, pair, random_rows):
-    four, wide = pair(LoRA(rank=4), kind, torch.bfloat16)
-    batch = Batch.of(random_rows(4))
+def alike(four, wide, batch):
+    """Cosine of all gradients and the loss."""
     look(four, batch)
     found, expected = gradients(four, batch), gradients(wide, batch)
     every = [torch.cat([one[name].flatten().double() for name in expected]) for one in (found, expected)]
-    assert float(cosine_similarity(*every, 0)) > 0.999
+    return float(cosine_similarity(*every, 0))
+
+
+@pytest.mark.parametrize("kind", ["llama", "olmo2"])
+def test_in_bf16_they_are_nearly_those(kind, pair, random_rows):
+    assert alike(*pair(LoRA(rank=4), kind, torch.bfloat16), Batch.of(random_rows(4))) > 0.999
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "generic"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_in_int8_too(name, fused, pair, random_rows):
+    """Whose inputs are rounded as well."""
+    four, wide = pair(ADAPTERS[name], bits="int8")
+    four.fuse = wide.fuse = fused
+    assert alike(four, wide, Batch.of(random_rows(4))) > 0.99
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3", "gemma3_text"])
