@@ -15,7 +15,7 @@ from tunesmith.methods.selection import Selector
 
 PUBLISHED = (Adapter, Objective, Optimizer, Merging, Pruning)
 MEMBERS = [member for family in (*PUBLISHED, Selector) for member in family.members()]
-SOURCE = re.compile(r"paper|arXiv|[Oo]ur choice|torch's|TRL|custom|et al\.|lecture|Mixtral|authors' code")
+SOURCE = re.compile(r"paper|arXiv|[Oo]ur choice|torch's|TRL|custom|peft's|et al\.|lecture|Mixtral|authors' code")
 """What the help of a number names, so that people can look up why it is that."""
 
 
@@ -25,6 +25,6 @@ def test_a_method_says_where_it_and_its_numbers_come_from(member):
         assert re.search(r"arXiv|\d{4}|PEFT", sys.modules[member.__module__].__doc__)
     for name, field in member.model_fields.items():
         given = field.default
-        if not isinstance(given, int | float | tuple) or isinstance(given, bool) or given in (0, 1, ()):
-            continue
+        if not isinstance(given, int | float | tuple) or given == () or (isinstance(given, int) and given in (0, 1)):
+            continue  # a switch, or a count of none or one, which is the least that there can be
         assert SOURCE.search(help_of(member)[name]), f"{name} = {given}: {help_of(member)[name]}"

@@ -18,7 +18,7 @@ class CPO(Preference):
     weight: float = Field(1.0, ge=0)
     """How much the likelihood of the chosen answer counts, per token as in the authors' code."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Share of preferences that are taken to be the wrong way round."""
+    """Share of preferences that are taken to be the wrong way round; none in the paper."""
 
     def score(self, answers: Answers) -> Tensor:
         """beta times the log-probability of the whole answer."""

@@ -16,7 +16,8 @@ class DPO(Preference):
     beta: float = Field(0.1, gt=0)
     """How dear it is to leave the model that training starts from; 0.1 to 0.5 in the paper's experiments."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Share of preferences that are taken to be the wrong way round (Mitchell, 2023, "A note on DPO with noisy preferences")."""
+    """Share of preferences that are taken to be the wrong way round (Mitchell, 2023, "A note on DPO with noisy preferences"); none in DPO's own
+    paper."""
 
     @property
     def references(self) -> bool:

@@ -19,7 +19,8 @@ class Policy(Objective):
 
     rollouts: ClassVar[bool] = True
     beta: float = Field(0.0, ge=0)
-    """Price of each nat by which an answer is likelier than under the model that training starts from; taken off what it earned."""
+    """Price of each nat by which an answer is likelier than under the model that training starts from; taken off what it earned. 0, which
+    prices nothing, is our choice."""
 
     @property
     def references(self) -> bool:

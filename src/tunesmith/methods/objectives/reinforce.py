@@ -12,7 +12,7 @@ class Reinforce(Policy):
 
     kind: Literal["reinforce"] = "reinforce"
     baseline: float = 0.0
-    """What an answer has to earn to become likelier."""
+    """What an answer has to earn to become likelier; the paper leaves it open, 0 is our choice."""
 
     def advantages(self, earned_RG: Tensor) -> Tensor:
         """What an answer earned beyond the baseline."""

@@ -38,7 +38,7 @@ class SFT(Objective):
 
     enough: float = Field(0.0, ge=0)
     """Loss of a row, in nats a token in the mean, at which it is known well enough and teaches no more; what is minimised is what rows lose above
-    it. 0.05 with adapter `memory`, which learns facts one by one."""
+    it. 0.05 with adapter `memory`, which learns facts one by one; 0, our choice, is never enough."""
 
     @model_validator(mode="after")
     def _one_view_of_certainty(self) -> Self:

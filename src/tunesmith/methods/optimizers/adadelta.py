@@ -17,7 +17,7 @@ class Adadelta(Optimizer):
     learning_rate: float = Field(1.0, gt=0)
     """Factor of the step; 1 in the paper."""
     weight_decay: float = Field(0.0, ge=0)
-    """Added to the gradient of a matrix, times the weight, before its running squares are taken."""
+    """Added to the gradient of a matrix, times the weight, before its running squares are taken; 0 is torch's default."""
     decay: float = Field(0.9, gt=0, lt=1)
     """Of both running squares; 0.9 is torch's default, 0.95 the paper's."""
     epsilon: float = Field(1e-6, gt=0)

@@ -17,7 +17,7 @@ class Adagrad(Optimizer):
     learning_rate: float = Field(1e-2, gt=0)
     """Largest step size, reached after warmup; torch's default."""
     weight_decay: float = Field(0.0, ge=0)
-    """Added to the gradient of a matrix, times the weight, before its sum of squares is taken."""
+    """Added to the gradient of a matrix, times the weight, before its sum of squares is taken; 0 is torch's default."""
     epsilon: float = Field(1e-10, gt=0)
     """Added to the root of the sum; torch's default."""
 

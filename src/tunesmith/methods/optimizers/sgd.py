@@ -17,9 +17,9 @@ class SGD(Optimizer):
     learning_rate: float = Field(1e-2, gt=0)
     """Largest step size, reached after warmup; 1e-3 to 1 suits LoRA. Our choice."""
     weight_decay: float = Field(0.0, ge=0)
-    """Added to the gradient, times the weight, before momentum: with momentum 0.9 it comes to ten times as much in the end."""
+    """Added to the gradient, times the weight, before momentum: with momentum 0.9 it comes to ten times as much in the end. 0 is torch's default."""
     momentum: float = Field(0.0, ge=0, lt=1)
-    """Share of the step before that is taken again; 0 keeps nothing."""
+    """Share of the step before that is taken again; 0, torch's default, keeps nothing."""
     nesterov: bool = False
     """Whether the gradient counts as if that share had been taken already (Nesterov, 1983)."""
 
