@@ -2,7 +2,7 @@
 
 import copy
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from bench import Bench
 from faults import Server, compiled
 from subjects import Peer, Subject, Tunesmith, demonstrations, write_rows
-from tally import Tally
+from tally import Tally, environment, environment_of
 
 from tunesmith.models.load import Loaded
 
@@ -31,19 +31,42 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("subject", subjects, ids=lambda one: one.name)
 
 
+WENT_THROUGH = pytest.StashKey[bool]()
+"""Whether a test came to its end."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Note whether a test came to its end, for its tally."""
+    report = yield
+    if report.when == "call":
+        item.stash[WENT_THROUGH] = report.passed
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """A whole run says what it did not try, whose results are those of an earlier one."""
+    if config.getoption("--whole"):
+        for report in terminalreporter.stats.get("skipped", ()):
+            why = report.longrepr[2].removeprefix("Skipped: ")
+            terminalreporter.line(f"not tried here: {report.nodeid.partition('::')[2]}: {why}")
+
+
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Iterator[Callable[..., Tally]]:
-    """Makes the tally of a test id: `tally("R1", "killed runs go on", subject.name)`. A whole run keeps it; ours must hold in every trial, a peer's is only noted."""
+    """Makes the tally of a test id: `tally("R1", "killed runs go on", subject.name)`. A whole run keeps it if it came to its end; ours must hold in every trial, a peer's is only noted."""
     made: list[Tally] = []
 
     def make(name: str, title: str, subject: str = "tunesmith") -> Tally:
-        made.append(Tally(name, title, subject))
+        ours = subject == "tunesmith"
+        where = environment() if ours else environment_of(request.config.getoption("--peer"))
+        made.append(Tally(name, title, subject, where))
         return made[-1]
 
     yield make
     for one in made:
         assert one.trials, f"{one.id}: nothing was tried"
-        if request.config.getoption("--whole"):
+        if request.config.getoption("--whole") and request.node.stash.get(WENT_THROUGH, False):
             one.keep()
         assert one.subject != "tunesmith" or not one.failed, "\n".join(one.failed)
 

@@ -3,11 +3,14 @@
 import datetime
 import json
 import re
+import subprocess
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from harness import harness
 from scipy.stats import beta
 
 from tunesmith.base.artifact import environment
@@ -26,6 +29,22 @@ def upper_bound(failures: int, trials: int, level: float = 0.95) -> float:
     return 1.0 if failures >= trials else float(beta.ppf(level, failures + 1, trials - failures))
 
 
+VERSIONS = """
+import json, sys
+from importlib.metadata import version
+names = ("trl", "transformers", "peft", "torch", "tokenizers", "numpy", "accelerate", "datasets")
+print(json.dumps({"python": sys.version.split()[0], **{name: version(name) for name in names}}))
+"""
+
+
+@cache
+def environment_of(python: str) -> dict[str, Any]:
+    """Where a peer runs: this machine, and the versions that its own Python names."""
+    done = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, check=True)
+    machine = {name: environment()[name] for name in ("platform", "cores", "processor")}
+    return {**machine, **json.loads(done.stdout)}
+
+
 @dataclass
 class Tally:
     """The trials of one test, named by its id, on one subject."""
@@ -34,6 +53,8 @@ class Tally:
     title: str
     """What holds when it passes, in a few words."""
     subject: str = "tunesmith"
+    environment: dict[str, Any] = field(default_factory=environment)
+    """Where it was tried."""
     trials: list[dict[str, Any]] = field(default_factory=list)
 
     def note(self, trial: str, outcome: Outcome, reason: str = "") -> None:
@@ -57,11 +78,11 @@ class Tally:
         return {
             **asdict(self), "passes": seen["held"], "silent": silent, "total": total,
             "failure_at_most": upper_bound(total - seen["held"], total), "silent_at_most": upper_bound(silent, total),
-            "date": datetime.date.today().isoformat(), "environment": environment(),
+            "date": datetime.date.today().isoformat(), "harness": harness(),
         }  # fmt: skip
 
     def keep(self) -> None:
-        """Write it beside what is known of other subjects, as `benchmarks/results/torture/ID.json`."""
+        """Write it beside what is known of other subjects, as `benchmarks/results/torture/ID.json`. What is not tried again keeps its date and its harness."""
         path = RESULTS / f"{self.id}.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         path.parent.mkdir(parents=True, exist_ok=True)
