@@ -126,8 +126,10 @@ class Bench:
         return most
 
     def loadable(self) -> bool:
-        """Whether a checkpoint is there that is whole."""
+        """Whether a checkpoint is there that is whole, or all that comes of the training."""
         folders = list((self.place / "run").glob("finetune-*.partial/checkpoints"))
+        if list((self.place / "run").glob("finetune-*/manifest.json")):
+            return True
         return any(load_newest(folder, lambda _: None) is not None for folder in folders)
 
     def judge(self, note: Callable[..., None], trial: str) -> None:
