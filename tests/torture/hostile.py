@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunesmith.base import DataError
-from tunesmith.base.artifact import commit
-from tunesmith.base.files import digest, write_json
+from tunesmith.base.files import write_json
 from tunesmith.data.sources import open_source
 from tunesmith.data.template import Template
 from tunesmith.methods.adapters.lora import LoRA
@@ -198,48 +197,6 @@ def saved_data(entry: str) -> Callable[[Path], object]:
         write_json(folder / "data" / "state.json", {"_data_files": [{"filename": entry.format(folder)}]})
 
     return make
-
-
-def run_folder(harm: Callable[[Path], object]) -> Callable[[Path], object]:
-    """A run with a sealed artifact, and something done to it."""
-
-    def make(folder: Path) -> None:
-        work = folder / "run" / "deploy-0.partial"
-        work.mkdir(parents=True)
-        (work / "a.txt").write_text("a")
-        facts = {"stage": "deploy", "version": 1, "spec": {}, "context": {}, "inputs": [], "parents": [], "metrics": {}}
-        commit(work, folder / "run" / "deploy-0", facts)
-        write_json(folder / "run" / "stages.json", {"deploy": {"state": "done", "artifact": "deploy-0"}})
-        harm(folder / "run")
-
-    return make
-
-
-def manifest_names(name: str) -> Callable[[Path], object]:
-    def harm(run: Path) -> None:
-        (run / "secret").write_text("a")
-        path = run / "deploy-0" / "manifest.json"
-        found = json.loads(path.read_text())
-        del found["seal"]
-        found["files"][name.format(run)] = next(iter(found["files"].values()))
-        write_json(path, {**found, "seal": digest(found)})
-
-    return harm
-
-
-def linked(run: Path) -> None:
-    (run / "deploy-0" / "a.txt").rename(run / "a.txt")
-    (run / "deploy-0" / "a.txt").symlink_to(run / "a.txt")
-
-
-def stages(name: str) -> Callable[[Path], object]:
-    return lambda run: write_json(
-        run / "stages.json", {"deploy": {"state": "done", "artifact": name.format(run.parent)}}
-    )
-
-
-def deployed(folder: Path) -> object:
-    return load_tokenizer(str(folder / "run"))
 
 
 def learnt(harm: Callable[[dict[str, torch.Tensor]], object] = lambda found: None, **config: Any) -> Callable[[Path], object]:  # fmt: skip

@@ -12,7 +12,6 @@ from hostile import (
     bomb,
     changed,
     corrections,
-    deployed,
     every,
     first,
     gguf,
@@ -21,27 +20,25 @@ from hostile import (
     indexed,
     key,
     learnt,
-    linked,
-    manifest_names,
     model,
     nothing,
     pickled,
     put,
     recipe,
     rows,
-    run_folder,
     saved_data,
-    stages,
     template,
     tensor_at,
     tensors,
     text,
     torch_saved,
 )
+from hostile_runs import deployed, led_away, linked, logged, manifest_names, run_folder, stages, worked_in
 
 EVIL = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.Tokenizer", None]}
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
 WEIGHTS = "model/model.safetensors"
+TARGETS = {"a file": "precious", "what is not there": "absent", "what is not there, further off": "../canary"}
 
 # fmt: off
 CASES = [
@@ -139,6 +136,12 @@ CASES = [
     Case("run that points elsewhere", run_folder(stages("../elsewhere")), deployed),
     Case("run that points to an absolute path", run_folder(stages("{}/elsewhere")), deployed),
     Case("run whose stages are too deep", run_folder(lambda run: (run / "stages.json").write_text("[" * 200_000)), deployed),
+    *(
+        Case(f"run whose {name} is a link to {what}", led_away(name, target), worked_in)
+        for name in (".lock", "events.jsonl", "stages.json") for what, target in TARGETS.items()
+    ),
+    Case("run whose X.partial is a link to a folder", led_away("X.partial", "cellar"), worked_in),
+    *(Case(f"requests.sqlite that is a link to {what}", led_away("requests.sqlite", target), logged) for what, target in TARGETS.items()),
     Case("adapter with NaN", learnt(first(float("nan"))), adapter),
     Case("adapter with infinity", learnt(first(float("inf"))), adapter),
     Case("adapter with 1e30", learnt(first(1e30)), adapter),

@@ -57,14 +57,14 @@ class Tally:
     """Where it was tried."""
     trials: list[dict[str, Any]] = field(default_factory=list)
 
-    def note(self, trial: str, outcome: Outcome, reason: str = "") -> None:
-        """Count a trial."""
+    def note(self, trial: str, outcome: Outcome, reason: str = "", **facts: Any) -> None:
+        """Count a trial; facts are kept beside it."""
         said = ELSEWHERE.sub(r".../\1/", reason)
-        self.trials.append({"trial": trial, "outcome": outcome, "reason": said[:300]})
+        self.trials.append({"trial": trial, "outcome": outcome, "reason": said[:300], **facts})
 
-    def verdict(self, trial: str, held: bool, said: bool = False, reason: str = "") -> None:
-        """Count a trial that held, or failed having said something or nothing."""
-        self.note(trial, "held" if held else "loud" if said else "silent", "" if held else reason)
+    def verdict(self, trial: str, held: bool, said: bool = False, reason: str = "", **facts: Any) -> None:
+        """Count a trial that held, or failed having said something or nothing; facts are kept beside it."""
+        self.note(trial, "held" if held else "loud" if said else "silent", "" if held else reason, **facts)
 
     @property
     def failed(self) -> list[str]:

@@ -5,10 +5,12 @@ import os
 import re
 import resource
 import shutil
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-from fuzzing import MOST_MEMORY
+from fuzzing import MOST_MEMORY, most_held
 from hostile import ABSOLUTE, Case
 from hostile_cases import CASES
 
@@ -17,6 +19,8 @@ from tunesmith.base import TunesmithError
 
 SECONDS = 5
 """Of the processor's time that opening one may take. Other programs of the machine do not count, so this fails only where it should."""
+TEMPORARY = "temporary"
+"""The folder of temporary files, as the process is told."""
 PATIENCE = 300
 """Seconds on the clock after which it hangs all the same."""
 
@@ -32,7 +36,7 @@ def test_hostile_artifacts_are_refused(tiny_folder, tally, tmp_path, many):
         refused = told.get("refused", False) or (case.harmless and told.get("opened", False))
         held = ended == 0 and refused and not outside and not told["elsewhere"] and told["grown"] <= MOST_MEMORY
         reason = f"exit {ended}, outside {[path.name for path in outside]}, {told}"
-        counted.verdict(case.name, held, bool(told.get("refused")), reason)
+        counted.verdict(case.name, held, bool(told.get("refused")), reason, seconds=told.get("seconds"))
         shutil.rmtree(folder)
         for path in outside:
             path.unlink()
@@ -61,6 +65,10 @@ def child(case: Case, folder: Path, tell: Any) -> None:
     """Make and open it, with nobody to ask and little time, and tell by how much memory it grew; nothing that another process sees is touched."""
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.chdir(folder)
+    for name, place in (("HOME", "home"), ("TMPDIR", TEMPORARY)):
+        (folder / place).mkdir()
+        os.environ[name] = str(folder / place)
+    tempfile.tempdir = None  # to be asked for anew
     try:
         case.prepare(folder)
     except BaseException as error:
@@ -69,9 +77,8 @@ def child(case: Case, folder: Path, tell: Any) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     spent = int(used.ru_utime + used.ru_stime)
     resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS + 1, spent + SECONDS + 1))
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    Path("/proc/self/clear_refs").write_text("5")  # the most it held counts from here on
-    held = most_held()
+    before = seen(folder)
+    held, start = most_held(anew=True), time.monotonic()
     try:
         case.open(folder)
         found: dict[str, Any] = {"opened": True}
@@ -79,21 +86,23 @@ def child(case: Case, folder: Path, tell: Any) -> None:
         found = {"refused": "\n" not in str(error) and len(str(error)) > 20, "said": str(error)}
     except BaseException as error:  # noqa: BLE001  whatever it is, it is told
         found = {"raised": f"{type(error).__name__}: {error}"[:200]}
-    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "cache" not in path.parts}
-    elsewhere = [str(path) for path, time in after.items() if before.get(path) != time]
+    found["seconds"], after = round(time.monotonic() - start, 2), seen(folder)
+    elsewhere = sorted(str(path) for path in before | after if before.get(path) != after.get(path))
     tell.send({**found, "elsewhere": elsewhere, "grown": most_held() - held})
     tell.close()
     os._exit(0)
 
 
-def most_held() -> int:
-    """Bytes of memory that this process ever held at once."""
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+def seen(folder: Path) -> dict[Path, int]:
+    """When each file and folder was written to; but for the cache, and that something came and went where temporary files are."""
+    found = {path: path.lstat().st_mtime_ns for path in folder.rglob("*") if "cache" not in path.parts}
+    return {**found, folder / TEMPORARY: 0}
 
 
 FORBIDDEN = re.compile(
-    r"torch\.(load|save)\(|\b(import|from) (pickle|cPickle|dill|joblib|shelve|marshal|cloudpickle)\b|allow_pickle=True|weights_only"
-    r"|yaml\.(unsafe_|full_)?load\(|\bUnsafeLoader|shell=True|os\.system\(|\b(eval|exec)\(|extractall\(|unpack_archive\("
+    r"torch\.(load|save)\(|\b(import|from) (pickle|cPickle|dill|joblib|shelve|marshal|cloudpickle|multiprocessing)\b|allow_pickle=True|weights_only"
+    r"|\b\w+_object_list\(|\b(all_gather|gather|send|recv|broadcast|scatter)_object\(|ProcessPoolExecutor|__import__\("
+    r"|yaml\.(unsafe_|full_)?load\(|\bUnsafeLoader|shell=True|os\.(system|popen)\(|\b(eval|exec)\(|extractall\(|unpack_archive\("
 )
 
 
@@ -102,9 +111,8 @@ def test_the_source_has_no_way_to_run_what_it_reads(tally):
     sources = sorted(Path(tunesmith.__file__).parent.rglob("*.py"))
     assert len(sources) > 300
     for file in sources:
-        text = re.sub(r"model\.eval\(\)|\.eval\(", "", file.read_text())
-        remote = [
-            one for one in re.findall(r"trust_remote_code.{0,8}", text) if not one.startswith("trust_remote_code=False")
-        ]
+        text = re.sub(r"\.eval\(\)", "", file.read_text())  # a model's; that of tables takes code
+        given = re.findall(r"trust_remote_code.{0,9}", text)
+        remote = [one for one in given if not re.match(r'trust_remote_code(=|": )False', one)]
         found = FORBIDDEN.search(text)
         counted.verdict(file.name, not remote and not found, reason=str(remote or found))
