@@ -20,14 +20,17 @@ SEARCHED = [
     "search.space={finetune.optimizer.learning_rate: {low: 0.001, high: 0.02, log: true}}",
 ]
 """What makes the training one whose settings are searched for."""
-WHERE = ("prepare-", "initialise-", "trials/", "search-", "finetune-", "evaluate-", "deploy-")
-"""What the paths of stages' files hold, in the order of stages; each is met by signals."""
+WHERE = {
+    "prepare-": "prepare", "initialise-": "initialise", "trials/": "search", "search-": "search", "finetune-": "finetune", "evaluate-": "evaluate", "deploy-": "deploy",
+    ".gguf": "deploy",
+}  # fmt: skip
+"""What the paths of stages' files hold, in the order of stages, with the stage; each is met by signals."""
 
 
 def test_a_signal_ends_a_run_wherever_it_is(bench, tally, many):
     title = "a signal ends it: the step is saved, the status says so, the run goes on"
     counted, draw, checked = tally("R5", title, bench.subject.name), random.Random(5), list[str]()
-    places = (*WHERE * 3, *["finetune-"] * 3)[: many(24, 0)]
+    places = [*list(WHERE) * 3, *["finetune-"] * 3][: many(27, 0)]
     if bench.subject.name != "tunesmith":
         _peer(bench, counted.verdict, many(4, 1))
         return
@@ -43,7 +46,7 @@ def test_a_signal_ends_a_run_wherever_it_is(bench, tally, many):
             assert ended.struck
         else:  # a while after the stage's first, in the midst of what is computed
             ended = bench.run(command=command, during=_later(bench, where, draw.uniform(0, 0.5), sent))
-        wrong = _wrong(bench, ended, sent, searched, checked)
+        wrong = _wrong(bench, ended, sent, WHERE[where], searched, checked)
         again = bench.run(command=command)
         same = again.code == 0 and Run(bench.place / "run").artifact(last).id == wanted
         reason = f"{wrong}; again: exit {again.code}, {'same' if same else 'other'} content"
@@ -55,7 +58,7 @@ def test_a_signal_ends_a_run_wherever_it_is(bench, tally, many):
 def _ways(bench: Bench, whole: bool) -> dict[bool, tuple[list[str], str, Ended, str]]:
     """Commands, by whether settings are searched for, each with its last stage, how it goes undisturbed, and what it then leaves."""
     python, how, code, stage, *rest = bench.subject.command(bench.place)
-    run = [python, how, code, "run", *rest, "deploy.ungated=true"]
+    run = [python, how, code, "run", *rest, "deploy.ungated=true", "deploy.gguf=f32"]
     commands = {True: [*run, *SEARCHED], False: run} if whole else {False: [python, how, code, stage, *rest]}
     found, last = {}, "deploy" if whole else "finetune"
     for searched, command in commands.items():
@@ -66,8 +69,10 @@ def _ways(bench: Bench, whole: bool) -> dict[bool, tuple[list[str], str, Ended, 
     return found
 
 
-def _wrong(bench: Bench, ended: Ended, sent: signal.Signals, searched: bool, checked: list[str]) -> str:
-    """What is wrong with how it ended; `checked` gets the trainings under way whose last step was looked for."""
+def _wrong(
+    bench: Bench, ended: Ended, sent: signal.Signals, stage: str, searched: bool, checked: list[str]
+) -> str:  # fmt: skip
+    """What is wrong with how it ended, the stage that was met by the signal having been done at least if it was not interrupted; `checked` gets the trainings under way whose last step was looked for."""
     if ended.code != 128 + sent:
         return f"exit {ended.code}; {ended.said.strip()[-200:]}"
     runs = [
@@ -75,8 +80,11 @@ def _wrong(bench: Bench, ended: Ended, sent: signal.Signals, searched: bool, che
         *(Run(path.parent) for path in (bench.place / "run").glob("trials/*/*/trial.json")),
     ]
     states = {name: state["state"] for run in runs for name, state in run.states.items()}
-    if "interrupted" not in states.values():
-        return f"no stage is interrupted: {states}"
+    own = {name: state["state"] for name, state in runs[0].states.items()}
+    if "interrupted" not in states.values() or own.get(stage) not in ("interrupted", "done"):
+        return f"{stage} is not interrupted: {states}"
+    if {"running", "failed"} & set(own.values()):
+        return f"a stage is said to go on, or to have failed: {own}"
     return next(filter(None, (_unsaved(run, "train-" if searched else "finetune-", checked) for run in runs)), "")
 
 
