@@ -17,9 +17,11 @@ from tunesmith.base import Run
 from tunesmith.training.checkpoint import load_newest
 
 SAID = re.compile(
-    r"^tunesmith: (.+?): the disk is full: .*bytes.* needed.* free; free some space and run the same command again",
+    r"^tunesmith: (.+?): the disk is full: (?:[\d,]+ bytes are needed and|(more) bytes are needed than the) [\d,]+ free; free some space and run the same command again",
     re.MULTILINE,
 )
+KNOWN = re.compile(r"/checkpoints/|(^|/)(\.?events\.jsonl|\.?stages\.json|\.?manifest\.json|\.?state\.json)")
+"""Paths of files whose size is known before they are written: of them the bytes needed are said."""
 SEGMENTS = {"initialise": "", "finetune": "late", "evaluate": "trained", "run": "evaluated"}
 """Commands, and the states they begin from; together they write all that a run writes."""
 
@@ -43,10 +45,16 @@ def segments(bench: Bench, whole: bool) -> dict[str, tuple[str, list[str]]]:
 
 
 def sites(operations: list[Operation]) -> list[Operation]:
-    """The first operation of each kind on each file, steps and numbers of processes aside."""
+    """The first operation of each kind on each file, steps and numbers of processes aside; a folder's temporary files are told apart by their order."""
     found: dict[tuple[str, str], Operation] = {}
+    temporaries: dict[str, list[str]] = {}
     for one in operations:
-        pattern = re.sub(r"\.tmp\w{6}|\d+|[0-9a-f]{12}", "", one.path)
+        folder, _, name = one.path.rpartition("/")
+        if re.fullmatch(r"\.tmp\w{6}", name):
+            known = temporaries.setdefault(folder, [])
+            known += [] if name in known else [name]
+            name = "temporary " + "x" * known.index(name)
+        pattern = re.sub(r"\d+|[0-9a-f]{12}", "", f"{folder}/{name}")
         found.setdefault((one.kind, pattern), one)
     return list(found.values())
 
@@ -72,7 +80,20 @@ def told(bench: Bench, ended: Ended) -> str:
         )
     if not found or "Traceback" in ended.said:
         return f"said {ended.said.strip()[-250:]}"
-    return "" if found[1].startswith(str(bench.place)) else f"the path is {found[1]}"
+    told = Path(found[1])
+    if not ended.struck:  # a small disk was filled
+        return "" if told.is_relative_to(bench.place) else f"the path is {told}"
+    struck = next(one.path for one in ended.operations if one.struck)
+    if found[2] and KNOWN.search(struck):
+        return f"does not say how many bytes {struck} needs"
+    if struck == ".lock":  # said of the folder that one is in
+        return ""
+    return "" if near(told, bench.place / "run" / struck) else f"the path is {told}, not {struck}"
+
+
+def near(told: Path, struck: Path) -> bool:
+    """Whether what is said leads to the file that was struck: in its folder, that folder, or the folder in which a stage or a save is at work."""
+    return struck.parent in (told, told.parent) or (told.suffix == ".partial" and struck.is_relative_to(told))
 
 
 def test_a_full_disk_is_said_and_costs_nothing(bench, tally, many):
@@ -158,3 +179,11 @@ def test_a_disk_that_is_really_full(bench, tally, many, disk):
 
 def _free(disk: Path) -> int:
     return shutil.disk_usage(disk).free
+
+
+def test_each_temporary_file_of_a_folder_is_struck():
+    """Of every save alike: the steps do not tell them apart."""
+    names = (".tmpAbC123", ".tmpAbC123", ".tmpxYz789")
+    made = [f"checkpoints/step-0000000{step}.partial/{name}" for step in (3, 6) for name in names]
+    operations = [Operation(place, "write", path, False) for place, path in enumerate(made, 1)]
+    assert [one.place for one in sites(operations)] == [1, 3]
