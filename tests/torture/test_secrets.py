@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from subjects import demonstrations, write_rows
 from test_export_chain import serving
 
 from tunesmith import cli
 from tunesmith.base import Run
+from tunesmith.cli.app import app
 from tunesmith.data.prepared import SPLITS, load_split
 from tunesmith.models.load import load_tokenizer
 from tunesmith.serving.log import RequestLog, read_log
@@ -33,6 +35,20 @@ KEY = f"-----BEGIN PRIVATE KEY-----\n{IN_ROWS['a private key']}\n-----END PRIVAT
 ADDRESS = f"postgres://ada:{IN_ROWS['an address']}@db/colours"
 SENT = (*ENVIRONMENT.values(), *list(IN_ROWS.values())[:4], KEY, ADDRESS, WITH_PASSWORD, WITH_TOKEN)
 """Every secret as it may stand in what a client sends."""
+FALLS = f"""
+import os, sys
+from tunesmith.stages.search.study import Study
+
+def nothing(answer, example):
+    return 0.0
+
+def _fall(self):
+    raise RuntimeError(f"lost connection: {WITH_PASSWORD} {{os.environ['WANDB_API_KEY']}} {WITH_TOKEN}")
+
+if sys.argv[0].endswith("worker.py"):
+    Study.work = _fall
+"""
+"""Code of a user's own with which every process that works at a search falls."""
 
 
 def plant(folder: Path, model: Path) -> Path:
@@ -53,18 +69,22 @@ def plant(folder: Path, model: Path) -> Path:
     write_rows(folder / "bad.jsonl", [*demonstrations(6), *[wrong] * 3])
     recipe = {
         "model": str(model), "precision": "fp32", "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 6},
-        "initialise": {"adapter": {"rank": 2}}, "finetune": {"epochs": 1.0, "batch": 8},
+        "initialise": {"adapter": {"kind": "full"}}, "finetune": {"epochs": 4.0, "batch": 8, "optimizer": {"learning_rate": 0.01}},
         "evaluate": {"graders": [{"kind": "exact"}], "max_tokens": 4, "general": None, "baselines": False, "shots": 0, "gate": {"margin": None}},
         "deploy": {"ungated": True},
     }  # fmt: skip
     (folder / "task.yaml").write_text(json.dumps(recipe))
     write_rows(folder / "clean.jsonl", demonstrations(8))
-    base = {**recipe, "prepare": {"source": "rows.jsonl", "test": "clean.jsonl", "validation_fraction": 0}}
+    base = {
+        **recipe,
+        "prepare": {"source": "rows.jsonl", "test": "clean.jsonl", "validation_fraction": 0, "refuse_above": 1},
+    }
     contest = {
         "base": base, "start": {"finetune": {"epochs": 0.4}}, "roads": {"sft": {}, "second": {"seed": 1}}, "against": "sft",
         "budget": 3_000, "divergence": {"max_tokens": 2}, "shown": 2,
     }  # fmt: skip
     (folder / "contest.yaml").write_text(json.dumps(contest))
+    (folder / "falls.py").write_text(FALLS)
     (folder / "addresses").mkdir()
     source = {**recipe, "prepare": {"source": f"{WITH_PASSWORD}/rows.jsonl"}}
     (folder / "addresses" / "source.yaml").write_text(json.dumps(source))
@@ -97,15 +117,19 @@ def tunesmith(monkeypatch, capfd, tmp_path) -> Callable[..., tuple[int, str]]:
     return call
 
 
-SOUND = (
-    "run task.yaml --run runs/a", "report runs/a", "show runs/a", "show runs/a --json", "plan task.yaml", "explain prepare.cleaners", "schema", "doctor", "data preview task.yaml --run runs/a",
-    "track runs/a --to tensorboard", "prompt task.yaml --run runs/a", "sample task.yaml --run runs/a sample.rows=4 sample.samples=2 sample.max_tokens=4 sample.at_least=0",
-    "compare task.yaml --run runs/c --vary finetune.epochs=2", "search task.yaml --run runs/s search.trials=2 search.space=learning_rate",
-    "data-curve task.yaml --run runs/d --sizes 0,8,16 --seeds 1 --least-steps 1 --most-steps 2", "run task.yaml --run runs/b seed=1", "merge runs/a runs/b --run runs/m",
-    "track runs/a --to mlflow", "prune task.yaml --run runs/a", "prepare task.yaml --run runs/p", "deploy task.yaml --run runs/a",
-    "showdown contest.yaml --run runs/w",
-)  # fmt: skip
-"""Every command. Where settings do not suit so small a task it is refused, which says no secret either."""
+SPACE = 'search.space={"finetune.optimizer.learning_rate":[0.001,0.01]}'
+SOUND = {
+    "run task.yaml --run runs/a": 0, "report runs/a": 0, "show runs/a": 0, "show runs/a --json": 0, "plan task.yaml": 0, "explain prepare.cleaners": 0, "schema": 0, "doctor": 0,
+    "data preview task.yaml --run runs/a": 0, "track runs/a --to tensorboard": 0, "prompt task.yaml --run runs/a prompt.development=8 prompt.shots=[2]": 0,
+    "sample task.yaml --run runs/a sample.rows=4 sample.samples=2 sample.max_tokens=4 sample.at_least=0": 0,
+    "compare task.yaml --run runs/c --vary finetune.epochs=2": 0, f"search task.yaml --run runs/s search.trials=2 {SPACE}": 0,
+    "data-curve task.yaml --run runs/d --sizes 0,8,16 --seeds 1 --least-steps 1 --most-steps 2": 0, "run task.yaml --run runs/b seed=1": 0, "merge runs/a runs/b --run runs/m deploy.ungated=true": 0,
+    "track runs/a --to mlflow": 0, "prune task.yaml --run runs/a": 0, "prepare task.yaml --run runs/p": 0, "initialise task.yaml --run runs/p": 0, "finetune task.yaml --run runs/a": 0,
+    "evaluate task.yaml --run runs/a": 1, "deploy task.yaml --run runs/a": 0, "showdown contest.yaml --run runs/w": 0,
+}  # fmt: skip
+"""Every command but those of SERVING_TOO, with its exit code: what so small a task teaches is not promoted."""
+SERVING_TOO = {"serve", "monitor"}
+"""Commands that are tried with a server that answers."""
 AWRY = (
     "run addresses/source.yaml", "run addresses/broken.yaml", f"prepare task.yaml --run runs/x prepare.source={WITH_PASSWORD}/rows.jsonl", f"prepare task.yaml --run runs/x model={WITH_PASSWORD}/m",
     f"prompt task.yaml --run runs/x prompt.proposer.kind=endpoint prompt.proposer.url={WITH_TOKEN} prompt.proposer.model=m", f"run {WITH_PASSWORD}/task.yaml", f"show {WITH_PASSWORD}/run",
@@ -115,25 +139,28 @@ AWRY = (
     f"track runs/a --to {SECRETS['HF_TOKEN']}", "monitor task.yaml --run runs/a", f"serve runs/a --host http://ada:{IN_ADDRESSES['a password']}@nowhere", f"{SECRETS['HF_TOKEN']}",
 )  # fmt: skip
 """Commands that fail, with what must not be said in what they are given."""
-FEW = {*SOUND[:4], SOUND[9], *AWRY} - {one for one in AWRY if "postgresql" in one}
+FEW = {*list(SOUND)[:4], "track runs/a --to tensorboard", *AWRY} - {one for one in AWRY if "postgresql" in one}
 
 
 def test_no_secret_comes_out(tally, tunesmith, tmp_path, tiny_folder, many, monkeypatch):
     counted = tally("X4", "planted keys and passwords appear in no output, and in no file that is written")
     plant(tmp_path, tiny_folder)
     planted = {path for path in tmp_path.rglob("*") if path.is_file()}
-    few = many(0, 1)
+    few, others = many(0, 1), list[str]()
     for command in (*SOUND, *AWRY):
         if few and command not in FEW:
             continue
         code, printed = tunesmith(*command.split(" "))
-        assert (code != 0) or command in SOUND, f"{command} went well: {printed}"
-        assert code in (0, 1) or command in AWRY or "Traceback" not in printed, printed
+        if code != SOUND.get(command, 2) or "Traceback" in printed:
+            others.append(f"{command} ended with {code}: {printed}")
         told = [name for name, value in SECRETS.items() if value in printed]
         what = next(
             (command.replace(value, f"<{name}>") for name, value in SECRETS.items() if value in command), command
         )
         counted.verdict(f"printed by `{what}`", not told, reason=f"{told}: {printed[:200]}")
+    assert not others, "\n".join(others)
+    if not few:
+        workers_fall(tunesmith, counted)
 
     def fall(*_: object, **__: object) -> None:
         raise RuntimeError(f"lost connection: {WITH_PASSWORD} {SECRETS['WANDB_API_KEY']} {WITH_TOKEN}")
@@ -148,10 +175,33 @@ def test_no_secret_comes_out(tally, tunesmith, tmp_path, tiny_folder, many, monk
         reason=printed[-300:],
     )
     serve_and_ask(tmp_path / "runs" / "a", counted)
-    _, printed = tunesmith("monitor", "task.yaml", "--run", "runs/a")
+    code, printed = tunesmith("monitor", "task.yaml", "--run", "runs/a")
+    assert code in (0, 1), printed
     told = [name for name, value in SECRETS.items() if value in printed]
     counted.verdict("printed by a server and its monitor", not told, reason=f"{told}: {printed[:200]}")
     search_files(tmp_path, planted, counted)
+
+
+def workers_fall(tunesmith, counted) -> None:
+    """Processes of a search print to the same terminal."""
+    command = f"--code falls.py search task.yaml --run runs/g --workers 2 search.trials=2 {SPACE}"
+    code, printed = tunesmith(*command.split(" "))
+    assert code == 2, printed
+    assert "RuntimeError: lost connection" in printed, printed
+    told = [name for name, value in SECRETS.items() if value in printed]
+    counted.verdict("printed by workers that fall", not told, reason=f"{told}: {printed[-300:]}")
+
+
+def test_every_command_is_tried():
+    """A new one has to be put into SOUND."""
+
+    def named(group, before=""):
+        for name, one in group.commands.items():
+            yield from named(one, f"{before}{name} ") if hasattr(one, "commands") else [f"{before}{name}"]
+
+    commands = set(named(typer.main.get_command(app)))
+    tried = {name for name in commands if any(f"{given} ".startswith(f"{name} ") for given in SOUND)}
+    assert commands - tried == SERVING_TOO
 
 
 def serve_and_ask(folder: Path, counted) -> None:
@@ -175,8 +225,9 @@ def serve_and_ask(folder: Path, counted) -> None:
 
 
 def search_files(folder: Path, planted: set[Path], counted) -> None:
-    """A trial for each secret: it stands in no file that was written, and in no tokens that are learnt from."""
+    """A trial for each secret: it stands in no file that was written, nor in its name, and in no tokens that are learnt from."""
     written = [path for path in folder.rglob("*") if path.is_file() and path not in planted]
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path not in planted]
     assert len(written) > 50
     content = {path: path.read_bytes() for path in written}
     tokenizer = load_tokenizer("smollm2-135m")
@@ -191,6 +242,7 @@ def search_files(folder: Path, planted: set[Path], counted) -> None:
             content[prepared / "tokens"] = "\n".join(learnt).encode()
     for name, value in SECRETS.items():
         held = [str(path.relative_to(folder)) for path, text in content.items() if value.encode() in text]
+        held += [f"the name {path}" for path in names if value in str(path)]
         counted.verdict(f"written: {name}", not held, reason=str(held))
     ledger = [json.loads(line) for line in next(folder.glob("runs/a/prepare-*/ledger.jsonl")).read_text().splitlines()]
     found = {entry["origin"]: entry["reason"] for entry in ledger if entry["state"] == "quarantined"}
@@ -203,13 +255,15 @@ def search_files(folder: Path, planted: set[Path], counted) -> None:
 
 
 def test_a_key_of_ours_is_seen_in_what_is_searched(tmp_path):
-    """The search can fail: a file that holds one secret is found."""
+    """The search can fail: a file that holds one secret is found, and a folder that is called by another."""
     from tally import Tally
 
     (tmp_path / "runs" / "a" / "prepare-0").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "prepare-0" / "ledger.jsonl").write_text("")
     for number in range(60):
         (tmp_path / "runs" / f"{number}.txt").write_text(SECRETS["HF_TOKEN"] if number == 7 else "nothing")
+    (tmp_path / "runs" / SECRETS["a question"]).mkdir()
     counted = Tally("X4", "")
     search_files(tmp_path, set(), counted)
-    assert next(one for one in counted.trials if one["trial"] == "written: HF_TOKEN")["outcome"] == "silent"
+    found = {one["trial"] for one in counted.trials if one["outcome"] == "silent"}
+    assert {one for one in found if one.startswith("written")} == {"written: HF_TOKEN", "written: a question"}
