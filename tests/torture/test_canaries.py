@@ -47,13 +47,15 @@ def test_what_is_shown_often_is_remembered(tally, tmp_path, tiny_folder, many):
         found = metrics["canaries"]["repeats"]
         bits = {count: found[str(count)]["value"] for count in (0, *REPEAT)}
         controls.append(bits[0])
-        counted.verdict(f"seed {seed}: 16 times", bits[16] >= 9 and found["16"]["remembered"], True, str(bits))
-        counted.verdict(
-            f"seed {seed}: more is more", bits[1] <= bits[4] + 0.5 and bits[4] <= bits[16] + 0.5, True, str(bits)
-        )
-        counted.verdict(f"seed {seed}: controls", abs(bits[0] - CHANCE) < 4 * CHANCE / 255**0.5, True, str(bits))
-        warned = [warning for warning in metrics["canaries"]["warnings"] if warning.startswith("rows shown 16 times")]
-        counted.verdict(f"seed {seed}: the warning", len(warned) == 1, reason=str(metrics["canaries"]["warnings"]))
+        warnings = metrics["canaries"]["warnings"]
+        warned = [warning for warning in warnings if warning.startswith("rows shown 16 times")]
+        reason = f"{bits}; {warnings}"
+        learnt = bits[16] >= 9 and found["16"]["remembered"]
+        counted.verdict(f"seed {seed}: 16 times", learnt, bool(warned), reason)
+        more = bits[1] <= bits[4] + 0.5 and bits[4] <= bits[16] + 0.5
+        counted.verdict(f"seed {seed}: more is more", more, reason=reason)
+        counted.verdict(f"seed {seed}: controls", abs(bits[0] - CHANCE) < 4 * CHANCE / 255**0.5, reason=reason)
+        counted.verdict(f"seed {seed}: the warning", len(warned) == 1, reason=reason)
         examples = [
             example
             for split in ("train", "validation", "test")
