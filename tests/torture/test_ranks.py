@@ -8,15 +8,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from subjects import Tunesmith, alone
-from test_split_steps import ERROR, SHAPES, apart, attached, expected
+from test_split_steps import ERROR, SHAPES, apart, attached, expected, taken
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith.base import ConfigError
+from tunesmith.base.files import read_json, write_json
+from tunesmith.data.example import Row, Sequence
 from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.objectives.kto import KTO
+from tunesmith.models import attention
+from tunesmith.models.load import Loaded
 from tunesmith.stages.finetune import Finetune
 from tunesmith.stages.tuning import divided
 from tunesmith.training.batches import Dataset
@@ -144,49 +151,82 @@ SHARING = """
 import sys
 from pathlib import Path
 import torch
-from test_split_steps import taken
+from test_ranks import share
 from tunesmith.cli import leave
 from tunesmith.kernels.products import fast_float32
 from tunesmith.models import attention
-from tunesmith.models.load import Loaded
 from tunesmith.training.ranks import Ranks
 torch.set_num_threads(1)
 attention.register()
 fast_float32()
 ranks = Ranks.joined()
-found = {}
-for name, (model, forest, batches) in torch.load(sys.argv[1], weights_only=False).items():
-    found[name] = taken(Loaded(name, Path(), model, None, "fp32", forest), batches, ranks)
-if ranks.first:
-    torch.save(found, sys.argv[2])
+share(Path(sys.argv[1]), Path(sys.argv[2]), ranks)
 ranks.leave()
 leave(0)
 """
 
 
+def hand_over(folder, loaded, adapter):
+    """Write a model and what learns in it, for other processes to read."""
+    loaded.model.config.save_pretrained(folder)
+    save_file({name: one.clone() for name, one in loaded.model.state_dict().items()}, folder / "weights.safetensors")
+    write_json(folder / "adapter.json", adapter.model_dump(mode="json"))
+
+
+def taken_over(folder):
+    """The same model in another process."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).float().eval()
+    loaded = Loaded(folder.name, Path(), model, None, "fp32", attention.adopt(model))
+    settings = read_json(folder / "adapter.json")
+    Adapter.member(settings["kind"])(**settings).attach(loaded, 1)
+    loaded.model.load_state_dict(load_file(folder / "weights.safetensors"))
+    return loaded
+
+
+def share(folder, made, ranks):
+    """Take every step that is asked for, and write its loss and its gradient."""
+    told = read_json(folder / "given.json")
+    rows = [
+        Row(f"random:{number}", (Sequence(np.array(tokens, np.int32), np.array(learn)),), {})
+        for number, (tokens, learn) in enumerate(told["rows"], 1)
+    ]
+    losses, gradients = {}, {}
+    for name, (model, size, step) in told["steps"].items():
+        losses[name], found = taken(taken_over(folder / model), Dataset(rows, 8, size, 1, 0).step(step), ranks)
+        gradients |= {f"{name}|{part}": one for part, one in found.items()}
+    if ranks.first:
+        made.mkdir()
+        save_file(gradients, made / "gradients.safetensors")
+        write_json(made / "losses.json", losses)
+
+
 def test_shared_passes_have_the_gradient_of_the_whole_step(tally, tiny, random_rows, tmp_path, many):
     """Eight rows in passes of one or two, and five rows, of which some processes get fewer passes than others, or none."""
     counted = tally("R9-ranks", "steps whose passes 1, 2 and 4 processes share: gradient within 1e-6 of float64")
-    rows, given, wanted = random_rows(13), {}, {}
+    rows, steps, wanted = random_rows(13), {}, {}
     for kind, fields in list(SHAPES.items())[: many(5, 1)]:
         for adapter in (Adapter.member("full")(), LoRA(rank=4)):
-            loaded = attached(tiny, kind, fields, adapter)
+            hand_over(tmp_path / f"{kind}-{adapter.kind}", attached(tiny, kind, fields, adapter), adapter)
             for size in (1, 2):
                 data = Dataset(rows, 8, size, 1, 0)
                 for step, count in enumerate((8, 5)):
                     name = f"{kind} {adapter.kind}, {count} rows in passes of {size}"
-                    given[name] = loaded.model, loaded.forest, data.step(step)
+                    steps[name] = f"{kind}-{adapter.kind}", size, step
                     wanted[name] = expected(tiny, kind, fields, adapter, [rows[place] for place in data.chosen(step)])
-    torch.save(given, tmp_path / "given")
+    told = [(one.tokens.tolist(), one.learn.tolist()) for row in rows for one in row.sequences]
+    write_json(tmp_path / "given.json", {"rows": told, "steps": steps})
     for count in (2, 1, 4)[: many(3, 1)]:
-        command = [sys.executable, "-c", SHARING, str(tmp_path / "given"), str(made := tmp_path / f"of-{count}")]
+        command = [sys.executable, "-c", SHARING, str(tmp_path), str(made := tmp_path / f"of-{count}")]
         codes, said = ended(started(command, count, PYTHONPATH=str(Path(__file__).parent)))
         assert codes == [0] * count, said
-        for name, (loss, gradient) in torch.load(made, weights_only=True).items():
-            error, off = apart(gradient, wanted[name][1]), abs(loss - wanted[name][0]) / wanted[name][0]
+        losses, gradients = read_json(made / "losses.json"), load_file(made / "gradients.safetensors")
+        for name, loss in losses.items():
+            own = {key.partition("|")[2]: one for key, one in gradients.items() if key.startswith(f"{name}|")}
+            error, off = apart(own, wanted[name][1]), abs(loss - wanted[name][0]) / wanted[name][0]
             held = error <= ERROR and off <= ERROR
             reason = f"gradient off by {error:.1e}, loss by {off:.1e}"
             counted.note(f"{name}, {count} processes", "held" if held else "silent", reason)
+        assert losses.keys() == wanted.keys()
 
 
 def test_one_alone_says_nothing():
