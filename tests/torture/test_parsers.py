@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fuzzing import NO_WORDS, fuzz, said
+from fuzzing import MOST_MEMORY, NO_WORDS, fuzz, said
 from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
@@ -56,6 +56,15 @@ def test_no_input_breaks_a_parser(tally, parsers, tmp_path, many):
     for batch in range(many(16, 1)):
         broken = conversations(batch, many(200, 30))
         counted.verdict(f"any JSON value as a row, {batch}", not broken, said([broken]), broken)
+
+
+def test_memory_is_seen_each_time_and_called_silent():
+    """The seed takes as much before, so that the most that was ever held would tell nothing."""
+    broken, _ = fuzz(lambda _: len(b"x" * (MOST_MEMORY + (64 << 20))), [b"a"], 2, 0)
+    assert len(broken) == 2
+    assert not said(broken)
+    assert said(["ValueError: of b'a'"])
+    assert not said(["Hang: more than 2.0 s of b'a'"])
 
 
 def tables(folder: Path, name: str, count: int, seed: int) -> tuple[bool, bool, str]:
