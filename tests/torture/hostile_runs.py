@@ -51,6 +51,7 @@ def led_away(name: str, target: str) -> Callable[[Path], object]:
     def harm(run: Path) -> None:
         (run.parent / "precious").write_text("precious")
         (run.parent / "cellar").mkdir()
+        (run / name).unlink(missing_ok=True)
         (run / name).symlink_to(run.parent / target)
 
     return run_folder(harm)
