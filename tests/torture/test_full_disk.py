@@ -86,8 +86,6 @@ def told(bench: Bench, ended: Ended) -> str:
     struck = next(one.path for one in ended.operations if one.struck)
     if found[2] and KNOWN.search(struck):
         return f"does not say how many bytes {struck} needs"
-    if struck == ".lock":  # said of the folder that one is in
-        return ""
     return "" if near(told, bench.place / "run" / struck) else f"the path is {told}, not {struck}"
 
 

@@ -145,10 +145,10 @@ class Run:
                 raise ArtifactError(
                     f"{self.path}: its file system locks no files ({error.strerror}); choose a folder elsewhere with --run"
                 ) from None
-            with room(self.path):
-                handle.truncate(0)
-                handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-                handle.flush()
+            owner = f"process {os.getpid()} on {socket.gethostname()}"
+            with room(self.path / LOCK):
+                os.truncate(handle.fileno(), 0)
+                os.write(handle.fileno(), owner.encode())  # not the handle, which would try once more when it is closed
             yield
 
     def _check_links(self) -> None:
