@@ -42,7 +42,7 @@ def test_two_runs_become_one_that_can_be_served(tunesmith, runs, tmp_path, monke
     code, out, _ = tunesmith("show", "runs/ab")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines() if line[:1].strip()] == ["merge", "evaluate", "deploy"]
-    assert out.count("merged +") + out.count("merged -") == 4
+    assert out.count("merged is better by") == 4
     assert tunesmith("deploy", "runs/ab", "deploy.weights=bf16")[0] == 0
     (tmp_path / "runs" / "ab" / "report.html").unlink()
     code, out, error = tunesmith("report", "runs/ab")

@@ -169,7 +169,7 @@ class TestEvaluation:
 
     def test_the_table_is_written(self, merged):
         lines = (Run(merged).artifact("evaluate") / "comparison.md").read_text().splitlines()
-        assert lines[0] == "| run | system | score | interval | merged - system | interval |"
+        assert lines[0] == "| run | system | score | interval | merged is better by | interval |"
         assert [line.split("|")[2].strip() for line in lines[2:8]] == ["base", "own", "merged"] * 2
 
     def test_a_gate_that_says_no_names_the_run(self, pair, merged):

@@ -42,8 +42,8 @@ def show_run(folder: Path, as_json: bool) -> None:
 
 def _print_systems(block: dict[str, Any], subject: str) -> None:
     for system, score, span, more, more_span in cells(block, subject):
-        apart = f"   {subject} {more} ({more_span})" if more else ""
-        console.print(f"    {system:10} {score:>6} ({span}){apart}")
+        apart = f"   {subject} is better by {more} ({more_span})" if more else ""
+        console.print(f"    {system:10} {score:>6} ({span}){apart}", markup=False)
 
 
 def facts_of(folder: Path) -> dict[str, Any]:

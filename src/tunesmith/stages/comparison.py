@@ -143,7 +143,7 @@ def _figures(results: dict[str, Any]) -> dict[str, Any]:
     return {"tasks": tasks, "promote": all(found["promote"] for found in tasks.values()), "reasons": reasons}
 
 
-HEADINGS: Sequence[str] = ("system", "score", "interval", "merged - system", "interval")
+HEADINGS: Sequence[str] = ("system", "score", "interval", "merged is better by", "interval")
 
 
 def table(metrics: dict[str, Any]) -> str:
@@ -156,4 +156,4 @@ def table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\n{kinds}; 95 % intervals over rows, differences paired.\n\n{reasons}\n"
 
 
-STAGE = Stage("evaluate", 5, compare)
+STAGE = Stage("evaluate", 6, compare)

@@ -264,6 +264,7 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
     return {
         "grader": kind,
         "unit": block["unit"],
+        "better": block["better"],
         "systems": block["systems"],
         "differences": block["differences"],
         "promote": results["gate"]["promote"],
@@ -272,4 +273,4 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-STAGE = Stage("evaluate", 5, evaluate)
+STAGE = Stage("evaluate", 6, evaluate)

@@ -4,10 +4,12 @@ from typing import Any
 
 
 def cells(found: dict[str, Any], subject: str) -> list[tuple[str, str, str, str, str]]:
-    """Of each system its name, score, interval, by how much the subject scores more, and that difference's interval."""
-    made = []
+    """Of each system its name, score, interval, by how much the subject is better, which is less where lower is better, and the interval of that."""
+    made, lower = [], found.get("better") == "lower"  # runs evaluated before version 6 do not say
     for system, figure in found["systems"].items():
         apart = found["differences"].get(f"{subject} - {system}")
+        if apart and lower:
+            apart = {"value": -apart["value"], "low": -apart["high"], "high": -apart["low"]}
         more = (f"{apart['value']:+.1f}", f"{apart['low']:+.1f} to {apart['high']:+.1f}") if apart else ("", "")
         made.append((system, f"{figure['value']:.1f}", f"{figure['low']:.1f} to {figure['high']:.1f}", *more))
     return made
