@@ -49,7 +49,7 @@ def examine() -> int:
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
         mark = "ok" if not finding.mend else "[bold red]needed[/]" if finding.needed else "[yellow]missing[/]"
-        table.add_row(mark, finding.what, finding.found, escape(finding.mend))
+        table.add_row(mark, finding.what, escape(finding.found), escape(finding.mend))
     Console(highlight=False, soft_wrap=True).print(table)
     return 1 if any(finding.needed and finding.mend for finding in findings) else 0
 

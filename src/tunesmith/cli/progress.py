@@ -101,7 +101,7 @@ def following(events: Events, stage: str, console: Console) -> Iterator[None]:
     """Within this block what happens in a stage is drawn; at its end a line says how long it took."""
     follower = Follower(events, stage, console)
     thread = threading.Thread(target=follower.work, daemon=True)
-    console.print(f"[bold]{stage}[/]")
+    console.print(stage, style="bold")
     thread.start()
     try:
         yield

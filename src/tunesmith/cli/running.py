@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import read_json
@@ -20,7 +20,8 @@ from tunesmith.stages.shared import together
 
 from .progress import following
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+"""Prints text as it is: classes, prompts and folders may look like markup."""
 
 WRITTEN = {"sample": "rows.jsonl", "prompt": "prompt.json"}
 """The file that a stage is run for, where it is one."""
@@ -65,7 +66,7 @@ def run_stage(name: str, given: Path, folder: Path | None, assignments: tuple[st
     print(made / WRITTEN[name] if name in WRITTEN else made.path)
     if name == "monitor":
         for alert in made.metrics["alerts"]:
-            console.print(f"[bold red]alert[/] {alert}")
+            console.print(Text.assemble(("alert", "bold red"), f" {alert}"))
         return 1 if made.metrics["alerts"] else 0
     return 1 if name == "evaluate" and not made.metrics["promote"] else 0
 
@@ -93,12 +94,12 @@ def run_search(given: Path, folder: Path | None, assignments: tuple[str, ...], w
         table = Table(title=heading(found), title_justify="left")
         headings, *rows = lines(found, together=True)
         for name in headings:
-            table.add_column(escape(name), justify="left" if name == "settings" else "right", overflow="fold")
+            table.add_column(name, justify="left" if name == "settings" else "right", overflow="fold")
         for row in rows:
-            table.add_row(*map(escape, row), style="bold" if row[0] == str(found["winner"]) else None)
+            table.add_row(*row, style="bold" if row[0] == str(found["winner"]) else None)
         console.print(table)
         for sentence in summary(found):
-            console.print(f"  {escape(sentence)}")
+            console.print(f"  {sentence}")
     print(made.path)
     return 0
 
@@ -121,16 +122,16 @@ def _print_prompts(made: Artifact) -> None:
     for heading in ("prompt", "development", f"{found['rows']['test']} test rows", "tokens a request"):
         table.add_column(heading, justify="left" if heading == "prompt" else "right")
     for row in prompt_cells(found):
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     console.print(table)
     for kind, about in found["retrievers"].items():
-        console.print(f"  {kind}: {about}", markup=False)
+        console.print(f"  {kind}: {about}")
     for way in (each for each in found["ways"] if each["shortened"]):
-        console.print(f"  {way['way']}: {way['shortened']} requests had to do with fewer examples, all would not fit into the model's context", markup=False)  # fmt: skip
+        console.print(f"  {way['way']}: {way['shortened']} requests had to do with fewer examples, all would not fit into the model's context")  # fmt: skip
     best = read_json(made / "prompt.json")
-    console.print(f"Best: {best['way']} ({best['about']}).", markup=False)
+    console.print(f"Best: {best['way']} ({best['about']}).")
     if best["system"]:
-        console.print(f"  {best['system']}", markup=False)
+        console.print(f"  {best['system']}")
 
 
 def compare_variants(
@@ -149,7 +150,7 @@ def compare_variants(
     for heading in ("figure", "variant", "value", f"difference from {found['variants'][0]['name']}"):
         table.add_column(heading, justify="left" if heading in ("figure", "variant") else "right")
     for cell in cells(found):
-        table.add_row(*map(escape, cell))
+        table.add_row(*cell)
     console.print(table)
     path = open_run(given, folder, assignments).run.path / "compare.md"
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else path)
@@ -182,10 +183,10 @@ def draw_curve(
     for heading in HEADS:
         table.add_column(heading, justify="right" if heading else "left")
     for point in rows(found):
-        table.add_row(*map(escape, point))
+        table.add_row(*point)
     console.print(table)
     for line in sentences(found):
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else path / "curve.html")
 
 
@@ -204,7 +205,7 @@ def _conclude(pipeline: Pipeline | Merger, evaluated: Artifact) -> None:
     for reason in metrics["reasons"]:
         console.print(f"  {reason}")
     for warning in metrics.get("canaries", {}).get("warnings", ()):
-        console.print(f"  [yellow]warning[/] {warning}")
+        console.print(Text.assemble("  ", ("warning", "yellow"), f" {warning}"))
     details = _report(pipeline.run)
     if metrics["promote"]:
         console.print(f"Promoted. Next: look at {details}, then `tunesmith serve {pipeline.run.path}`.")
@@ -214,9 +215,8 @@ def _conclude(pipeline: Pipeline | Merger, evaluated: Artifact) -> None:
             if merged
             else "If too little was gained, more rows or epochs may help; if other text is read worse, fewer steps, a lower rate or a wider evaluate.gate.margin."
         )
-        console.print(
-            f"[bold]Not promoted[/], and so not deployed. {details} tells why. {hint} To deploy it all the same: the same command with deploy.ungated=true."
-        )
+        told = f", and so not deployed. {details} tells why. {hint} To deploy it all the same: the same command with deploy.ungated=true."
+        console.print(Text.assemble(("Not promoted", "bold"), told))
 
 
 def _report(run: Run) -> Path:

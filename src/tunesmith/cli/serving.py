@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from tunesmith.base import Artifact, Interrupted, MachineError, Run
 from tunesmith.base.spec import validate
@@ -11,7 +12,7 @@ from tunesmith.serving.settings import Serve
 from tunesmith.stages.pipeline import LOG, open_any
 from tunesmith.stages.served import adapters_of, models_of
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 SEVERAL = "requests-of-several.sqlite"
 """The request log where several runs are served: monitor, which looks at one run's requests, does not read it."""
@@ -44,7 +45,9 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
         console.print("loading the models")
         models = models_of(deployed[0], adapters)
         address = f"http://{settings.host}:{socket.getsockname()[1]}/v1"
-        console.print(f"serving {', '.join(models)} at [bold]{address}[/]; requests are logged to {log}")
+        console.print(
+            Text.assemble(f"serving {', '.join(models)} at ", (address, "bold"), f"; requests are logged to {log}")
+        )
         if made:
             console.print(f"token: {token}  (set TUNESMITH_TOKEN or serve.token_file to choose your own)")
         application = create_app(Engine(models, settings), settings, RequestLog(log, settings.log), token)
@@ -59,6 +62,5 @@ def _warn_of_age(folder: Path, deployed: Artifact) -> None:
     states = Run(folder).states
     parents = [one for one in deployed.manifest["parents"] if one["stage"] in states]  # a merged run has others' too
     if any(one["folder"] != states[one["stage"]]["artifact"] for one in parents):
-        console.print(
-            f"[yellow]warning[/] {folder}: was trained or measured again since, and not deployed; what is served is what was deployed before ({deployed.path.name})"
-        )
+        told = f" {folder}: was trained or measured again since, and not deployed; what is served is what was deployed before ({deployed.path.name})"
+        console.print(Text.assemble(("warning", "yellow"), told))

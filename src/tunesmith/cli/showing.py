@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
+from rich.text import Text
 
 from tunesmith.base import ConfigError, Family, Run, Spec
 from tunesmith.base.files import read_json
 from tunesmith.base.help import help_of
 from tunesmith.stages.headline import cells
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def show_run(folder: Path, as_json: bool) -> None:
@@ -26,24 +27,25 @@ def show_run(folder: Path, as_json: bool) -> None:
         return
     for name, stage in facts["stages"].items():
         seconds = f"{stage['seconds']:.1f} s" if "seconds" in stage else ""
-        console.print(f"[bold]{name:11}[/] {stage['state']:12} {seconds:>9}  {stage['artifact']}")
+        told = f" {stage['state']:12} {seconds:>9}  {stage['artifact']}"
+        console.print(Text.assemble((f"{name:11}", "bold"), told))
         if "error" in stage:
-            console.print(f"    {stage['error']}", markup=False)
+            console.print(f"    {stage['error']}")
         for key, value in stage.get("metrics", {}).items():
             if isinstance(value, int | float | str):
-                console.print(f"    {key.replace('_', ' ')}: {value}", markup=False)
+                console.print(f"    {key.replace('_', ' ')}: {value}")
     evaluated = facts["stages"].get("evaluate", {}).get("metrics", {})
     if "systems" in evaluated:
         _print_systems(evaluated, "tuned")
     for name, task in evaluated.get("tasks", {}).items():
-        console.print(f"    {name}: {task['grader']} in {task['unit']}", markup=False)
+        console.print(f"    {name}: {task['grader']} in {task['unit']}")
         _print_systems(task, "merged")
 
 
 def _print_systems(block: dict[str, Any], subject: str) -> None:
     for system, score, span, more, more_span in cells(block, subject):
         apart = f"   {subject} is better by {more} ({more_span})" if more else ""
-        console.print(f"    {system:10} {score:>6} ({span}){apart}", markup=False)
+        console.print(f"    {system:10} {score:>6} ({span}){apart}")
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
@@ -101,9 +103,9 @@ def _families() -> list[type[Family]]:
 
 
 def _print_family(family: type[Family]) -> None:
-    console.print(f"[bold]{family.__name__.lower()}[/]: {family.__doc__}")
+    console.print(Text.assemble((family.__name__.lower(), "bold"), f": {family.__doc__}"))
     for member in family.members():
-        console.print(f"  {member.model_fields['kind'].default:18} {_paragraph(member.__doc__)}", markup=False)
+        console.print(f"  {member.model_fields['kind'].default:18} {_paragraph(member.__doc__)}")
 
 
 def _paragraph(text: str | None) -> str:
@@ -112,12 +114,12 @@ def _paragraph(text: str | None) -> str:
 
 
 def _print_spec(title: str, spec: type[Spec]) -> None:
-    console.print(f"[bold]{title}[/]: {spec.__doc__}")
+    console.print(Text.assemble((title, "bold"), f": {spec.__doc__}"))
     import sys
 
-    console.print(f"  source: {_paragraph(sys.modules[spec.__module__].__doc__)}", markup=False)
+    console.print(f"  source: {_paragraph(sys.modules[spec.__module__].__doc__)}")
     for name, field in spec.model_fields.items():
-        console.print(f"  {name} = {_default(field)}\n      {_help(spec, name)}", markup=False)
+        console.print(f"  {name} = {_default(field)}\n      {_help(spec, name)}")
 
 
 def _explain_setting(spec: type[Spec], path: str) -> None:
@@ -141,7 +143,7 @@ def _explain_setting(spec: type[Spec], path: str) -> None:
     if isinstance(current, type):
         _print_family(current) if issubclass(current, Family) and len(current.members()) else _print_spec(path, current)
         return
-    console.print(f"{path} = {_default(current)}\n  {_help(within, last)}", markup=False)
+    console.print(f"{path} = {_default(current)}\n  {_help(within, last)}")
 
 
 def _help(spec: type[Spec], field: str) -> str:
