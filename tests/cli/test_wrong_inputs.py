@@ -46,6 +46,11 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
         ("prepare.max_tokens=8", ["max_tokens"]),
         ("seed=-1", ["seed", "greater than or equal to 0"]),
         ("seed=20240131235959", ["seed", "less than 4294967296"]),
+        ("evaluate.general=absent.jsonl", ["absent.jsonl"]),
+        ("evaluate.slices=[colour]", ["evaluate.slices", "'colour'", "there are answer"]),
+        ("evaluate.gate.beat=[bass]", ["evaluate.gate.beat", "'bass'", "base, few-shot, majority, svm"]),
+        ("evaluate={shots: 0, gate: {beat: [few-shot]}}", ["evaluate.gate.beat", "'few-shot'", "base, majority, svm"]),
+        ("evaluate={graders: [{kind: perplexity}], gate: {beat: [svm]}}", ["'svm'", "which is base;"]),
         ("evaluate.graders=[{}]", ["evaluate.graders.0", "`tunesmith explain evaluate.graders`"]),
     ],
 )

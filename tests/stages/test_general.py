@@ -4,6 +4,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
+from tunesmith.base import DataError
 from tunesmith.stages.general import general_examples
 
 
@@ -37,3 +40,10 @@ def test_a_file_of_ones_own_takes_its_place(tmp_path: Path) -> None:
     path.write_text(json.dumps(record) + "\n", encoding="utf-8")
     (example,) = general_examples(str(path))
     assert (example.gold, example.meta["topic"]) == ("Pong.", "mine")
+
+
+def test_a_file_without_a_row_that_can_be_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "Ping?"}]}\n')
+    with pytest.raises(DataError, match=r"evaluate\.general: .*own\.jsonl"):
+        general_examples(str(path))

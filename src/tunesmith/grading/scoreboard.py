@@ -130,14 +130,15 @@ def groups(examples: Sequence[Example], names: Sequence[str]) -> dict[str, NDArr
     """Rows of each slice `name=value` that is large enough; a row with several values is in several."""
     found = {}
     for name in names:
-        held = [_values(example, name) for example in examples]
-        largest = Counter(value for values in held for value in values).most_common(MOST_SLICES)
+        said = [held(example, name) for example in examples]
+        largest = Counter(value for values in said for value in values).most_common(MOST_SLICES)
         for value in (value for value, count in largest if count >= SMALLEST_SLICE):
-            found[f"{name}={value}"] = np.flatnonzero([value in values for values in held])
+            found[f"{name}={value}"] = np.flatnonzero([value in values for values in said])
     return found
 
 
-def _values(example: Example, name: str) -> tuple[str, ...]:
+def held(example: Example, name: str) -> tuple[str, ...]:
+    """What a row says of a slice's path; nothing if it has no such field."""
     try:
         return values(example, name)
     except DataError:  # test rows of another file need not have the field

@@ -4,6 +4,7 @@ import json
 from importlib import resources
 from typing import Any
 
+from tunesmith.base import DataError
 from tunesmith.data.example import Example
 from tunesmith.data.intake import take_in
 from tunesmith.data.ledger import Ledger
@@ -18,7 +19,11 @@ def general_examples(source: str = "bundled") -> list[Example]:
         DataError: the file cannot be read or holds no rows.
     """
     if source != "bundled":
-        return [item.example for item in take_in(source, "general", Ledger()).items]
+        if found := [item.example for item in take_in(source, "general", Ledger()).items]:
+            return found
+        raise DataError(
+            f"evaluate.general: {source} holds no row that can be read; give messages, or null for no check"
+        )
     lines = resources.files(__package__).joinpath(BUNDLED).read_text(encoding="utf-8").splitlines()
     return [_example(number, json.loads(line)) for number, line in enumerate(lines, start=1)]
 

@@ -1,24 +1,28 @@
-"""What of an evaluation can be refused before anything is trained: graders that cannot read the test rows, and documents that cannot be asked about."""
+"""What of an evaluation can be refused before anything is trained: graders that cannot read the test rows, files and fields that are not there."""
 
 import torch
 
 from tunesmith.base import Artifact, ConfigError, DataError
 from tunesmith.base.files import read_json
+from tunesmith.data.classes import ANSWER
 from tunesmith.data.example import Example
 from tunesmith.data.prepared import load_examples
 from tunesmith.grading import Grader
+from tunesmith.grading.reading import read_object
+from tunesmith.grading.scoreboard import held
 
 from .chances import asking
-from .evaluate import Evaluate
+from .evaluate import Evaluate, input_files
+from .general import general_examples
 
 
 def check(spec: Evaluate, prepared: Artifact) -> None:
     """Refuse what cannot be evaluated before anything is trained: graders of answers where all rows are plain text, rows that a grader cannot read, documents that
-    cannot be asked about, a precision that this machine does not have.
+    cannot be asked about, slices by what no row has, general rows that are not there, a precision that this machine does not have.
 
     Raises:
-        ConfigError: naming the graders.
-        DataError: test rows, documents or questions are not what they should be.
+        ConfigError: naming the graders, or the slices.
+        DataError: test rows, general rows, documents or questions are not what they should be.
         MachineError: a retriever's package is missing.
     """
     if spec.precision == "int8" and torch.cuda.is_available():
@@ -33,6 +37,10 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
         if reading:
             _readable(test, reading)
         asking(spec.graders, test)
+        _sliced(test, spec.slices)
+    input_files(spec)
+    if spec.general is not None:
+        general_examples(spec.general)
     if spec.retrieval is not None:
         spec.retrieval.check()
 
@@ -56,3 +64,20 @@ def _readable(test: list[Example], graders: list[Grader]) -> None:
         raise DataError(
             f"{example.origin}: {', '.join(grader.called for grader in unable)} cannot judge by it: {wrong}"
         )
+
+
+def _sliced(test: list[Example], slices: tuple[str, ...]) -> None:
+    """Refuse to split results by what no test row has.
+
+    Raises:
+        ConfigError: naming the fields that there are.
+    """
+    for path in slices:
+        if not any(held(example, path) for example in test):
+            fields = dict.fromkeys(name for example in test for name in (*example.meta, ANSWER, *_within(example)))
+            raise ConfigError(f"evaluate.slices: no test row has {path!r}; there are {', '.join(fields)}")
+
+
+def _within(example: Example) -> list[str]:
+    """Paths of the fields of a JSON answer."""
+    return [f"{ANSWER}.{name}" for name in read_object(example.gold, "strict") or ()]
