@@ -18,7 +18,8 @@ class Gate(Spec):
     task: str | None = None
     """Grader that decides on the task, by its kind, or its name if it is a function; empty means the scoreboard's headline."""
     beat: tuple[str, ...] = ("base",)
-    """Systems it must beat on the task: the 95 % interval of the paired difference must lie above zero."""
+    """Systems it must beat on the task, of those that there are: `base`, `few-shot`, `prompted`, `majority`, `svm`, and for a model that scores answers
+    `length`. The 95 % interval of the paired difference must lie on the better side of zero."""
     prompted: bool = True
     """Whether it must beat the best prompt too, where `evaluate.prompted` has one looked for."""
     retrieval: bool = True
@@ -56,7 +57,10 @@ class Gate(Spec):
         block, subject = board["graders"][kind], board["subject"]
         found = block["differences"].get(f"{subject} - {other}")
         if found is None:
-            return False, f"{subject} was not compared with {other} by {kind}; give its answers or mend gate.beat."
+            return (
+                False,
+                f"{subject} was not compared with {other} by {kind}: the report says why; leave it out of evaluate.gate.beat to decide without.",
+            )
         if found["n"] < self.rows:
             return False, f"{kind} rests on {found['n']} rows; a decision needs {self.rows}."
         better = found["low"] > 0 if block["better"] == "higher" else found["high"] < 0

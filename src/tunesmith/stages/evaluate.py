@@ -91,6 +91,15 @@ class Evaluate(Spec):
         """The graders, that which the gate decides by before the others."""
         return tuple(sorted(self.graders, key=lambda grader: grader.called != self.gate.task))
 
+    def rivals(self, scores: bool) -> tuple[str, ...]:
+        """What the tuned model, which gives scores or else answers, is compared with by the grader that the gate decides by."""
+        if scores:
+            return "base", "length"
+        if any(grader.reads != "answers" for grader in self.judges[:1]):
+            return ("base",)
+        made = {"few-shot": self.shots > 0, PROMPTED: self.prompted, "majority": self.baselines, "svm": self.baselines}
+        return "base", *(name for name, wanted in made.items() if wanted)
+
     def settled(self) -> Self:
         """With what depends on this installation decided."""
         return self if self.retrieval is None else self.model_copy(update={"retrieval": self.retrieval.settled()})

@@ -165,6 +165,16 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _what_is_to_be_beaten_is_there(self) -> Self:
+        there = self.evaluate.rivals(self.finetune.objective.scores)
+        if odd := [name for name in self.evaluate.gate.beat if name not in there]:
+            raise ValueError(
+                f"evaluate.gate.beat: {odd[0]!r} is none of what this recipe compares with, which is {', '.join(there)}; leave it out, or see what evaluate.shots, "
+                "evaluate.prompted and evaluate.baselines add"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _judged_by_rows(self) -> Self:
         held = self.prepare.validation is not None or self.prepare.validation_fraction
         for name, tune in (("finetune", self.finetune), ("prune.recovery", self.prune.recovery)):
