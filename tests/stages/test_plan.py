@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 from transformers import LlamaConfig
+from whole_runs import write_recipe
 
 from tunesmith.base import MachineError
+from tunesmith.base.files import write_json
 from tunesmith.data.example import Row, Sequence
 from tunesmith.methods.adapters.full import Full
 from tunesmith.stages.initialise import Initialise, describe
 from tunesmith.stages.machine import available_memory, measure_speed
+from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.plan import alternatives, check_memory, duration, plan, prepared, table
 from tunesmith.stages.plan import plans as planned
 from tunesmith.stages.recipe import Recipe
@@ -193,6 +196,32 @@ def test_auto_computes_layers_again_only_where_memory_does_not_suffice(tmp_path,
     never = override_field(recipe, False)
     with pytest.raises(MachineError, match=r"finetune\.activation_checkpointing=true"):
         check_memory(planned(never, ROWS))
+
+
+def test_a_plan_that_was_kept_is_held_against_the_memory_that_is_free_now(tmp_path, tiny_folder, monkeypatch):
+    path, settings, asked = write_recipe(tmp_path, tiny_folder), ("evaluate.general=null",), []
+
+    def plans_of(recipe, rows):
+        asked.append(recipe.finetune.activation_checkpointing)
+        return planned(recipe, rows)
+
+    monkeypatch.setattr("tunesmith.stages.fitted.plans", plans_of)
+    open_run(path, tmp_path / "run", settings).stage("initialise")
+    open_run(path, tmp_path / "run", settings).stage("initialise")
+    assert asked == ["auto"]
+    for place in ("plan", "fitted"):
+        monkeypatch.setattr(f"tunesmith.stages.{place}.available_memory", lambda: 1000)
+    for state, wanted in ((None, "auto"), ("interrupted", False), ("done", None)):
+        run = open_run(path, tmp_path / "run", settings)
+        if state is not None:
+            write_json(run.run.path / "stages.json", {**run.run.states, "finetune": {"state": state, "artifact": "x"}})
+        if state == "done":  # what is trained needs no room
+            run.initialise()
+            continue
+        with pytest.raises(MachineError, match="training needs about"):
+            run.initialise()
+        assert asked[-1] == wanted  # a training that has begun goes on as it was planned
+    assert len(asked) == 3
 
 
 def override_field(recipe: Recipe, value: bool) -> Recipe:

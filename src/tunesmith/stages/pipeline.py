@@ -108,9 +108,10 @@ class Pipeline(Stages[Recipe]):
         self.recipe.deploy.check(
             self.recipe.model, self.recipe.initialise.adapter, self.recipe.finetune.objective.scores
         )
-        if prepared.id not in self.checked:
+        first = prepared.id not in self.checked
+        if first:
             self._check(prepared)
-        self._plan(prepared)
+        self._plan(prepared, first)
         made = self.run.once(
             initialise.STAGE, self.recipe.initialise, prepared, inputs=named(self.recipe.model), **self.about, seed=self.recipe.seed
         )  # fmt: skip
@@ -132,10 +133,11 @@ class Pipeline(Stages[Recipe]):
             prompting.check(self.recipe.prompt, prepared, measured.judges, self.recipe.seed, learnt)
         self.checked.add(prepared.id)
 
-    def _plan(self, prepared: Artifact) -> None:
-        """Refuse what cannot fit into memory, and settle what memory decides."""
+    def _plan(self, prepared: Artifact, first: bool) -> None:
+        """Refuse what cannot fit into memory, and settle what memory decides; what was planned before is held against it once, before anything is loaded."""
         path = self.notes / (GIVEN_PLAN if self.recipe.search.trials else PLAN)
-        settled = fitted(self.recipe, prepared, path, self.about, self.adapter)
+        states = self.run.states if first and not self.recipe.search.trials else None
+        settled = fitted(self.recipe, prepared, path, self.about, self.adapter, states)
         if settled != self.recipe and not self.recipe.search.trials:  # memory decides for each trial by itself
             self.recipe = settled
             self.record()
