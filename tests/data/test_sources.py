@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,6 +55,8 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     write_table(tmp_path / "g.csv", mark=";")
     write_table(tmp_path / "h.tsv", mark="\t")
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "i.parquet")
+    shutil.copy(tmp_path / "i.parquet", tmp_path / "i.PARQUET")
+    shutil.copy(tmp_path / "f.csv", tmp_path / "f.CSV")
     (tmp_path / "j.jsonl.gz").write_bytes(gzip.compress(jsonl(ROWS).encode()))
     (tmp_path / "k.csv.gz").write_bytes(gzip.compress((tmp_path / "f.csv").read_bytes()))
     save_arrow(tmp_path / "saved", ROWS)
@@ -195,6 +198,8 @@ def test_what_cannot_be_read_at_all_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "pointer.jsonl").write_text("version https://git-lfs.github.com/spec/v1\n")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(jsonl(ROWS * 99).encode())[:-20])
     (tmp_path / "not.parquet").write_bytes(b"PAR1 not really")
+    for name in ("rows.parquet.gz", "ROWS.ARROW.GZ"):
+        (tmp_path / name).write_bytes(gzip.compress(b"PAR1"))
     (tmp_path / "notes.docx").write_text("x")
     (tmp_path / "broken.json").write_text('[{"a": 1},\n {"a": }]')
     (tmp_path / "empty").mkdir()
@@ -205,7 +210,9 @@ def test_what_cannot_be_read_at_all_says_what_to_do(tmp_path: Path) -> None:
         "pointer.jsonl": "git lfs pull",
         "cut.jsonl.gz": "damaged or cut short",
         "not.parquet": "cannot be read as parquet",
-        "notes.docx": "known are .arrow",
+        "rows.parquet.gz": "a .parquet file is packed in itself and cannot be read from .gz; gunzip it",
+        "ROWS.ARROW.GZ": "a .arrow file is packed in itself",
+        "notes.docx": "known are .arrow, .*each but .arrow, .feather, .parquet also with .gz",
         "broken.json": r"broken\.json:2: not valid JSON",
         "empty": "holds no data file",
         "*.nothing": "matches no data file",

@@ -40,8 +40,8 @@ class Prepare(Spec):
     """Which rows are learnt from, which are held out, and what is done about bad ones."""
 
     source: str | tuple[str, ...]
-    """Data to learn from: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, .md; .gz too), a glob, a folder,
-    or a list of these."""
+    """Data to learn from: a file (.jsonl, .json, .csv, .tsv, .txt, .md, each also with .gz; .parquet, .arrow), a glob,
+    a folder, or a list of these."""
     test: str | None = None
     """Data to measure the finished model on; null splits it off the source by test_fraction."""
     test_fraction: float = Field(default=0.1, ge=0)

@@ -51,16 +51,15 @@ def member_for(path: Path) -> Source:
     """The kind of source that reads a file, told by its name (a trailing `.gz` apart).
 
     Raises:
-        DataError: no kind reads it.
+        DataError: no kind reads it, or not with .gz.
     """
     suffix = _suffix(path)
     for member in Source.members():
         if suffix in member.suffixes:
+            if path.name.lower().endswith(".gz") and not member.zipped:
+                raise DataError(f"{path}: a {suffix} file is packed in itself and cannot be read from .gz; gunzip it")
             return member.model_validate({})
-    known = ", ".join(sorted(_known()))
-    raise DataError(
-        f"{path}: no reader for {suffix or 'a name without suffix'!r}; known are {known}, each also with .gz"
-    )
+    raise DataError(f"{path}: no reader for {suffix or 'a name without suffix'!r}; {_all_known()}")
 
 
 def _expand(path: str, split: str) -> list[Path]:
@@ -90,7 +89,7 @@ def _in_folder(folder: Path, split: str) -> list[Path]:
         file for file in folder.rglob("*") if file.is_file() and _suffix(file) in _known() and not _hidden(file, folder)
     )
     if not files:
-        raise DataError(f"{folder}: holds no data file; known are {', '.join(sorted(_known()))}, each also with .gz")
+        raise DataError(f"{folder}: holds no data file; {_all_known()}")
     named = {file: _split_of(file.relative_to(folder)) for file in files}
     if any(named.values()):
         files = [file for file in files if named[file] == split]
@@ -120,6 +119,11 @@ def _hidden(file: Path, folder: Path) -> bool:
 
 def _known() -> set[str]:
     return {suffix for member in Source.members() for suffix in member.suffixes}
+
+
+def _all_known() -> str:
+    plain = sorted(suffix for member in Source.members() if not member.zipped for suffix in member.suffixes)
+    return f"known are {', '.join(sorted(_known()))}, each but {', '.join(plain)} also with .gz"
 
 
 def _suffix(path: Path) -> str:

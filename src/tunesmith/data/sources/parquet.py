@@ -15,6 +15,7 @@ class Parquet(Source):
 
     kind: Literal["parquet"] = "parquet"
     suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".arrow", ".feather")
+    zipped: ClassVar[bool] = False
 
     def records(self, path: Path) -> Iterator[Record]:
         """One record per row, by its number from 1; null fields are left out."""
@@ -38,7 +39,7 @@ Rows = list[dict[str, Any] | None]
 def _batches(path: Path) -> Iterator[Rows]:
     arrow = _pyarrow("pyarrow")
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             for batch in _pyarrow("pyarrow.parquet").ParquetFile(path).iter_batches(batch_size=1000):
                 yield _rows(batch)
             return
@@ -51,7 +52,7 @@ def _batches(path: Path) -> Iterator[Rows]:
     except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also of dates Python does not know
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{path}: cannot be read as {path.suffix[1:]} ({why}); is it whole, and of that format?"
+            f"{path}: cannot be read as {path.suffix[1:].lower()} ({why}); is it whole, and of that format?"
         ) from None
 
 

@@ -34,7 +34,9 @@ class Source(Family):
     """A kind of file that rows are read from."""
 
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """Endings of the files it reads; `.gz` may follow each."""
+    """Endings of the files it reads, in small letters."""
+    zipped: ClassVar[bool] = True
+    """Whether `.gz` may follow each."""
 
     @abstractmethod
     def records(self, path: Path) -> Iterator[Record]:
