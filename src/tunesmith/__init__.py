@@ -37,12 +37,12 @@ def run(given: str | Path, *assignments: str, folder: str | Path | None = None) 
     from tunesmith.stages import report
 
     pipeline = _open(given, assignments, folder)
-    try:
-        for stage in pipeline.ORDER:
-            pipeline.locked(stage)
-    finally:
-        if "prepare" in pipeline.ORDER:  # the page of a merged run is written by the command line
-            report.write(pipeline.run)
+    with pipeline.run.lock():
+        try:
+            _all_of(pipeline)
+        finally:
+            if "prepare" in pipeline.ORDER:  # the page of a merged run is written by the command line
+                report.write(pipeline.run)
     path: Path = pipeline.run.path
     return path
 
@@ -79,9 +79,15 @@ def merge(*runs: str | Path, folder: str | Path, settings: tuple[str, ...] = ())
     from tunesmith.stages.merged import Merger, merged_from
 
     pipeline = Merger(merged_from([Path(one) for one in runs], settings), Run(Path(folder)))
-    for stage in pipeline.ORDER:
-        pipeline.locked(stage)
+    with pipeline.run.lock():
+        _all_of(pipeline)
     return pipeline.run.path
+
+
+def _all_of(pipeline: Any) -> None:
+    pipeline.record()
+    for stage in pipeline.ORDER:
+        pipeline.stage(stage)
 
 
 def _open(given: str | Path, assignments: tuple[str, ...], folder: str | Path | None) -> Any:

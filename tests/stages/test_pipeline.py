@@ -14,7 +14,7 @@ import pytest
 from whole_runs import write_recipe
 
 import tunesmith
-from tunesmith.base import Artifact, Output, Run, Spec, Stage
+from tunesmith.base import Artifact, BusyError, Output, Run, Spec, Stage
 from tunesmith.base.files import read_json
 from tunesmith.data.prepared import load_split
 from tunesmith.grading.reward_model import RewardModel
@@ -22,7 +22,7 @@ from tunesmith.models.find import files_of
 from tunesmith.models.load import load_tokenizer
 from tunesmith.stages import finetune, judge, rendering
 from tunesmith.stages.finetune import Finetune, begin
-from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.pipeline import ORDER, Pipeline, open_run
 from tunesmith.stages.validation import Judge
 
 
@@ -203,6 +203,23 @@ def test_a_second_run_computes_nothing(recipe, tmp_path):
     changed = tunesmith.finetune(first, "finetune.epochs=2.0")
     assert changed.path != Artifact.open(next(first.glob("finetune-*"))).path or changed.metrics["planned_steps"] == 16
     assert Run(first).artifact("prepare").manifest["stage"] == "prepare"
+
+
+def test_a_whole_run_holds_its_folder_until_its_report_is_written(recipe, tmp_path, monkeypatch):
+    folder, done = tmp_path / "run", []
+
+    def try_to_work_there(*_):
+        with pytest.raises(BusyError), Run(folder).lock():
+            pass
+        done.append(True)
+
+    monkeypatch.setattr(Pipeline, "stage", try_to_work_there)
+    monkeypatch.setattr("tunesmith.stages.report.write", try_to_work_there)
+    tunesmith.run(recipe, folder=folder)
+    assert len(done) == len(ORDER) + 1
+    with Run(folder).lock(), pytest.raises(BusyError):
+        tunesmith.run(recipe, folder=folder)
+    assert len(done) == len(ORDER) + 1, "wrote into a folder where another works"
 
 
 def test_a_model_that_was_written_anew_is_another_model(recipe, tmp_path, tiny_folder, build):
