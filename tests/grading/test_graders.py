@@ -228,6 +228,7 @@ def test_bleu_chrf_and_ter_are_sacrebleus_corpus_scores() -> None:
     golds = ["the cat sat on the mat today", "a dog ran through the green park", "nothing at all is the same"]
     answers = ["the cat sat on a mat today", "the dog ran in the park", "nothing is the same at all"]
     rows = [example(gold) for gold in golds]
+    assert [Chrf(word_order=count).unit for count in (0, 2)] == ["chrF", "chrF++"]
     pairs = [(Bleu(), BLEU()), (Chrf(), CHRF()), (Chrf(word_order=2), CHRF(word_order=2)), (Ter(), TER())]
     pairs += [(Ter(punctuation=False, case_sensitive=True), TER(no_punct=True, case_sensitive=True))]
     for grader, metric in pairs:

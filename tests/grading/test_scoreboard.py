@@ -1,6 +1,7 @@
 """The scoreboard is a JSON value with the figures a reader needs, and the gate decides by them."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,9 @@ def test_the_gate_without_general_rows() -> None:
 
 
 def test_the_gate_on_a_figure_where_lower_is_better() -> None:
-    assert Gate(task="perplexity", margin=None)(board(rise=-0.2))["promote"]
+    better = Gate(task="perplexity", margin=None)(board(rise=-0.2))
+    assert better["promote"]
+    assert re.match(r"tuned beats base: perplexity \d\.\d\d against \d\.\d\d perplexity, difference -\d\.\d\d \(95 % interval -\d\.\d\d to", better["reasons"][0])  # fmt: skip
     assert not Gate(task="perplexity", margin=None)(board(rise=0.2))["promote"]
     with pytest.raises(ConfigError, match=r"gate\.task: 'chrf' is not on the scoreboard"):
         Gate(task="chrf")(board())

@@ -61,6 +61,8 @@ class Grader(Family):
 
     better: ClassVar[Literal["higher", "lower"]] = "higher"
     unit: ClassVar[str] = "% of rows"
+    digits: ClassVar[int] = 1
+    """Decimals that its figures are worth: one on a scale of a hundred, more on a small one."""
     reads: ClassVar[Reads] = "answers"
     """What `figures` is given per example: one answer (str), one Likelihood, the scores (floats) that a reward model gives its answers, or Chances."""
     judges_calls: ClassVar[bool] = False

@@ -55,6 +55,7 @@ class Gate(Spec):
         if kind not in board["graders"]:
             raise ConfigError(f"gate.task: {kind!r} is not on the scoreboard; there are {', '.join(board['graders'])}")
         block, subject = board["graders"][kind], board["subject"]
+        digits = block["digits"]
         found = block["differences"].get(f"{subject} - {other}")
         if found is None:
             return (
@@ -65,12 +66,14 @@ class Gate(Spec):
             return False, f"{kind} rests on {found['n']} rows; a decision needs {self.rows}."
         better = found["low"] > 0 if block["better"] == "higher" else found["high"] < 0
         mine, theirs = block["systems"][subject]["value"], block["systems"][other]["value"]
-        figures = f"{mine:.1f} against {theirs:.1f} {block['unit']}, difference {found['value']:+.1f}"
-        seen = f"{kind} {figures} ({_range(found)})"
+        figures = (
+            f"{mine:.{digits}f} against {theirs:.{digits}f} {block['unit']}, difference {found['value']:+.{digits}f}"
+        )
+        seen = f"{kind} {figures} ({_range(found, digits)})"
         if better:
             return True, f"{subject} beats {other}: {seen}."
         least = found["detectable"]
-        power = "" if least is None else f"; a difference of {least:.1f} could have been seen"
+        power = "" if least is None else f"; a difference of {least:.{digits}f} could have been seen"
         return False, f"{subject} is not shown to beat {other}: {seen}{power}."
 
     def _keeps(self, board: dict[str, Any] | None, margin: float) -> tuple[bool, str]:
@@ -101,5 +104,5 @@ class Gate(Spec):
         return True, f"{subject} is not shown to answer worse {where}: {'; '.join(told.values())}; {recall}."
 
 
-def _range(found: dict[str, Any]) -> str:
-    return f"95 % interval {found['low']:+.1f} to {found['high']:+.1f}, {found['n']} rows"
+def _range(found: dict[str, Any], digits: int = 1) -> str:
+    return f"95 % interval {found['low']:+.{digits}f} to {found['high']:+.{digits}f}, {found['n']} rows"

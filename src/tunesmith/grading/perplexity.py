@@ -18,6 +18,7 @@ class Perplexity(Grader):
     kind: Literal["perplexity"] = "perplexity"
     better: ClassVar[Literal["higher", "lower"]] = "lower"
     unit: ClassVar[str] = "perplexity"
+    digits: ClassVar[int] = 2
     reads: ClassVar[Reads] = "likelihoods"
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[Likelihood]) -> dict[str, Figure]:

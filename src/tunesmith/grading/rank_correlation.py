@@ -20,6 +20,7 @@ class RankCorrelation(Grader):
 
     kind: Literal["rank_correlation"] = "rank_correlation"
     unit: ClassVar[str] = "rank correlation"
+    digits: ClassVar[int] = 3
     reads: ClassVar[Reads] = "scores"
     column: str = "score"
     """Column with the score that people gave."""

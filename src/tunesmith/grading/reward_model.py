@@ -26,6 +26,7 @@ class RewardModel(Paying):
 
     kind: Literal["reward_model"] = "reward_model"
     unit: ClassVar[str] = "reward"
+    digits: ClassVar[int] = 2
     run: str = "runs/reward"
     """Folder of a run that deployed a reward model; or a model in the format of transformers' AutoModelForSequenceClassification, with one label."""
     precision: Precision = "auto"

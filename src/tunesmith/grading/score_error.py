@@ -18,6 +18,7 @@ class ScoreError(Grader):
     kind: Literal["score_error"] = "score_error"
     better: ClassVar[Literal["higher", "lower"]] = "lower"
     unit: ClassVar[str] = "squared error"
+    digits: ClassVar[int] = 3
     reads: ClassVar[Reads] = "scores"
     column: str = "score"
     """Column with the score that people gave."""

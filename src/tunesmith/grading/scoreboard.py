@@ -48,7 +48,7 @@ def scoreboard(
 
     Returns:
         A JSON value: `rows`, `systems`, `subject`, `seed`, `resamples`, `confidence`, `power`, and per grader `unit`,
-        `better`, `signature`, `headline`, `systems`, `parts`, `slices` and `differences`. Intervals are 95 % over rows,
+        `better`, `digits`, `signature`, `headline`, `systems`, `parts`, `slices` and `differences`. Intervals are 95 % over rows,
         differences are paired, and no correction is made for their number.
 
     Raises:
@@ -73,6 +73,7 @@ def scoreboard(
         blocks[grader.called] = {
             "unit": grader.unit,
             "better": grader.better,
+            "digits": grader.digits,
             "signature": grader.signature,
             "headline": place == 0,
             **_block(figures, parts, subject, opponents, grader.better == "lower", seed),

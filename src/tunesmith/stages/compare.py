@@ -19,6 +19,7 @@ from tunesmith.grading.seeds import between, over_seeds, spread
 from tunesmith.grading.statistics import CONFIDENCE, RESAMPLES
 
 from .evaluate import Evaluate
+from .headline import decimals, spoken
 from .pipeline import Pipeline, open_run
 from .recipe import Recipe
 from .vary import settings_of
@@ -188,7 +189,7 @@ def compared(all_trained: Sequence[Trained], examples: Sequence[Example], spec: 
 
     Returns:
         A JSON value: `rows`, `seeds`, `confidence`, `resamples`, `variants` (`name`, `settings`, `runs` with seed, folders, steps and rows of an
-        epoch per class) and `figures`: per figure `grader`, `name`, `unit`, `better`, `summary` (whether it speaks of all rows), `values` by
+        epoch per class) and `figures`: per figure `grader`, `name`, `unit`, `better`, `digits`, `summary` (whether it speaks of all rows), `values` by
         variant (`value`, `low`, `high`, `n`, and `seeds`: the value of each) and `differences` by variant.
     """
     return {
@@ -220,7 +221,7 @@ def _figures(
     names = [
         name for name in next(iter(found.values()))[0] if all(name in one for each in found.values() for one in each)
     ]
-    about = {"grader": grader.called, "unit": grader.unit, "better": grader.better}
+    about = {"grader": grader.called, "unit": grader.unit, "better": grader.better, "digits": grader.digits}
     for name in names:
         summary = name == HEADLINE or name in grader.summaries
         figures = {variant: [one[name] for one in each] for variant, each in found.items()}
@@ -275,11 +276,8 @@ def cells(found: dict[str, Any], summaries: bool = True) -> Iterator[tuple[str, 
             if figure["name"] == HEADLINE
             else f"{figure['grader']}: {figure['name']}"
         )
+        digits = decimals(figure)
         for variant, value in figure["values"].items():
             apart = figure["differences"].get(variant)
-            yield name, variant, _spoken(value, ""), _spoken(apart, "+") if apart else ""
+            yield name, variant, spoken(value, digits), spoken(apart, digits, "+") if apart else ""
             name = "" if summaries else name
-
-
-def _spoken(value: dict[str, Any], sign: str) -> str:
-    return f"{value['value']:{sign}.1f} ({value['low']:{sign}.1f} to {value['high']:{sign}.1f})"

@@ -274,6 +274,7 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
         "grader": kind,
         "unit": block["unit"],
         "better": block["better"],
+        "digits": block["digits"],
         "systems": block["systems"],
         "differences": block["differences"],
         "promote": results["gate"]["promote"],

@@ -1,17 +1,18 @@
 """The headline of a scoreboard in words: what every system scores, and by how much one is better; and of ways of prompting."""
 
+from collections.abc import Mapping
 from typing import Any
 
 
 def cells(found: dict[str, Any], subject: str) -> list[tuple[str, str, str, str, str]]:
     """Of each system its name, score, interval, by how much the subject is better, which is less where lower is better, and the interval of that."""
-    made, lower = [], found.get("better") == "lower"  # runs evaluated before version 6 do not say
+    made, digits, lower = [], decimals(found), found.get("better") == "lower"
     for system, figure in found["systems"].items():
         apart = found["differences"].get(f"{subject} - {system}")
         if apart and lower:
             apart = {"value": -apart["value"], "low": -apart["high"], "high": -apart["low"]}
-        more = (f"{apart['value']:+.1f}", f"{apart['low']:+.1f} to {apart['high']:+.1f}") if apart else ("", "")
-        made.append((system, f"{figure['value']:.1f}", f"{figure['low']:.1f} to {figure['high']:.1f}", *more))
+        more = _apart(apart, digits, "+") if apart else ("", "")
+        made.append((system, *_apart(figure, digits), *more))
     return made
 
 
@@ -20,13 +21,25 @@ def prompt_cells(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return [
         (
             f"{way['way']} (best)" if way["chosen"] else way["way"],
-            _spoken(way["development"]),
-            _spoken(way["test"]) if way["test"] else "",
+            spoken(way["development"], decimals(found)),
+            spoken(way["test"], decimals(found)) if way["test"] else "",
             f"{way['tokens']:,.0f}",
         )
         for way in found["ways"]
     ]
 
 
-def _spoken(figure: dict[str, Any]) -> str:
-    return f"{figure['value']:.1f} ({figure['low']:.1f} to {figure['high']:.1f})"
+def decimals(found: Mapping[str, Any]) -> int:
+    """How many a grader's figures are written with."""
+    digits: int = found.get("digits", 2 if found.get("better") == "lower" else 1)  # what is older does not say
+    return digits
+
+
+def spoken(figure: dict[str, Any], digits: int, sign: str = "") -> str:
+    """A figure with its interval; differences take the sign +."""
+    return "{} ({})".format(*_apart(figure, digits, sign))
+
+
+def _apart(figure: dict[str, Any], digits: int, sign: str = "") -> tuple[str, str]:
+    value, low, high = (f"{figure[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
+    return value, f"{low} to {high}"

@@ -153,7 +153,13 @@ def _size(point: Point) -> dict[str, Any]:
 
 def _figures(grader: Grader, graded: Graded, measured: Measured) -> Iterator[dict[str, Any]]:
     """A grader's headline, its parts, and its headline by slice; beside parts that are not the first grader's no classifiers stand."""
-    about = {"grader": grader.called, "unit": grader.unit, "better": grader.better, "signature": grader.signature}
+    about = {
+        "grader": grader.called,
+        "unit": grader.unit,
+        "better": grader.better,
+        "digits": grader.digits,
+        "signature": grader.signature,
+    }
     first = grader is measured.recipe.evaluate.graders[0]
     found = [(name, name == HEADLINE or name in grader.summaries, graded.taken(name)) for name in graded.names]
     slices = groups(measured.examples, measured.slices).items()

@@ -53,7 +53,7 @@ def forecast(
     curve = LearningCurve(np.array(sizes, dtype=np.float64), value_K, value_RK, best, seed_R)
     fit, known, held = curve.fit, len(sizes) > FEWEST, curve.calibration()
     return {
-        "grader": grader.called, "unit": grader.unit, "better": grader.better, "resamples": len(value_RK),
+        "grader": grader.called, "unit": grader.unit, "better": grader.better, "digits": grader.digits, "resamples": len(value_RK),
         "form": fit.form.name, "formula": fit.form.formula, "d": fit.d, "b": fit.b, "c": fit.c, "best": best,
         "errors": curve.errors if known else None,
         "forms": dict(Counter(one.form.name for one in curve.fits)),

@@ -5,6 +5,8 @@ from typing import Any
 
 from tunesmith.grading import HEADLINE
 
+from ..headline import decimals, spoken
+
 HEADS = ("rows", "steps", "trainings", "score", "against base", "SVM", "")
 FLAGS = {"worse": "worse than base", "below": "below base, not shown", "": ""}
 MOST_PARTS = 60
@@ -49,25 +51,26 @@ def drawn(found: dict[str, Any]) -> str:
 def rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The headline at each size."""
     head = headline(found)
+    digits = decimals(head)
     steps = {each["size"]: sorted({run["steps"] for run in each["runs"]}) for each in found["sizes"]}
     svm = {point["size"]: point for point in head["systems"].get("svm", ())}
     for point in head["points"]:
         size, against = point["size"], point["against"].get("base")
         taken = steps.get(size, [0])
         span = f"{taken[0]:,}" if len(taken) == 1 else f"{taken[0]:,} to {taken[-1]:,}"
-        apart = spoken(against, "+") if against else ""
-        rival = spoken(svm[size]) if size in svm else ""
+        apart = spoken(against, digits, "+") if against else ""
+        rival = spoken(svm[size], digits) if size in svm else ""
         times = str(len(point["seeds"])) if size else "base"
-        yield f"{size:,}", span, times, spoken(point), apart, rival, FLAGS[point["flag"]]
+        yield f"{size:,}", span, times, spoken(point, digits), apart, rival, FLAGS[point["flag"]]
 
 
 def beside(found: dict[str, Any]) -> Iterator[str]:
     """What stands beside the curve."""
-    systems = headline(found)["systems"]
+    systems, digits = headline(found)["systems"], decimals(headline(found))
     if "few-shot" in systems:
-        yield f"few-shot: {spoken(systems['few-shot'])}"
+        yield f"few-shot: {spoken(systems['few-shot'], digits)}"
     if "majority" in systems:
-        yield f"majority class, of {systems['majority'][-1]['size']:,} rows: {spoken(systems['majority'][-1])}"
+        yield f"majority class, of {systems['majority'][-1]['size']:,} rows: {spoken(systems['majority'][-1], digits)}"
     worse = [f"{point['size']:,}" for point in headline(found)["points"] if point["flag"] == "worse"]
     if worse:
         yield f"**worse than the base model with {', '.join(worse)} rows**"
@@ -88,7 +91,7 @@ def sentences(found: dict[str, Any]) -> Iterator[str]:
         else "; too few sizes to choose by"
     )
     for each in told["at"]:
-        yield f"{each['times']} times as many ({each['rows']:,} rows): {spoken(each)}{_paid(each)}"
+        yield f"{each['times']} times as many ({each['rows']:,} rows): {spoken(each, decimals(told))}{_paid(each)}"
     if told["target"]:
         yield f"to reach {told['target']['score']:g} {unit}: {_span(told['target'], asked)}{_paid(told['target'])}"
     least = told["enough"]
@@ -121,17 +124,13 @@ def _parts(found: dict[str, Any]) -> Iterator[str]:
     yield _row(["figure", *(f"{size:,}" for size in sizes), gained])
     yield _row(["---"] + ["---:"] * (len(sizes) + 1))
     for figure in found["figures"][:MOST_PARTS]:
-        values = [f"{point['value']:.1f}{'*' * (point['flag'] == 'worse')}" for point in figure["points"]]
-        brought = spoken(figure["gained"], "+") if figure["gained"] else ""
+        digits = decimals(figure)
+        values = [f"{point['value']:.{digits}f}{'*' * (point['flag'] == 'worse')}" for point in figure["points"]]
+        brought = spoken(figure["gained"], digits, "+") if figure["gained"] else ""
         yield _row([name_of(figure), *values, brought])
     if len(found["figures"]) > MOST_PARTS:
         yield f"\n{len(found['figures']) - MOST_PARTS} more are in curve.json."
     yield "\n`*` is worse than the base model, by its 95 % interval. Signatures of graders are in curve.json."
-
-
-def spoken(value: dict[str, Any], sign: str = "") -> str:
-    """A figure with its interval."""
-    return f"{value['value']:{sign}.1f} ({value['low']:{sign}.1f} to {value['high']:{sign}.1f})"
 
 
 def _span(found: dict[str, Any], asked: tuple[int, int]) -> str:

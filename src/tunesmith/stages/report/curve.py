@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..curve import text
+from ..headline import decimals
 from . import environment
 from .rows_plot import Line, plot
 from .standalone import standalone
@@ -21,6 +22,7 @@ def page(found: Mapping[str, Any]) -> str:
         "rows": found["rows"],
         "unit": text.headline(told)["unit"],
         "kind": text.headline(told)["grader"],
+        "digits": decimals(text.headline(told)),
         "whole": drawing(found, text.headline(told), found["forecast"].get("line", ())),
         "heads": text.HEADS,
         "lines": list(text.rows(told)),

@@ -7,9 +7,10 @@ from typing import Any
 from tunesmith.base import Run
 from tunesmith.base.files import read_json, write_atomic
 
+from ..headline import decimals
 from . import environment, words
 from .charts import forest
-from .verdict import difference, digits, every_grader, general_of, sentence, standing, strongest
+from .verdict import difference, every_grader, general_of, sentence, standing, strongest
 
 STANDING = {
     "better": ("yes", "better"),
@@ -53,7 +54,7 @@ def task(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     own = difference(block, subject, "own")
     place, said = STANDING[standing(block, subject, "own")]
     return {
-        "name": name, "rows": board["rows"], "kind": kind, "unit": block["unit"], "digits": digits(block), "subject": subject,
+        "name": name, "rows": board["rows"], "kind": kind, "unit": block["unit"], "digits": decimals(block), "subject": subject,
         "sentence": sentence(block, subject, "own" if own else strongest(block, subject)),
         "figure": block["systems"][subject], "own": own, "place": place, "said": said,
         "systems": forest(block["systems"], subject, whole=block["unit"].startswith("%")),

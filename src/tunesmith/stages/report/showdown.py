@@ -9,11 +9,12 @@ from typing import Any
 from tunesmith.base import Run
 from tunesmith.base.files import read_json, write_atomic
 
+from ..headline import decimals
 from ..showdown.settings import START
 from . import environment, words
 from .answers import card, rows_of, the_grader
 from .charts import forest
-from .verdict import difference, digits, every_grader, sentence, standing
+from .verdict import difference, every_grader, sentence, standing
 
 STANDING = {"better": "✓ better", "worse": "✗ worse", "unclear": "– not shown"}
 
@@ -48,7 +49,7 @@ def facts(results: Mapping[str, Any]) -> dict[str, Any]:
     gaps = {name: found for name in roads if (found := difference(block, name, against))}
     return {
         "sentence": sentence(block, best, None if best == against else against),
-        "kind": kind, "unit": block["unit"], "digits": digits(block), "against": against, "best": best, "rows": board["rows"], "roads": roads,
+        "kind": kind, "unit": block["unit"], "digits": decimals(block), "against": against, "best": best, "rows": board["rows"], "roads": roads,
         "systems": forest(block["systems"], best, whole=block["unit"].startswith("%")),
         "gaps": forest(gaps, best, zero=True),
         "drifts": forest(results["divergence"], best, zero=True),

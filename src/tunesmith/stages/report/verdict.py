@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.grading.scoreboard import SUBJECT
 
+from ..headline import decimals
 from . import words
 from .charts import forest
 from .source import Source
@@ -46,7 +47,7 @@ def verdict(source: Source) -> dict[str, Any] | None:
         "board": board,
         "kind": kind,
         "unit": block["unit"],
-        "digits": digits(block),
+        "digits": decimals(block),
         "subject": subject,
         "figure": block["systems"][subject],
         "rival": rival,
@@ -97,7 +98,7 @@ def standing(block: Block, subject: str, rival: str | None) -> str:
 
 def sentence(block: Block, subject: str, rival: str | None) -> str:
     """The result in one sentence, figure and interval in it."""
-    places = digits(block)
+    places = decimals(block)
     value = words.number(block["systems"][subject]["value"], places)
     thing = block["unit"].removeprefix("% of ")
     reached = (
@@ -116,11 +117,6 @@ def sentence(block: Block, subject: str, rival: str | None) -> str:
     )
     doubt = ", which may be chance" if standing(block, subject, rival) == "unclear" else ""
     return f"{reached}, {compared} than {SPOKEN.get(rival, rival)}{doubt} (95 % interval {words.signed_span(found, places)})."
-
-
-def digits(block: Block) -> int:
-    """Decimals that a grader's figures are worth: perplexities are small."""
-    return 2 if block["better"] == "lower" else 1
 
 
 def _percent(block: Block) -> bool:
@@ -154,7 +150,7 @@ def _line(name: str, rows: int, systems: Mapping[str, Any], block: Block, note: 
     top = (min if block["better"] == "lower" else max)(values, default=None)
     best = [system for system, found in systems.items() if found["value"] == top]
     return {
-        "name": name, "note": note, "n": rows, "systems": systems, "percent": _percent(block), "digits": digits(block),
+        "name": name, "note": note, "n": rows, "systems": systems, "percent": _percent(block), "digits": decimals(block),
         "best": best if len(best) < len(systems) else [],
     }  # fmt: skip
 
@@ -166,7 +162,7 @@ def _grader(name: str, block: Block, subject: str) -> dict[str, Any]:
         for rival in block["systems"]
         if (found := difference(block, subject, rival)) is not None
     ]
-    return {"name": name, "digits": digits(block), "gaps": gaps}
+    return {"name": name, "digits": decimals(block), "gaps": gaps}
 
 
 def general_of(board: Mapping[str, Any] | None) -> dict[str, Any] | None:
