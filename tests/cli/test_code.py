@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.grading import function as functions
+from tunesmith.stages.validation import Judge, Validation
 
 CODE = "def brief(answer, example):\n    return max(0.0, 1 - len(answer) / 100)\n"
 
@@ -52,3 +53,8 @@ def test_it_pays_and_judges_and_a_changed_file_is_noticed(tunesmith, recipe, tmp
     assert code in (0, 1), said
     after = states(tmp_path / "runs" / "task")
     assert {name for name in before if before[name] != after[name]} == {"finetune", "prune", "evaluate"}
+
+
+def test_what_a_run_is_watched_by_goes_by_the_functions_name():
+    watched = Validation.model_validate({"metric": {"kind": "function", "name": "brief"}})
+    assert Judge(watched, None, None, (), (), 1).metric == "brief"

@@ -37,7 +37,7 @@ class Validation(Spec):
     def _grades_answers(cls, metric: Grader | str) -> Grader | str:
         if isinstance(metric, Grader) and metric.reads != "answers":
             raise ValueError(
-                f"{metric.kind} reads {metric.reads}, and validation makes answers; take loss, or another grader"
+                f"{metric.called} reads {metric.reads}, and validation makes answers; take loss, or another grader"
             )
         return metric
 
@@ -67,7 +67,7 @@ class Judge:
     def metric(self) -> str:
         """What is judged by."""
         metric = self.spec.metric
-        return metric.kind if isinstance(metric, Grader) else "loss" if self.rollouts is None else "reward"
+        return metric.called if isinstance(metric, Grader) else "loss" if self.rollouts is None else "reward"
 
     @property
     def lower_is_better(self) -> bool:
