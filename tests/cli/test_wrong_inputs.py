@@ -116,6 +116,15 @@ def test_a_preview_goes_where_the_run_is(tunesmith, task, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("command", ["search", "showdown", "compare", "data-curve", "merge"])
+def test_what_is_no_single_training_started_by_torchrun(tunesmith, task, monkeypatch, command):
+    monkeypatch.setattr("tunesmith.cli.leave", sys.exit)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    more = ("--run", "x") if command == "merge" else ()
+    refused(tunesmith(command, task(), *more), command, "torchrun", "`tunesmith run`")
+
+
 def test_missing_recipe(tunesmith):
     refused(tunesmith("run", "absent.yaml"), "absent.yaml", "no such file")
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.base.launched import follows
+from tunesmith.base import ConfigError
+from tunesmith.base.launched import follows, several
 from tunesmith.base.run import run_of
 
 app = typer.Typer(
@@ -22,9 +23,13 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a 
 Folder = Annotated[Path | None, typer.Option("--run", help="Where the run lives; runs/NAME by default.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[path.to.field=value ...]", help="Settings to change.")]
 
+ALONE = ("search", "showdown", "compare", "data-curve", "merge")
+"""Commands of one process: each makes several trainings, or none."""
+
 
 @app.callback()
 def before(
+    context: typer.Context,
     code: Annotated[
         list[Path] | None,
         typer.Option(
@@ -34,6 +39,10 @@ def before(
     ] = None,
 ) -> None:
     """Fine-tune a language model on your task, and know that it got better."""
+    if several() and context.invoked_subcommand in ALONE:
+        raise ConfigError(
+            f"{context.invoked_subcommand}: torchrun shares a single training among processes, and this is none; start it alone, or `tunesmith run` with torchrun"
+        )
     if code:
         from tunesmith.grading.function import load_code
 
