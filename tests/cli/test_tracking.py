@@ -4,6 +4,7 @@ import pytest
 from synthetic_run import run_until
 
 from tunesmith.base import Run
+from tunesmith.cli import tracking
 
 
 @pytest.fixture
@@ -40,6 +41,21 @@ def test_mlflow_keeps_curves_and_figures(run, tunesmith, tmp_path):
     assert found == pytest.approx(losses(run))
     figures = client.get_run(tracked).data.metrics
     assert any(name.startswith("evaluate.") for name in figures)
+    assert "evaluate.promote" not in figures, "true and false are no numbers"
+
+
+def test_mlflow_is_told_many_numbers_at_once(run, tunesmith, tmp_path, monkeypatch):
+    import mlflow
+
+    sent, send = [], mlflow.MlflowClient.log_batch
+    monkeypatch.setattr(tracking, "AT_ONCE", 3)
+    monkeypatch.setattr(
+        mlflow.MlflowClient, "log_batch", lambda self, name, some: (sent.append(len(some)), send(self, name, some))
+    )
+    code, _, error = tunesmith("track", run.path, "--to", "mlflow", "--target", f"sqlite:///{tmp_path / 'tracked.db'}")
+    assert code == 0, error
+    assert sent[:-1] == [3] * (len(sent) - 1)
+    assert sum(sent) == len(list(tracking.scalars(run))) + len(tracking.figures(run))
 
 
 def test_an_unknown_tracker_is_refused(run, tunesmith):

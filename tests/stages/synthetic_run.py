@@ -18,6 +18,7 @@ from tunesmith.grading.gate import Gate
 from tunesmith.grading.json_fields import JsonFields
 from tunesmith.grading.perplexity import Perplexity
 from tunesmith.grading.scoreboard import scoreboard
+from tunesmith.stages.evaluate import headline
 
 ROWS = 60
 EVIL = '<script>alert("x")</script>'
@@ -149,9 +150,8 @@ def evaluate(spec: Spec, *parents: Artifact, out: Output, given: dict[str, list[
     board = scoreboard(rows, given, [JsonFields(), Exact(), Perplexity()], likelihoods=likelihoods, slices=("shop",))
     general = scoreboard(rows, {}, [Perplexity()], likelihoods=likelihoods)
     decision = Gate.model_validate(gate)(board, general)
-    write_json(
-        out / "results.json", {"task": board, "notes": {"base": "zero-shot"}, "general": general, "gate": decision}
-    )
+    results = {"task": board, "notes": {"base": "zero-shot"}, "general": general, "gate": decision}
+    write_json(out / "results.json", results)
     lines = [
         json.dumps(
             {
@@ -164,7 +164,7 @@ def evaluate(spec: Spec, *parents: Artifact, out: Output, given: dict[str, list[
         for number, row in enumerate(rows)
     ]
     (out / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    out.metrics.update(decision)
+    out.metrics.update(headline(results))
 
 
 def run_until(

@@ -1,11 +1,15 @@
 """Hands a run's events to a tracker: TensorBoard and MLflow are readers of the one record."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tunesmith.base import ConfigError, MachineError, Run
 from tunesmith.base.secrets import redacted
+
+AT_ONCE = 1000
+"""Most metrics that MLflow takes in one request (its REST API, log-batch)."""
 
 
 def hand_over(folder: Path, to: str, target: str) -> None:
@@ -54,7 +58,7 @@ def figures(run: Run) -> dict[str, float]:
         if isinstance(value, dict):
             for part, below in value.items():
                 walk(f"{name}.{part}", below)
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             found[name.replace(" - ", " minus ")] = float(value)
 
     for stage, state in run.states.items():
@@ -70,9 +74,9 @@ def _tensorboard(run: Run, target: str) -> str:
 
     folder = target or str(run.path / "tensorboard")
     writer = EventFileWriter(folder)
-    for name, step, value, time in scalars(run):
+    for name, step, value, at in scalars(run):
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
-        writer.add_event(Event(wall_time=time, step=step, summary=summary))
+        writer.add_event(Event(wall_time=at, step=step, summary=summary))
     writer.close()
     return f"tensorboard --logdir {folder}"
 
@@ -88,12 +92,15 @@ def _mlflow(run: Run, target: str) -> str:
 
 
 def _logged(client: Any, run: Run, uri: str) -> str:
+    from mlflow.entities import Metric
+
     experiment = client.get_experiment_by_name("tunesmith")
     number = experiment.experiment_id if experiment else client.create_experiment("tunesmith")
     tracked = client.create_run(number, run_name=run.path.name).info.run_id
-    for name, step, value, time in scalars(run):
-        client.log_metric(tracked, name, value, timestamp=int(time * 1000), step=step)
-    for name, value in figures(run).items():
-        client.log_metric(tracked, name.replace("%", "percent"), value)
+    curves = [Metric(name, value, int(1000 * at), step) for name, step, value, at in scalars(run)]
+    now = int(1000 * time.time())
+    metrics = [*curves, *(Metric(name.replace("%", "percent"), value, now, 0) for name, value in figures(run).items())]
+    for start in range(0, len(metrics), AT_ONCE):
+        client.log_batch(tracked, metrics[start : start + AT_ONCE])
     client.set_terminated(tracked)
     return f"mlflow run {tracked} at {uri}"
