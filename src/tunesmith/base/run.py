@@ -81,7 +81,7 @@ class Run:
         state = self.states.get(stage, {})
         if state.get("state") != "done":
             more = (
-                " (what the gate does not promote is deployed with deploy.ungated=true alone)"
+                "; if the gate did not promote this model, set deploy.ungated=true to deploy it all the same"
                 if stage == "deploy"
                 else ""
             )

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from tunesmith.base import ConfigError, Spec
 from tunesmith.data.example import Example, Row
 from tunesmith.grading import HEADLINE, Grader
+from tunesmith.grading.corpus import CorpusGrader
 
 from ..compare import GIVEN, Variant
 from ..recipe import Recipe
@@ -106,13 +107,16 @@ def check(recipe: Recipe, spec: Curve) -> None:
 def _check_target(grader: Grader, target: float | None) -> None:
     if target is None:
         return
-    if grader.unit.startswith("%") and not 0 < target <= 100:
+    percent = grader.unit.startswith("%")
+    hundred = percent or grader.unit.startswith("points") or (isinstance(grader, CorpusGrader) and grader.top == 100)
+    if hundred and not 0 < target <= 100:
+        share = ", or a share of up to 1" if percent else ""
         raise ConfigError(
-            f"data-curve: a target of {target:g} is none in {grader.unit}; name one up to 100, or up to 1"
+            f"data-curve: the target is {target:g}, and the scale of {grader.unit} goes from 0 to 100; name a target above 0 and up to 100{share}"
         )
     if grader.better == "lower" and target < 0:
         raise ConfigError(
-            f"data-curve: a target of {target:g} is none, as no {grader.unit} is below 0; name one from 0 on"
+            f"data-curve: the target is {target:g}, and no {grader.unit} is below 0; name a target from 0 on"
         )
 
 
@@ -130,7 +134,7 @@ def check_reachable(recipe: Recipe, spec: Curve, rows: Sequence[Row], examples: 
     top = grader.figures(examples, [example.gold for example in examples])[HEADLINE].top
     if top is not None and target > top:
         raise ConfigError(
-            f"data-curve: a target of {target:g} is none, as no {grader.unit} is above {top:g}; name one up to that"
+            f"data-curve: the target is {target:g}, and no {grader.unit} is above {top:g}; name a target of up to that"
         )
 
 
