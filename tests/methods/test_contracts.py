@@ -103,6 +103,10 @@ class TestEveryAdapter:
         tuned = logits(loaded)
         assert not torch.allclose(tuned, base, atol=1e-2)
         member().save(loaded, tmp_path / "adapter")
+        for again in range(4):  # what is hashed has to be the same bytes each time
+            member().save(loaded, tmp_path / f"again-{again}")
+            for file in (tmp_path / "adapter").iterdir():
+                assert (tmp_path / f"again-{again}" / file.name).read_bytes() == file.read_bytes(), file.name
         again = fresh()
         member().restore(again, tmp_path / "adapter")
         torch.testing.assert_close(logits(again), tuned, atol=1e-6, rtol=1e-6)

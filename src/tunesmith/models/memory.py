@@ -1,5 +1,6 @@
 """A memory of many small experts (after Li et al., 2024, arXiv:2406.17642) behind one linear layer, and how a model's folder carries it."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,7 +142,9 @@ def save_memory(model: nn.Module, folder: Path) -> None:
             f"{path}.{name}": one.detach().cpu() for path, each in found.items() for name, one in each.tensors.items()
         }
         about = {path: f"{layer.scale} {layer.active}" for path, layer in found.items()}
-        save_file(tensors, folder / FILE, {"format": "pt", **about})
+        save_file(
+            tensors, folder / FILE, {"layers": json.dumps(about)}
+        )  # one key: safetensors writes several in any order
 
 
 def load_memory(model: Any, folder: Path) -> None:
@@ -149,9 +152,7 @@ def load_memory(model: Any, folder: Path) -> None:
     if not (folder / FILE).exists():
         return
     with safe_open(folder / FILE, "pt") as file:
-        for path, settings in file.metadata().items():
-            if path == "format":
-                continue
+        for path, settings in json.loads(file.metadata()["layers"]).items():
             scale, active = settings.split()
             held = {name: file.get_tensor(f"{path}.{name}").float() for name in TENSORS}
             experts, rank, _ = held["memory_A"].shape

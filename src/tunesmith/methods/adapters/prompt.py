@@ -66,7 +66,7 @@ class Prompt(Adapter):
         folder.mkdir(parents=True, exist_ok=True)
         embedding, config = _embedding(loaded), loaded.model.config.get_text_config()
         prompt = embedding.prompt.detach().cpu().contiguous()
-        about_base = {"format": "pt", "hidden_size": str(config.hidden_size)}
+        about_base = {"hidden_size": str(config.hidden_size)}  # one key: safetensors writes several in any order
         save_file({NAME: prompt}, folder / "adapter_model.safetensors", about_base)
         about = {"base_model_name_or_path": str(loaded.folder), "task_type": "CAUSAL_LM", "inference_mode": True}
         sizes = {

@@ -97,7 +97,7 @@ class TorchMeZO(Moving):
     def about(self) -> dict[str, str]:
         """What directions are made of, and the names of the weights that they go through, by group."""
         names = [[self.names[parameter] for parameter in group["params"]] for group in self.param_groups]
-        return {"noise": self.param_groups[0]["noise"], "groups": json.dumps(names)}
+        return {"directions": json.dumps({"noise": self.param_groups[0]["noise"], "groups": names})}
 
     def _keep(self) -> None:
         """A copy of all weights; its room stays, since fresh memory is slow to touch."""
@@ -143,8 +143,8 @@ def replay(parameters: Mapping[str, nn.Parameter], folder: Path) -> None:
     """
     found = read_learnt(folder / FILE)
     with safe_open(folder / FILE, "pt") as file:
-        about = file.metadata()
-    groups = json.loads(about["groups"])
+        about = json.loads(file.metadata()["directions"])
+    groups = about["groups"]
     if odd := sorted({name for names in groups for name in names} ^ set(parameters)):
         raise ModelError(
             f"{folder}: {odd[0]} learns on one side only; attach the adapter, to the model, that its recipe says"

@@ -19,7 +19,7 @@ class Moving(torch.optim.Optimizer):
     """What they are kept in beside an adapter."""
 
     def about(self) -> dict[str, str]:
-        """What it takes besides to make them again."""
+        """What it takes besides to make them again, under one key: safetensors writes several in any order, and files would differ."""
         raise NotImplementedError
 
     @property
