@@ -101,3 +101,29 @@ def test_recipes_of_methods_differ_in_their_method_alone(path):
         base.prepare.test_rows,
         base.evaluate,
     )
+
+
+@pytest.mark.parametrize(
+    ("beaten", "setting", "there"),
+    [
+        ("fewshot", "{}", "base, few-shot, majority, svm"),
+        ("few-shot", "{shots: 0}", "base, majority, svm"),
+        ("svm", "{baselines: false}", "base, few-shot"),
+        ("prompted", "{}", "base, few-shot, majority, svm"),
+        ("length", "{}", "base, few-shot, majority, svm"),
+    ],
+)
+def test_a_rival_that_is_never_asked_is_refused(tmp_path, beaten, setting, there):
+    given = written(tmp_path, "r.yaml", f"prepare: {{source: a.jsonl}}\nevaluate: {setting}\n")
+    with pytest.raises(
+        ConfigError, match=f"gate.beat: '{beaten}' is none of what this recipe compares with, which is {there};"
+    ):
+        read_recipe(given, (f"evaluate.gate.beat=[{beaten}]",))
+    assert read_recipe(given, ("evaluate.gate.beat=[base]",)).evaluate.gate.beat == ("base",)
+
+
+def test_marks_are_compared_with_their_mean_and_pairs_with_the_length_too():
+    pairs, marks = (RECIPES / "methods" / f"{name}.yaml" for name in ("reward", "regression"))
+    assert read_recipe(pairs, ("evaluate.gate.beat=[length]",)).evaluate.gate.beat == ("length",)
+    with pytest.raises(ConfigError, match="which is base;"):
+        read_recipe(marks, ("evaluate.gate.beat=[length]",))

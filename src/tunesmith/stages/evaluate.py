@@ -19,6 +19,7 @@ from tunesmith.grading.exact import Exact
 from tunesmith.grading.gate import PROMPTED, Gate
 from tunesmith.grading.perplexity import Perplexity
 from tunesmith.grading.scoreboard import scoreboard
+from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.reward import Reward
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded, Precision, load, served
@@ -91,10 +92,10 @@ class Evaluate(Spec):
         """The graders, that which the gate decides by before the others."""
         return tuple(sorted(self.graders, key=lambda grader: grader.called != self.gate.task))
 
-    def rivals(self, scores: bool) -> tuple[str, ...]:
-        """What the tuned model, which gives scores or else answers, is compared with by the grader that the gate decides by."""
-        if scores:
-            return "base", "length"
+    def rivals(self, objective: Objective) -> tuple[str, ...]:
+        """What a model that learnt by an objective is compared with by the grader that the gate decides by."""
+        if isinstance(objective, Reward):
+            return ("base",) if objective.loss == "regression" else ("base", "length")
         if any(grader.reads != "answers" for grader in self.judges[:1]):
             return ("base",)
         made = {"few-shot": self.shots > 0, PROMPTED: self.prompted, "majority": self.baselines, "svm": self.baselines}

@@ -166,7 +166,7 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _what_is_to_be_beaten_is_there(self) -> Self:
-        there = self.evaluate.rivals(self.finetune.objective.scores)
+        there = self.evaluate.rivals(self.finetune.objective)
         if odd := [name for name in self.evaluate.gate.beat if name not in there]:
             raise ValueError(
                 f"evaluate.gate.beat: {odd[0]!r} is none of what this recipe compares with, which is {', '.join(there)}; leave it out, or see what evaluate.shots, "
