@@ -136,7 +136,8 @@ class Pipeline(Stages[Recipe]):
     def _plan(self, prepared: Artifact, first: bool) -> None:
         """Refuse what cannot fit into memory, and settle what memory decides; what was planned before is held against it once, before anything is loaded."""
         path = self.notes / (GIVEN_PLAN if self.recipe.search.trials else PLAN)
-        states = self.run.states if first and not self.recipe.search.trials else None
+        alone = self.notes == self.run.path and not self.recipe.search.trials  # else states are of several trainings
+        states = self.run.states if first and alone else None
         settled = fitted(self.recipe, prepared, path, self.about, self.adapter, states)
         if settled != self.recipe and not self.recipe.search.trials:  # memory decides for each trial by itself
             self.recipe = settled
