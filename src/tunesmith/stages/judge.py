@@ -111,9 +111,9 @@ def kept(out: Output, system: str, make: Callable[[], T], rows: str = "test") ->
     return made
 
 
-def load_exact(name: str, precision: Precision) -> Loaded:
+def load_exact(name: str, precision: Precision, today: str | None = None) -> Loaded:
     """A base in float32, its weights those that a training in `precision` rounds from: what is learnt is merged into it."""
-    exact = load(name, "fp32")
+    exact = load(name, "fp32", today=today)
     if precision in KINDS:  # the corrections were learnt beside these, and mend some of their rounding
         round_to(exact.model, precision)
     return exact

@@ -72,7 +72,7 @@ def as_served(loaded: Loaded, precision: Precision) -> Loaded:
     """A copy of a model in float32, in the precision it would be served in."""
     chosen = resolve_precision(served(precision))
     model = cast(copy.deepcopy(loaded.model), DTYPES[chosen])
-    return Loaded(loaded.name, loaded.folder, model, loaded.tokenizer, chosen, forest=loaded.forest)
+    return Loaded(loaded.name, loaded.folder, model, loaded.tokenizer, chosen, forest=loaded.forest, today=loaded.today)
 
 
 def perplexities(loaded: Loaded, prepared: Artifact) -> dict[str, float | None]:

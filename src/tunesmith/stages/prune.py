@@ -130,7 +130,8 @@ def _merged(
 ) -> tuple[Loaded, Proof]:
     """The tuned model in float32 with what was learnt in its weights, and the claim that it is."""
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
-    loaded, rows, proof = load_exact(model, precision), load_split(prepared.path, "train"), Proof()
+    rows, proof = load_split(prepared.path, "train"), Proof()
+    loaded = load_exact(model, precision, rendered_on(prepared.path))
     chosen.restore(loaded, finetuned / "adapter")
     beside = last_logits(loaded, rows)
     chosen.merge(loaded)
@@ -157,7 +158,7 @@ def _cut(
     save_model(model, folder)
     loaded.tokenizer.save_pretrained(folder)
     del loaded, merged, model
-    pruned = _reopened(proof, silenced, folder, rows, "what was left in place, and the rest silenced")
+    pruned = _reopened(proof, silenced, folder, rows, "what was left in place, and the rest silenced", twin.today)
     method.prove(proof, pruned.model)
     after = {"parameters": parameters(pruned.model), "deflated": deflated(pruned.model)}
     left, size = as_served(pruned, precision), DTYPES[twin.precision].itemsize
@@ -212,7 +213,7 @@ def _recover(
     exact.release()
     save_model(exact.model, out / "model")
     exact.tokenizer.save_pretrained(out / "model")
-    recovered = _reopened(proof, learnt, out / "model", rows, "what was tuned again")
+    recovered = _reopened(proof, learnt, out / "model", rows, "what was tuned again", loaded.today)
     weights = dict(recovered.model.named_parameters())
     moved = sum(int(weights[name][zero].count_nonzero()) for name, zero in held.items())
     if held:
@@ -247,9 +248,11 @@ def hold_at_zero(
     optimizer.register_step_post_hook(put_back)
 
 
-def _reopened(proof: Proof, expected_M: Tensor, folder: Path, rows: list[Row], what: str) -> Loaded:
+def _reopened(
+    proof: Proof, expected_M: Tensor, folder: Path, rows: list[Row], what: str, today: str | None
+) -> Loaded:  # fmt: skip
     """The model in a folder, with the claim that it is what was in memory."""
-    found = load(str(folder), "fp32")
+    found = load(str(folder), "fp32", today=today)
     fused = gap(expected_M, last_logits(found, rows))
     with torch.no_grad():
         plain = gap(expected_M, padded_logps(found, Batch.of(rows[:SAMPLE])))

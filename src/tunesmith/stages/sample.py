@@ -211,7 +211,7 @@ def _line(example: Example, tries: list[Try]) -> str:
 
 def _finished(path: Path, out: Output) -> Iterator[list[Try]]:
     """What an interrupted attempt wrote, up to the part that it was writing, or one that is not as it was written."""
-    noted = {event["first"]: event["digest"] for event in _parts(out)}
+    noted = {event["first"]: event.get("digest") for event in _parts(out)}
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = [f"{line}\n" for line in text.split("\n")[:-1]]
     for start in range(0, len(lines), TOGETHER):

@@ -75,7 +75,7 @@ def load_newest(folder: Path, warn: Callable[[str], None], training: str | None 
             state = read_json(artifact / "state.json")
             if called(state["step"]) != path.name:
                 raise ArtifactError(f"{path}: holds step {state['step']}; delete it")
-            if training not in (None, artifact.manifest["training"]):
+            if training not in (None, artifact.manifest.get("training")):
                 raise ArtifactError(f"{path}: is of another training; delete it")
         except (
             ArtifactError,

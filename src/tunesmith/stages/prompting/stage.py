@@ -67,7 +67,13 @@ def prompt(
     for each, about in zip(found, told, strict=True):
         if test and (each is best or spec.measure == "all"):
             about.update(_tested(each.way, prompter, test, grader, out, seed))
-    about = {"grader": grader.called, "unit": grader.unit, "rows": _counts(divided, test), **_made_by(spec, prompter)}
+    about = {
+        "grader": grader.called,
+        "unit": grader.unit,
+        "digits": grader.digits,
+        "rows": _counts(divided, test),
+        **_made_by(spec, prompter),
+    }
     _write(out, spec, prompter, best, {**about, "ways": told})
     write_json(out / "trajectory.json", trajectory)
     _prove(divided, every, trajectory).write(out / "proof.json")
