@@ -14,7 +14,7 @@ from tunesmith.methods.pruning.base import decoder_layers, linears
 from tunesmith.methods.pruning.sparse import Sparse
 from tunesmith.models.heads import attach_head
 from tunesmith.models.load import Loaded, load_config, locate, resolve_precision, served
-from tunesmith.stages.dry_run import skeleton
+from tunesmith.models.skeleton import skeleton
 from tunesmith.stages.recipe import Recipe, read_recipe
 
 

@@ -13,10 +13,18 @@ from faults import NONE, Ended, Fault, Operation, Server
 from subjects import SAVE_EVERY, STEPS, Subject
 
 from tunesmith.base import Run
+from tunesmith.base.artifact import manifest_of
+from tunesmith.base.files import sha256
 from tunesmith.training.checkpoint import load_newest
 
 LATE = 7
 """The save that a late state is just before: of step 21, when there are two checkpoints already."""
+
+
+def whole(folder: Path) -> bool:
+    """Whether an artifact's folder holds all that its manifest names, perhaps beside more and under the name of its making."""
+    files = (manifest_of(folder) or {"files": {"": {}}})["files"]
+    return all((folder / name).is_file() and sha256(folder / name) == about["sha256"] for name, about in files.items())
 
 
 @dataclass
@@ -127,10 +135,10 @@ class Bench:
 
     def loadable(self) -> bool:
         """Whether a checkpoint is there that is whole, or all that comes of the training."""
-        folders = list((self.place / "run").glob("finetune-*.partial/checkpoints"))
-        if list((self.place / "run").glob("finetune-*/manifest.json")):
-            return True
-        return any(load_newest(folder, lambda _: None) is not None for folder in folders)
+        return any(
+            whole(folder) or load_newest(folder / "checkpoints", lambda _: None) is not None
+            for folder in (self.place / "run").glob("finetune-*")
+        )
 
     def judge(self, note: Callable[..., None], trial: str) -> None:
         """Go on without a fault, and count whether it ended as if nothing had been."""
