@@ -37,7 +37,8 @@ def varied(result: dict[str, Any], what: str, first: str) -> list[str]:
     """
     from tunesmith.stages.compare import GIVEN
 
-    chosen = [one for one in result["figures"] if one["summary"]]
+    summaries = [one for one in result["figures"] if one["summary"]]
+    chosen = [one for one in summaries if any(gap["low"] or gap["high"] for gap in one["differences"].values())]
     names = [called(one) for one in chosen]
     lines = [f"| {what} | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
     for variant in result["variants"]:
@@ -47,7 +48,8 @@ def varied(result: dict[str, Any], what: str, first: str) -> list[str]:
             for one in chosen
         ]
         lines.append(f"| {first if name == GIVEN else name} | {' | '.join(cells)} |")
-    return lines
+    alike = [f"{called(one)} is {spoken(one['values'][GIVEN])} of all" for one in summaries if one not in chosen]
+    return [*lines, "", "; ".join(alike) + "."] if alike else lines
 
 
 def balanced(result: dict[str, Any]) -> str:
