@@ -231,7 +231,7 @@ def main() -> None:
                 f"{page.name} does not hold the committed results' figures; run: python benchmarks/readme.py"
             )
         elif count := after.count(torture.EARLIER):
-            print(f"{page.name}: {count} results were {torture.EARLIER.strip(' ()')}; `make torture` makes them anew")
+            print(f"{page.name}: {count} results are of earlier trials; `make torture` makes them anew")
 
 
 if __name__ == "__main__":

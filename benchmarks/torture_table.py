@@ -9,7 +9,7 @@ from words import measured
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "torture"))
 from harness import harness
 
-EARLIER = " (made by an earlier harness)"
+EARLIER = " †"
 """Beside what other trials than today's came to; no page is out of date for it."""
 READ = ("X1-source",)
 """What reads our own source, file by file, and tries nothing."""
