@@ -194,15 +194,21 @@ def held_out(folder: Path) -> tuple[str, ...]:
 
 
 def cost(name: str, folder: Path) -> dict[str, Any]:
-    """Seconds a step and tokens a second of a few steps, in this process; the first warms up, or the first answers and all that is learnt from them."""
+    """Seconds a step and tokens a second of a few steps, in this process; the first warms up, or the first answers and all that is learnt from them.
+
+    Of what is pruned, the steps of its recovery.
+    """
     import torch
 
     from tunesmith.base.artifact import environment
     from tunesmith.stages.pipeline import open_run
+    from tunesmith.stages.recipe import read_recipe
 
-    most = (f"finetune.epochs={STEPS / 12}", "prepare.validation_fraction=0", "finetune.schedule.warmup=0")
-    pipeline = open_run(RECIPES / f"{name}.yaml", folder, most)
-    tuned = pipeline.locked("finetune")
+    recipe = RECIPES / f"{name}.yaml"
+    trained = ["finetune"] if read_recipe(recipe).prune.method is None else ["finetune", "prune.recovery"]
+    few = [setting for part in trained for setting in (f"{part}.epochs={STEPS / 12}", f"{part}.schedule.warmup=0")]
+    pipeline = open_run(recipe, folder, (*few, "prepare.validation_fraction=0"))
+    tuned = pipeline.locked("finetune" if len(trained) == 1 else "prune")
     rollouts = pipeline.recipe.finetune.rollouts
     steps = list(pipeline.run.events.tagged(artifact=tuned.path.name).read("step"))[
         rollouts.updates if rollouts else 1 :

@@ -30,7 +30,7 @@ from tunesmith.data.shelf import chunks
 from tunesmith.data.sources import find_files
 from tunesmith.data.tables import Lengths, commonest
 from tunesmith.methods.selection import Selector
-from tunesmith.models.find import load_tokenizer, locate
+from tunesmith.models.find import load_tokenizer
 
 from .rendering import Rendering
 from .taken import Taken, clean, divide, select, take_in
@@ -148,7 +148,7 @@ def prepare(spec: Prepare, *, out: Output, tokenizer_name: str, seed: int, draw:
     tokenizer = load_tokenizer(tokenizer_name)
     taken = take_in(spec, out.path)
     with (
-        Rendering(tokenizer, str(locate(tokenizer_name)), spec.supervise, len(taken.corpus)) as rendering,
+        Rendering(tokenizer, tokenizer_name, spec.supervise, len(taken.corpus)) as rendering,
         RowWriter(out / "rows.safetensors") as writer,
     ):
         splits = divide(spec, taken, seed)

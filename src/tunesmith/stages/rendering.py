@@ -21,7 +21,7 @@ from tunesmith.base.launched import usable_cores
 from tunesmith.base.secrets import redact_crashes
 from tunesmith.data.example import Example, Row, Sequence
 from tunesmith.data.render import Renderer
-from tunesmith.models.find import load_tokenizer
+from tunesmith.models.find import load_tokenizer, locate
 
 MANY = 10_000
 """Examples from which on a process for each core is worth its start."""
@@ -42,7 +42,8 @@ class Rendering:
         self.today = date.today().isoformat() if "strftime_now" in str(tokenizer.chat_template) else None
         """What all rows are told is today, if the template asks; it may become tomorrow meanwhile."""
         self.renderer = Renderer(tokenizer, supervise, self.today)
-        self.workers = [_Worker(name, supervise, self.today or "") for _ in range(cores if cores > 1 else 0)]
+        place = str(locate(name)) if cores > 1 else ""  # a folder is not looked at anew by each
+        self.workers = [_Worker(place, supervise, self.today or "") for _ in range(cores if cores > 1 else 0)]
 
     def __enter__(self) -> Self:
         return self
