@@ -149,7 +149,7 @@ def _read_once() -> Iterator[None]:
 
     real = gguf.GGUFReader
     known = lru_cache(maxsize=1)(real)
-    vars(gguf)["GGUFReader"] = lambda path: known(str(path))
+    vars(gguf)["GGUFReader"] = lambda path: known(str(Path(path).resolve()))
     try:
         yield
     finally:
