@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,21 @@ def wait_for_step(folder: Path, step: int) -> None:
             return
         time.sleep(0.01)
     raise TimeoutError(folder)
+
+
+@contextmanager
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within this block the power goes after the fifth step of a training."""
+    note = finetune.Training._note
+
+    def noted(self, step, seconds):
+        note(self, step, seconds)
+        if step.number == 4:
+            raise KeyError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.Training, "_note", noted)
+        yield
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -120,17 +137,8 @@ def test_what_was_best_in_steps_that_are_done_anew_is_forgotten(recipe, tmp_path
     settings = ("finetune.validation.every=2", "finetune.checkpoint_every=100", "finetune.epochs=1.0")
     told = iter([1.0, 0.5, 1.0, 1.5, 1.2, 1.4, 1.1, 1.3, 1.6, 1.7, 1.8, 1.9])
     monkeypatch.setattr(Judge, "_value", lambda self, loaded: next(told))
-    note = finetune.Training._note
-
-    def cut_off(self, step, seconds):
-        note(self, step, seconds)
-        if step.number == 4:
-            raise KeyError("power cut")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(finetune.Training, "_note", cut_off)
-        with pytest.raises(KeyError, match="power cut"):
-            open_run(recipe, tmp_path / "run", settings).locked("finetune")
+    with cut_off(monkeypatch), pytest.raises(KeyError, match="power cut"):
+        open_run(recipe, tmp_path / "run", settings).locked("finetune")
     done = open_run(recipe, tmp_path / "run", settings).locked("finetune")
     assert done.metrics["best_step"] == 2
 
@@ -297,15 +305,7 @@ def test_every_file_that_judges_pays_or_is_measured_on_is_part_of_a_key(recipe, 
 
 def test_a_checkpoint_of_another_training_and_a_lost_best_are_named_and_not_used(recipe, tmp_path, monkeypatch):
     settings = ("finetune.validation.every=2", "finetune.checkpoint_every=2", "finetune.epochs=1.0")
-    note = finetune.Training._note
-
-    def cut_off(self, step, seconds):
-        note(self, step, seconds)
-        if step.number == 4:
-            raise KeyError("power cut")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(finetune.Training, "_note", cut_off)
+    with cut_off(monkeypatch):
         for seed in (0, 1):
             with pytest.raises(KeyError, match="power cut"):
                 open_run(recipe, tmp_path / f"run{seed}", (*settings, f"seed={seed}")).locked("finetune")

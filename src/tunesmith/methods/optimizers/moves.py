@@ -1,5 +1,6 @@
 """Moves along random directions: noted by an optimizer that makes them, and kept beside what was learnt."""
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,9 +19,9 @@ class Moving(torch.optim.Optimizer):
     FILE: ClassVar[str]
     """What they are kept in beside an adapter."""
 
+    @abstractmethod
     def about(self) -> dict[str, str]:
         """What it takes besides to make them again, under one key: safetensors writes several in any order, and files would differ."""
-        raise NotImplementedError
 
     @property
     def moves(self) -> tuple[Tensor, Tensor]:
