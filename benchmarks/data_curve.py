@@ -38,7 +38,7 @@ WORKS = {
     # 40 rows choose no checkpoint: what they cost to label would count for every size
     "translation": Work("translation", "data_curve_translation", "", settings=("finetune.validation.every=1000",)),
 }
-MOST_STEPS = 600
+MOST_STEPS = 300
 PUBLISHED = {
     "source": "arXiv:2407.13906",
     "task": "product attributes from HTML pages, another model",
