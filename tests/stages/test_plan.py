@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from io import StringIO
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -55,6 +56,14 @@ def plans(recipe):
     return plan(recipe, ROWS)
 
 
+def overridden_by(recipe: Recipe, changes: dict) -> dict:
+    tree = recipe.model_dump(mode="json")
+    for path, value in changes.items():
+        stage, field = path.split(".")
+        tree[stage][field] = value
+    return tree
+
+
 def limited(plans, available):
     return [replace(each, estimate=replace(each.estimate, available=available)) for each in plans]
 
@@ -87,6 +96,20 @@ def test_refusal_names_only_settings_that_fit(plans):
         check_memory(limited(plans, between))
     assert str(caught.value).endswith("GB free; set finetune.micro_batch=1; see `tunesmith plan`")
     assert "\n" not in str(caught.value)
+
+
+def test_a_training_that_ends_when_its_tokens_are_spent_is_counted_until_then(recipe):
+    changes = {"finetune.epochs": 4, "finetune.schedule": {"shape": "constant", "warmup": 1}}
+
+    def first(**more):
+        return plan(Recipe.model_validate(overridden_by(recipe, changes | more)), ROWS)[0].estimate
+
+    whole = first()
+    most = whole.distinct_tokens // 4
+    assert whole.steps == 4
+    assert (first(**{"finetune.most_tokens": most}).steps, first(**{"finetune.most_tokens": most + 1}).steps) == (1, 2)
+    assert first(**{"finetune.most_tokens": most}).distinct_tokens == most
+    assert first(**{"finetune.most_tokens": 100 * most}) == replace(whole, seconds=ANY, available=ANY, resident=ANY)
 
 
 def test_a_hungrier_adapter_is_offered_lora(recipe):

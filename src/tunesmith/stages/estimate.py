@@ -168,6 +168,14 @@ class Workload:
         once = sum(int(epoch.sum()) for epoch in self.epochs) / len(self.epochs)
         return round(once * self.data.repeats * self.data.steps / self.data.steps_per_epoch)
 
+    def until(self, most_tokens: int | None) -> "Workload":
+        """The part that is done when so many distinct tokens were learnt from; None ends nothing early."""
+        if most_tokens is None:
+            return self
+        steps = -(-most_tokens * self.data.steps // max(1, round(self.tokens * self.shared)))
+        ends_early = steps < self.data.steps
+        return Workload(replace(self.data, epochs=steps / self.data.steps_per_epoch)) if ends_early else self
+
     @property
     def micro_batches(self) -> int:
         """Of all steps."""
@@ -176,7 +184,7 @@ class Workload:
 
 def estimate(
     config: Any, adapter: Adapter, optimizer: Optimizer, objective: Objective, data: Dataset, *, precision: str, speed: Speed,
-    available: int, resident: int, checkpointing: bool = False, beside: int = 0,
+    available: int, resident: int, checkpointing: bool = False, beside: int = 0, most_tokens: int | None = None,
 ) -> Estimate:  # fmt: skip
     """Estimate a training by rehearsing its largest micro-batch without numbers.
 
@@ -189,12 +197,13 @@ def estimate(
         resident: bytes that the process holds already, see `resident_memory`.
         checkpointing: whether layers are computed again in the backward pass.
         beside: bytes that other models hold meanwhile, such as one that pays for answers.
+        most_tokens: training ends when so many distinct ones were learnt from.
 
     Raises:
         ModelError: the model cannot be built, or has nothing that the adapter could teach.
     """
-    data = replace(data, rows=imagined_answers(objective, data.rows))
-    work = Workload(data)
+    work = Workload(replace(data, rows=imagined_answers(objective, data.rows))).until(most_tokens)
+    data = work.data
     passes, loaded = Passes.of(optimizer), Loaded("plan", Path(), skeleton(config, precision), None, precision)
     loaded.checkpointing = checkpointing
     parameters = count(loaded.model)

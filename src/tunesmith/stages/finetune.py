@@ -58,7 +58,7 @@ class Finetune(Spec):
     epochs: float = Field(3.0, gt=0)
     """Passes over the training rows."""
     most_tokens: int | None = Field(None, ge=1)
-    """Training ends when so many tokens were learnt from, though `epochs` are not over; what rows of a pass share counts once. Plans tell what all epochs take."""
+    """Training ends when so many tokens were learnt from, though `epochs` are not over; what rows of a pass share counts once."""
     rows: int | None = Field(None, ge=1)
     """Learn from so many of the prepared rows, each of `prepare.classes` in proportion; what a smaller number takes, a larger one takes too. Null takes all."""
     balance: Balance = Balance()

@@ -105,7 +105,7 @@ def _plan(recipe: Recipe, settings: tuple[str, ...], rows: Sequence[Row], config
     for checkpointing in (False, True) if wanted == "auto" else (wanted,):
         found = estimate(
             config, adapter, tune.optimizer, tune.objective, data, precision=precision, checkpointing=checkpointing,
-            beside=beside, **machine,
+            beside=beside, most_tokens=tune.most_tokens, **machine,
         )  # fmt: skip
         if found.fits:
             break
