@@ -86,7 +86,8 @@ def merge(*runs: str | Path, folder: str | Path, settings: tuple[str, ...] = ())
 
 def _all_of(pipeline: Any) -> None:
     pipeline.record()
-    for stage in pipeline.ORDER:
+    last = pipeline.ORDER[-1]
+    for stage in (*pipeline.before(last), last):
         pipeline.stage(stage)
 
 

@@ -139,6 +139,36 @@ def test_what_is_no_right_answer_in_words_is_not_graded_by(recipe, tmp_path, row
         tunesmith.run(recipe, folder=tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("grader", "answers", "said"),
+    [
+        ("{kind: json_fields}", ['{"a": 1}', "red"], r"test\.jsonl:2: 'json_fields' needs a JSON object"),
+        ("{kind: json_fields}", ["{}", "{}"], "'json_fields' finds nothing to grade in 2 rows"),
+        ("{kind: classes, by: answer.a}", ['{"a": 1}', "red"], r"test\.jsonl:2: 'classes' .* needs a JSON object"),
+        ("{kind: function, name: crooked}", ["a", "b"], "crooked fails on it: ZeroDivisionError"),
+    ],
+)
+def test_a_grader_that_cannot_judge_the_right_answers_is_found_out_before_training(recipe, tmp_path, grader, answers, said):  # fmt: skip
+    @tunesmith.grader
+    def crooked(answer, example):
+        return 1 / (len(answer) - len(example.gold))
+
+    rows = [{"prompt": f"What is {answer}?", "completion": answer} for answer in answers]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=said):
+        tunesmith.run(recipe, f"evaluate.graders=[{grader}]", "evaluate.slices=[]", folder=tmp_path / "run")
+    assert not list((tmp_path / "run").glob("initialise-*"))
+
+
+def test_without_held_out_rows_a_model_is_trained_and_not_measured(recipe, tmp_path):
+    alone = ("prepare.test=null", "prepare.test_fraction=0")
+    for measuring in (tunesmith.run, tunesmith.evaluate):
+        with pytest.raises(ConfigError, match=r"nothing could be measured; .* end with `tunesmith finetune`"):
+            measuring(recipe, *alone, folder=tmp_path / "run")
+    assert not list((tmp_path / "run").glob("prepare-*"))
+    assert tunesmith.prepare(recipe, *alone, folder=tmp_path / "run").metrics
+
+
 def test_unwanted_answers_are_not_learnt_as_good_ones(recipe, tmp_path):
     rows = [{"prompt": f"Shade {n}?", "completion": "red", "label": n % 2 == 0} for n in range(30)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

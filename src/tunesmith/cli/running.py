@@ -46,7 +46,7 @@ def merge_runs(given: list[str], folder: Path, method: str | None, weights: str 
 def _run(pipeline: Pipeline | Merger) -> int:
     with pipeline.run.lock():
         pipeline.record()
-        evaluated = _stages(pipeline, pipeline.ORDER[:-1])
+        evaluated = _stages(pipeline, pipeline.before(pipeline.ORDER[-1]))
         promoted = bool(evaluated.metrics["promote"]) or pipeline.recipe.deploy.ungated
         if promoted:
             _stages(pipeline, pipeline.ORDER[-1:])
@@ -213,7 +213,7 @@ def _conclude(pipeline: Pipeline | Merger, evaluated: Artifact) -> None:
         hint = (
             "Other weights or another method may help."
             if merged
-            else "If too little was gained, more rows or epochs may help; if other text is read worse, fewer steps, a lower rate or a wider evaluate.gate.margin."
+            else "If too little was gained, look at the answers, then try other rates (`tunesmith search`), more rows or more epochs; if other text is read worse, fewer steps, a lower rate or a wider evaluate.gate.margin."
         )
         told = f", and so not deployed. {details} tells why. {hint} To deploy it all the same: the same command with deploy.ungated=true."
         console.print(Text.assemble(("Not promoted", "bold"), told))

@@ -89,6 +89,16 @@ class Grader(Family):
         unit_N = units(examples)
         return {name: replace(figure, unit_N=unit_N) for name, figure in self.figures(examples, outputs).items()}
 
+    def check(self, examples: Sequence[Example]) -> None:
+        """Refuse examples that it cannot grade, before there is a model to ask: one that reads answers has to be able to judge the right ones.
+
+        Raises:
+            DataError: as `figures`.
+            MachineError: a package is missing.
+        """
+        if self.reads == "answers":
+            self.figures(examples, [example.gold for example in examples])
+
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Files, beside the rows, that its judgement comes from."""

@@ -5,7 +5,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +101,10 @@ class Function(AnswerGrader):
     def signature(self) -> str:
         """Its name and its file's content."""
         return json.dumps([self.kind, self.name, known_sha256(self._own[1])])
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Try the function on the first right answer; on all it might cost something."""
+        self.score(examples[0].gold, examples[0])
 
     def score(self, answer: str, example: Example) -> Score:
         """What the function says.

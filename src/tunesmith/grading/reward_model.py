@@ -43,6 +43,11 @@ class RewardModel(Paying):
         """As much as its files; loaded in bf16 it is less."""
         return sum(path.stat().st_size for path in locate(self._model).glob("*.safetensors"))
 
+    def check(self, examples: Sequence[Example]) -> None:
+        """Only that rows ask something: its model is not loaded for that."""
+        for example in examples:
+            _answered(example, example.gold)
+
     def worth(self, answers: Sequence[str], examples: Sequence[Example]) -> list[float]:
         """The score of each answer."""
         loaded = _scorer(self._model, self.precision)

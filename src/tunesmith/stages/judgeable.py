@@ -14,6 +14,7 @@ from tunesmith.grading.scoreboard import held
 from .chances import asking
 from .evaluate import Evaluate, input_files
 from .general import general_examples
+from .prepare import Prepare
 
 
 def check(spec: Evaluate, prepared: Artifact) -> None:
@@ -36,6 +37,8 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
     if test := load_examples(prepared.path, "test", spec.rows):
         if reading:
             _readable(test, reading)
+            for grader in reading:
+                grader.check(test)
         asking(spec.graders, test)
         _sliced(test, spec.slices)
     input_files(spec)
@@ -43,6 +46,18 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
         general_examples(spec.general)
     if spec.retrieval is not None:
         spec.retrieval.check()
+
+
+def check_held_out(spec: Prepare) -> None:
+    """Refuse to measure by rows that are not held out.
+
+    Raises:
+        ConfigError: saying so.
+    """
+    if spec.test is None and not spec.test_fraction:
+        raise ConfigError(
+            "prepare: test_fraction is 0 and there is no prepare.test, so nothing could be measured; set one of them, or end with `tunesmith finetune`"
+        )
 
 
 def _readable(test: list[Example], graders: list[Grader]) -> None:

@@ -73,8 +73,10 @@ class Pipeline(Stages[Recipe]):
         """What a stage needs, in order.
 
         Raises:
-            ConfigError: there is no such stage, or it asks a tuned model for answers that writes none.
+            ConfigError: there is no such stage, it measures and nothing is held out, or it asks a tuned model for answers that writes none.
         """
+        if name in ("ask", "evaluate", "deploy"):
+            judgeable.check_held_out(self.recipe.prepare)
         from_base = name == "sample" and self.recipe.sample.system == "base"
         objective = self.recipe.finetune.objective
         if name in ("ask", "sample") and objective.scores and not from_base:
