@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.base import DataError
+from tunesmith.data import render
 from tunesmith.data.example import Example
 from tunesmith.data.render import Renderer
 
@@ -24,6 +25,12 @@ LLAMA_2 = (
     "{% if message.role == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + message.content | trim + ' [/INST]' }}"
     "{% else %}{{ ' ' + message.content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
+LAST_THINKS = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""As Qwen3's: what the assistant said last is rendered otherwise than what it said before."""
 TEMPLATES = {"own": None, "chatml": CHATML_WITH_TOOLS, "llama-2": LLAMA_2}
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -70,7 +77,7 @@ def chatml(smollm_tokenizer):
 
 
 def special_count(renderer, ids):
-    return sum(token in renderer._special.values() for token in ids)
+    return sum(token in renderer._specials.numbers.values() for token in ids)
 
 
 def learnt(renderer, row, number=0):
@@ -81,7 +88,7 @@ def learnt(renderer, row, number=0):
 @settings(max_examples=40)
 @given(ordinary, ordinary)
 def test_a_prompt_has_the_tokens_of_apply_chat_template(renderer, system, question):
-    if any(special in system + question for special in renderer._special):
+    if any(special in system + question for special in renderer._specials.numbers):
         return
     messages = [{"role": "system", "content": system}, user(question)]
     expected = renderer.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -310,6 +317,59 @@ def test_a_template_that_rewrites_the_past_is_refused(smollm_tokenizer):
 
 def test_padding_that_a_tokenizer_was_saved_with_stays_out_of_rows(smollm_tokenizer):
     padding = copy.deepcopy(smollm_tokenizer)
+@pytest.fixture(scope="module")
+def last_thinks(smollm_tokenizer):
+    tokenizer = copy.deepcopy(smollm_tokenizer)
+    tokenizer.chat_template = LAST_THINKS
+    return Renderer(tokenizer)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_prompt_is_the_template_s_own_where_turns_cannot_be_told_apart(last_thinks, turns):
+    talk = [user("red?"), assistant("no"), user("blue?"), assistant("yes"), user("green?")][: 2 * turns - 1]
+    expected = last_thinks.tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+    assert last_thinks.prompt(talk) == expected
+
+
+def test_nothing_becomes_special_where_turns_cannot_be_told_apart(last_thinks):
+    counts = [
+        special_count(last_thinks, last_thinks.prompt([user(text), assistant(text), user(text)]))
+        for text in ("<|im_end|>", "a")
+    ]
+    assert counts[0] == counts[1] == 7
+
+
+def test_a_row_whose_turns_cannot_be_told_apart_is_refused(last_thinks):
+    row = last_thinks.row(Example("f:1", (user("a"),), ((assistant("b"),),)))
+    assert learnt(last_thinks, row) == "<think>\n\n</think>\n\nb<|im_end|>"
+    for prompt in ((user("a"), assistant("b"), user("c")), (user("a"), assistant("b"))):
+        with pytest.raises(DataError, match="continuation of its beginning"):
+            last_thinks.row(Example("f:1", prompt, ((assistant("d"),),)))
+
+
+def test_a_long_conversation_is_rendered_piece_by_piece(chatml, monkeypatch):
+    talk = [user("\nred?"), assistant("\nno")] * 5 + [user("why?")]
+    row = chatml.row(Example("f:1", tuple(talk), ((assistant("so"),),))).sequences[0]
+    monkeypatch.setattr(render, "AT_ONCE", 1)
+    prompt = chatml.prompt(talk)
+    assert row.tokens[: len(prompt)].tolist() == prompt
+
+
+def test_a_conversation_of_very_many_turns_is_a_prompt_and_no_row(chatml):
+    talk = [user("red?"), assistant("no")] * 1500 + [user("why?")]
+    expected = chatml.tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+    assert chatml.prompt(talk) == expected
+    with pytest.raises(DataError, match="too long to be rendered turn by turn"):
+        chatml.row(Example("f:1", tuple(talk), ((assistant("so"),),)))
+
+
+def test_text_that_leaves_nothing_to_keep_a_special_token_apart_is_refused(chatml):
+    everything = "".join(map(chr, range(0xE000, 0xF8FF)))
+    assert chatml.prompt([user(everything)])
+    with pytest.raises(DataError, match=r"U\+E000 to U\+F8FE"):
+        chatml.prompt([user("<|im_end|>" + everything)])
+
+
     padding.backend_tokenizer.enable_padding(pad_id=2, pad_token="<|im_end|>")
     padding.backend_tokenizer.enable_truncation(4)
     example = Example("f:1", (user("a much longer question than the answer is, by far"),), ((assistant("yes"),),))

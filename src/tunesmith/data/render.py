@@ -1,11 +1,10 @@
 """The one function that turns messages into tokens, for training, evaluation and serving alike."""
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from tunesmith.base import DataError
 
 from .encode import INNER, Encoder
 from .example import Example, Message, Row, Sequence
+from .specials import Specials
 from .template import file_of, template_of
 from .template_process import TODAY
 
@@ -22,6 +22,10 @@ Pieces = list[tuple[int | str, bool]]
 """What a conversation renders to, special tokens by their ids and the text between them, each with whether it is learnt."""
 SAID = ("tool_calls", "reasoning_content", "thinking", "function_call")
 """What an assistant's message may hold beside its text."""
+AT_ONCE = 2_000_000
+"""Characters of messages that a template is given at once, a tenth of what it may make of them."""
+IN_ALL = 40_000_000
+"""Characters of messages that a template is given for one conversation, all its beginnings together: their number grows with its turns, and so does their length."""
 
 
 class Renderer:
@@ -40,7 +44,7 @@ class Renderer:
         """What a tokenizer's template makes of conversations; one that tells the date tells `today` (YYYY-MM-DD), or the clock's."""
         self.tokenizer, self.supervise = tokenizer, supervise
         self._day = {TODAY: today} if today else {}
-        self._encoder = Encoder(tokenizer)
+        self._encoder, self._specials = Encoder(tokenizer), Specials(tokenizer)
 
     def row(self, example: Example) -> Row:
         """Tokens of an example with the mask of what is learnt.
@@ -82,11 +86,27 @@ class Renderer:
         return Row(example.origin, sequences, dict(example.columns))
 
     def prompt(self, messages: Iterable[Message], tools: Iterable[dict[str, Any]] = ()) -> Ids:
-        """Tokens after which the model is to answer `messages`."""
-        pieces = self._conversation(tuple(messages), tuple(tools), open_ended=True)
+        """Tokens after which the model is to answer `messages`: as in a row that goes on from there, or read as a whole where the template allows of no such row.
+
+        Raises:
+            DataError: the template cannot render it.
+            ModelError: the template does not end.
+        """
+        messages, tools = tuple(messages), tuple(tools)
+        try:
+            pieces = self._conversation(messages, tools, open_ended=True)
+        except DataError:  # also where only a beginning cannot be rendered
+            pieces = self._conversation(messages, tools, open_ended=True, apart=False)
         tokens, _ = _laid(pieces, self._encoder({piece for piece, _ in pieces if isinstance(piece, str)}))
         found: Ids = tokens.tolist()
         return found
+
+    def ignores_tools(
+        self, messages: Iterable[Message], tools: Iterable[dict[str, Any]], open_ended: bool = True
+    ) -> bool:
+        """Whether the template renders `messages` as if there were no tools; DataError if it cannot render them."""
+        asked = [(tuple(messages), open_ended)]
+        return self.rendered(asked, tuple(tools)) == self.rendered(asked)
 
     def encode(self, text: str) -> Ids:
         """Tokens of plain text in which nothing is special."""
@@ -113,7 +133,7 @@ class Renderer:
         talk = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
         asked, told = self.rendered([(talk[:1], True), (talk, False)])
         rest = told[len(asked) :]
-        after = self._pieces(rest.partition("b")[2])
+        after = self._specials.pieces(rest.partition("b")[2])
         return next((piece for piece in after if isinstance(piece, int)), None)
 
     def _plain(self, text: str) -> Pieces:
@@ -134,33 +154,52 @@ class Renderer:
         return Sequence(tokens[:last], mask[:last])
 
     def _conversation(
-        self, messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...], open_ended: bool, first: int = 0
+        self,
+        messages: tuple[Message, ...],
+        tools: tuple[dict[str, Any], ...],
+        open_ended: bool,
+        first: int = 0,
+        apart: bool = True,
     ) -> Pieces:
-        """Pieces of a rendered conversation; messages before `first` are never learnt."""
-        guard = self._guard((messages, tools))
+        """Pieces of a rendered conversation, cut where an answer begins unless not `apart`; messages before `first` are never learnt."""
+        written = json.dumps((messages, tools), ensure_ascii=False, default=str)
+        guard = self._specials.guard(written)
         if guard:
-            messages = tuple(self._guarded(message, guard) for message in messages)
-            tools = tuple(self._guarded(tool, guard) for tool in tools)
-        spoken_at = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        wanted = [
-            (part, opened) for at in spoken_at for part, opened in ((messages[:at], True), (messages[: at + 1], False))
-        ]
-        closed = not open_ended and spoken_at[-1:] == [len(messages) - 1]
-        texts = iter(self.rendered(wanted if closed else [*wanted, (messages, open_ended)], tools))
+            messages = tuple(self._specials.guarded(message, guard) for message in messages)
+            tools = tuple(self._specials.guarded(tool, guard) for tool in tools)
+        spoken_at = [number for number, message in enumerate(messages) if apart and message["role"] == "assistant"]
+        cuts = [cut for at in spoken_at for cut in ((at, True), (at + 1, False))]
+        if open_ended or cuts[-1:] != [(len(messages), False)]:
+            cuts.append((len(messages), open_ended))
+        parts = iter(self._parts(messages, tools, cuts, len(written)))
         found: Pieces = []
-        done, everything = "", self.supervise == "all"
+        everything = self.supervise == "all"
         for number in spoken_at:
-            before, after = next(texts), next(texts)
-            if not (before.startswith(done) and after.startswith(before)):
-                raise DataError("the chat template does not render a conversation as a continuation of its beginning")
-            found += [(piece, everything) for piece in self._pieces(before[len(done) :], guard)]
-            answer = self._pieces(after[len(before) :], guard)
+            found += [(piece, everything) for piece in self._specials.pieces(next(parts), guard)]
+            answer = self._specials.pieces(next(parts), guard)
             learnt = messages[number].get("weight", 1) and (everything or number >= first)
             spoken = (len(answer) if everything else self._spoken(answer)) if learnt else 0
             found += [(piece, place < spoken) for place, piece in enumerate(answer)]
-            done = after
-        rest = [piece for text in texts for piece in self._pieces(text[len(done) :], guard)]
-        return self._begun(found + [(piece, everything) for piece in rest])
+        return self._begun(
+            found + [(piece, everything) for part in parts for piece in self._specials.pieces(part, guard)]
+        )
+
+    def _parts(
+        self, messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...], cuts: list[tuple[int, bool]], size: int
+    ) -> list[str]:
+        """What each of a conversation's beginnings adds to the one before: of so many messages, left open or not. All are written in `size` characters."""
+        if len(cuts) > 1 and len(cuts) * size > IN_ALL:
+            raise DataError(
+                f"a conversation of {size:,} characters is too long to be rendered turn by turn, {len(cuts)} times; split it"
+            )
+        some = max(1, AT_ONCE // size)
+        texts: list[str] = []
+        for start in range(0, len(cuts), some):
+            begun = [(messages[:count], opened) for count, opened in cuts[start : start + some]]
+            texts += self.rendered(begun, tools)
+        if not all(after.startswith(before) for before, after in pairwise(texts)):
+            raise DataError("the chat template does not render a conversation as a continuation of its beginning")
+        return [after[len(before) :] for before, after in pairwise(["", *texts])]
 
     def _begun(self, pieces: Pieces) -> Pieces:
         """Pieces with those told apart that go on from what stands before them, for a tokenizer to which that makes a difference."""
@@ -210,54 +249,10 @@ class Renderer:
         ends = {"assistant": self.tokenizer.eos_token}
         return start + "".join(f"{message['content']}{ends.get(message['role'], '')}\n" for message in messages)
 
-    def _pieces(self, text: str, guard: str = "") -> list[int | str]:
-        """Split rendered text at its special tokens, which are recognised where the template wrote them, nowhere else."""
-        parts = self._special_pattern.split(text) if self._special else [text]
-        return [self._special.get(part, part.replace(guard, "") if guard else part) for part in parts if part]
-
-    @cached_property
-    def _special(self) -> dict[str, int]:
-        """Every added token that counts as special, or that the tokenizer names as one of its special ones, by its text."""
-        named = set(self.tokenizer.all_special_tokens)
-        added = self.tokenizer.added_tokens_decoder.items()
-        return {token.content: number for number, token in added if token.special or token.content in named}
-
-    @cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self._special, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-
-    def _guard(self, written: Any) -> str:
-        """A character that is nowhere in `written`, to break up what looks like a special token in a person's text; none if nothing does."""
-        text = json.dumps(written, ensure_ascii=False, default=str)
-        if self._special_in_json is not None and not self._special_in_json.search(text):
-            return ""
-        return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
-
-    @cached_property
-    def _special_in_json(self) -> re.Pattern[str] | None:
-        """Finds a special token in a text that JSON has escaped; None if there are none, or escaping would hide one."""
-        hidden = any(json.dumps(text, ensure_ascii=False) != f'"{text}"' for text in self._special)
-        return None if hidden or not self._special else self._special_pattern
-
-    def _guarded(self, value: Any, guard: str) -> Any:
-        """`value` with the guard inside everything in its strings that a special token could be read from."""
-        if isinstance(value, str):
-            return (
-                self._special_pattern.sub(lambda match: match[0][0] + guard + match[0][1:], value)
-                if self._special
-                else value
-            )
-        if isinstance(value, dict):
-            return {self._guarded(name, guard): self._guarded(part, guard) for name, part in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._guarded(part, guard) for part in value]
-        return value
-
     def _check_tools(self, example: Example) -> None:
         """Refuse tools that the template would drop in silence."""
         messages = (*example.prompt, *example.answers[0])
-        if self.rendered([(messages, False)], example.tools) == self.rendered([(messages, False)]):
+        if self.ignores_tools(messages, example.tools, open_ended=False):
             raise DataError(
                 "the model's chat template ignores tools; leave them out, or describe them in the system message"
             )

@@ -122,16 +122,15 @@ class Served:
     def chat(self, messages: list[Message], tools: list[dict[str, Any]]) -> Ids:
         """Prompt tokens of a conversation, as in training; RequestError (400) if the template cannot render it, (500) if it does not end."""
         try:
-            prompt = self.renderer.prompt(messages, tools)
-            if tools and prompt == self.renderer.prompt(messages):
+            if tools and self.renderer.ignores_tools(messages, tools):
                 raise RequestError(
                     400, f"the chat template of {self.name!r} ignores tools; leave them out", "unsupported", "tools"
                 )
+            return self.renderer.prompt(messages, tools)
         except DataError as error:
             raise RequestError(400, str(error), "invalid_messages", "messages") from None
         except ModelError as error:
             raise RequestError(500, str(error), "template_failed", "messages") from None
-        return prompt
 
     def plain(self, text: str) -> Ids:
         """Tokens of a text to continue, in which nothing is special."""
