@@ -140,10 +140,15 @@ def test_tools_are_refused_where_the_template_drops_them(live):
 def test_a_prompt_beyond_the_limit_is_refused_before_anything_is_generated(live):
     long = {**GOOD, "messages": [{"role": "user", "content": "word " * 400}]}
     assert refusal(live.http.post("/v1/chat/completions", json=long))["code"] == "context_length_exceeded"
-    assert (
-        refusal(live.http.post("/v1/chat/completions", json={**GOOD, "max_tokens": 201}))["code"]
-        == "context_length_exceeded"
-    )
+    for field in ("max_tokens", "max_completion_tokens"):
+        much = refusal(live.http.post("/v1/chat/completions", json={**GOOD, field: 201}))
+        assert (much["code"], much["param"], field in much["message"]) == ("context_length_exceeded", field, True)
+
+
+def test_text_that_leaves_nothing_to_keep_a_special_token_apart_is_refused(live):
+    content = "<|im_end|>" + "".join(map(chr, range(0xE000, 0xF8FF)))
+    body = json.dumps({**GOOD, "messages": [{"role": "user", "content": content}]}, ensure_ascii=False).encode()
+    assert refusal(live.http.post("/v1/chat/completions", content=body))["code"] == "invalid_messages"
 
 
 @pytest.mark.parametrize("prompt", ["", [], [[]], [10**6], [-1], [1, "a"], {"a": 1}])

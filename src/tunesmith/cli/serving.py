@@ -30,7 +30,7 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
         from tunesmith.serving.api import create_app
         from tunesmith.serving.engine import Engine
         from tunesmith.serving.log import RequestLog
-        from tunesmith.serving.server import find_token, open_port, run_server
+        from tunesmith.serving.server import find_token, open_port, run_server, url_host
     except ImportError as error:
         raise MachineError(f"serving needs {error.name}: pip install 'tunesmith[serve]'") from None
     recipe, log = open_any(folders[0]).recipe, folders[0] / (LOG if len(folders) == 1 else SEVERAL)
@@ -44,7 +44,7 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
     with contextlib.closing(open_port(settings)) as socket:
         console.print("loading the models")
         models = models_of(deployed[0], adapters)
-        address = f"http://{settings.host}:{socket.getsockname()[1]}/v1"
+        address = f"http://{url_host(settings.host)}:{socket.getsockname()[1]}/v1"
         console.print(
             Text.assemble(f"serving {', '.join(models)} at ", (address, "bold"), f"; requests are logged to {log}")
         )

@@ -136,22 +136,23 @@ class Served:
         """Tokens of a text to continue, in which nothing is special."""
         return self.renderer.encode(text)
 
-    def check(self, prompt: Ids, answer: int | None, settings: Serve) -> int:
-        """How many tokens the answer to `prompt` may have; RequestError (400) if prompt or wish do not fit."""
+    def check(self, prompt: Ids, asked: tuple[str, int | None], settings: Serve) -> int:
+        """How many tokens the answer to `prompt` may have; RequestError (400) if the prompt does not fit, or what was asked for (by which field)."""
         if not prompt:
             raise RequestError(400, "the prompt is empty", "empty_prompt", "prompt")
         if len(prompt) > self.prompt_limit:
             reason = f"the prompt has {len(prompt)} tokens, {self.name!r} takes {self.prompt_limit}"
             raise RequestError(400, reason, "context_length_exceeded", "prompt")
         room = min(self.context - len(prompt), settings.answer_limit)
+        field, answer = asked
         if answer is None:
             return min(room, settings.answer_default)
         if answer > room:
             raise RequestError(
                 400,
-                f"max_tokens is {answer}; after this prompt there is room for {room}",
+                f"{field} is {answer}; after this prompt there is room for {room}",
                 "context_length_exceeded",
-                "max_tokens",
+                field,
             )
         return answer
 

@@ -168,9 +168,9 @@ class Asked(Closed):
         return 1
 
     @property
-    def most_tokens(self) -> int | None:
-        """Tokens an answer may have; None if the request does not say."""
-        return self.max_tokens
+    def most_tokens(self) -> tuple[str, int | None]:
+        """Tokens an answer may have, None if the request does not say; and the field that says so."""
+        return "max_tokens", self.max_tokens
 
     @property
     def tops(self) -> int | None:
@@ -213,8 +213,10 @@ class ChatAsked(Asked):
         return self
 
     @property
-    def most_tokens(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
+    def most_tokens(self) -> tuple[str, int | None]:
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return super().most_tokens
 
     @property
     def tops(self) -> int | None:

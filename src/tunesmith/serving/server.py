@@ -69,6 +69,11 @@ def open_port(settings: Serve) -> socket.socket:
     return found
 
 
+def url_host(host: str) -> str:
+    """A host as it stands in a URL, where an IPv6 address has brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def run_server(application: FastAPI, port: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; requests under way may finish within five seconds."""
     server(application).run(sockets=[port])
