@@ -270,7 +270,9 @@ class TestWithoutTemplate:
         )
         renderer = Renderer(tokenizer)
         assert renderer.tokenizer.decode(renderer.prompt([user("a")])) == "<|im_start|>a\n"
-        assert renderer.row(Example("f:1", text="some text")).sequences[0].tokens[0] == 1
+        row = renderer.row(Example("f:1", text="some text")).sequences[0].tokens.tolist()
+        assert row == [1, *renderer.encode("some text"), tokenizer.eos_token_id]
+        assert renderer.plain("some text") == row[:-1]
 
 
 class TestPlainText:
@@ -315,8 +317,6 @@ def test_a_template_that_rewrites_the_past_is_refused(smollm_tokenizer):
         Renderer(tokenizer).row(Example("f:1", (user("a"),), ((assistant("b"),),)))
 
 
-def test_padding_that_a_tokenizer_was_saved_with_stays_out_of_rows(smollm_tokenizer):
-    padding = copy.deepcopy(smollm_tokenizer)
 @pytest.fixture(scope="module")
 def last_thinks(smollm_tokenizer):
     tokenizer = copy.deepcopy(smollm_tokenizer)
@@ -370,6 +370,8 @@ def test_text_that_leaves_nothing_to_keep_a_special_token_apart_is_refused(chatm
         chatml.prompt([user("<|im_end|>" + everything)])
 
 
+def test_padding_that_a_tokenizer_was_saved_with_stays_out_of_rows(smollm_tokenizer):
+    padding = copy.deepcopy(smollm_tokenizer)
     padding.backend_tokenizer.enable_padding(pad_id=2, pad_token="<|im_end|>")
     padding.backend_tokenizer.enable_truncation(4)
     example = Example("f:1", (user("a much longer question than the answer is, by far"),), ((assistant("yes"),),))

@@ -13,7 +13,7 @@ from tunesmith.models.decoding import FusedDecoding
 from tunesmith.models.generate import Sampling
 from tunesmith.serving.engine import Engine
 from tunesmith.serving.request_error import RequestError
-from tunesmith.serving.server import find_token, open_port
+from tunesmith.serving.server import find_token, open_port, url_host
 from tunesmith.serving.settings import Serve
 
 
@@ -158,6 +158,10 @@ def test_a_taken_port_is_one_line():
     assert str(error.value) == f"port {port} is taken by another program; choose another with --port"
 
 
+def test_an_ipv6_address_has_brackets_in_a_url():
+    assert [url_host(host) for host in ("::1", "127.0.0.1", "localhost")] == ["[::1]", "127.0.0.1", "localhost"]
+
+
 def test_a_foreign_address_is_one_line():
     with pytest.raises(MachineError, match="not an address of this machine; choose another with --host"):
         open_port(Serve(host="203.0.113.7", port=0))
@@ -199,4 +203,27 @@ def test_a_served_prompt_is_the_prompt_that_was_trained(tiny, tokenizer):
     )
     prompt = engine.served("tuned").chat(talk, [])
     assert prompt == trained.tokens[: int(trained.learn.argmax())].tolist()
+    engine.close()
+
+
+def test_a_text_to_continue_begins_as_the_texts_that_were_trained(tiny, tokenizer):
+    loaded = tiny("tuned", 1)
+    loaded.tokenizer = copy.deepcopy(tokenizer)
+    loaded.tokenizer.add_bos_token = True
+    engine = Engine({"tuned": loaded}, Serve())
+    trained = Renderer(loaded.tokenizer).row(Example("x:1", text="Once upon")).sequences[0].tokens.tolist()
+    assert trained[0] == loaded.tokenizer.bos_token_id
+    assert engine.served("tuned").plain("Once upon") == trained[:-1]
+    engine.close()
+
+
+def test_a_conversation_of_very_many_turns_is_too_long_and_no_failure_of_the_template(tiny):
+    engine = Engine({"tuned": tiny("tuned", 1)}, Serve())
+    served = engine.served("tuned")
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 1500 + [
+        {"role": "user", "content": "c"}
+    ]
+    with pytest.raises(RequestError) as refused:
+        served.check(served.chat(talk, []), ("max_tokens", None), engine.settings)
+    assert (refused.value.status, refused.value.code) == (400, "context_length_exceeded")
     engine.close()

@@ -193,7 +193,7 @@ def of_requests(renderer: Renderer) -> Targets:
         return renderer.prompt([turn.message for turn in found.messages], found.rendered_tools)
 
     def completion(found: CompletionAsked) -> object:
-        return [renderer.encode(one) for one in found.prompts if isinstance(one, str)]
+        return [renderer.plain(one) for one in found.prompts if isinstance(one, str)]
 
     talk = [
         {"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "a"}]},

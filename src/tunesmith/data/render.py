@@ -113,6 +113,10 @@ class Renderer:
         found: Ids = np.frombuffer(self._encoder({text})[text], dtype=np.int32).tolist()
         return found
 
+    def plain(self, text: str) -> Ids:
+        """Tokens of plain text as a row of it begins, for the model to go on from."""
+        return [*self.opening, *self.encode(text)]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of tokens, special ones left out."""
         found: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -137,13 +141,14 @@ class Renderer:
         return next((piece for piece in after if isinstance(piece, int)), None)
 
     def _plain(self, text: str) -> Pieces:
-        start: Pieces = [(self.tokenizer.bos_token_id, False)] if self._adds_bos else []
+        start: Pieces = [(token, False) for token in self.opening]
         return [*start, (text, True), (self.tokenizer.eos_token_id, True)]
 
     @cached_property
-    def _adds_bos(self) -> bool:
-        """Whether this tokenizer begins every text with its beginning-of-sequence token."""
-        return bool(self.tokenizer("a").input_ids[:1] == [self.tokenizer.bos_token_id])
+    def opening(self) -> Ids:
+        """What this tokenizer begins every plain text with: its beginning-of-sequence token, or nothing."""
+        first: Ids = self.tokenizer("a").input_ids[:1]
+        return first if first == [self.tokenizer.bos_token_id] else []
 
     def _sequence(self, tokens: np.ndarray, learnt: list[tuple[int, int]], plain: bool) -> Sequence:
         mask = np.zeros(len(tokens), dtype=bool)
@@ -206,8 +211,8 @@ class Renderer:
         if not self._encoder.begins:
             return pieces
         own = 1 + bool(
-            self._adds_bos and not self.tokenizer.chat_template
-        )  # what the tokenizer itself puts first begins no text
+            self.opening and not self.tokenizer.chat_template
+        )  # what the tokenizer puts first begins no text
         before = [None, *(piece for piece, _ in pieces)]
         every = self._encoder.begins == "every"
         goes_on = [place >= own and not (every and isinstance(one, int)) for place, one in enumerate(before)]
@@ -245,7 +250,7 @@ class Renderer:
 
     def _without_template(self, messages: tuple[Message, ...]) -> str:
         """A line for each message; answers are closed by the end token, or nothing would teach the model to stop."""
-        start = self.tokenizer.bos_token if self._adds_bos and messages else ""
+        start = self.tokenizer.bos_token if self.opening and messages else ""
         ends = {"assistant": self.tokenizer.eos_token}
         return start + "".join(f"{message['content']}{ends.get(message['role'], '')}\n" for message in messages)
 

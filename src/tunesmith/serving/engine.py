@@ -133,8 +133,8 @@ class Served:
             raise RequestError(500, str(error), "template_failed", "messages") from None
 
     def plain(self, text: str) -> Ids:
-        """Tokens of a text to continue, in which nothing is special."""
-        return self.renderer.encode(text)
+        """Tokens of a text to continue, as in training; nothing in it is special."""
+        return self.renderer.plain(text)
 
     def check(self, prompt: Ids, asked: tuple[str, int | None], settings: Serve) -> int:
         """How many tokens the answer to `prompt` may have; RequestError (400) if the prompt does not fit, or what was asked for (by which field)."""

@@ -203,7 +203,7 @@ def _export(kind: Kind, loaded: Loaded, out: Output, proof: Proof, rows: list[Ro
     renderer, file, place = loaded.renderer(), out / "model.gguf", out / "read-back"
     prompts = [_read(renderer, example) for example in examples]
     plain = all(example.text is not None for example in examples)  # a chat template writes what a prompt begins with
-    begins = plain and loaded.tokenizer("a").input_ids[:1] == [loaded.tokenizer.bos_token_id]
+    begins = plain and bool(renderer.opening)
     ends = renderer.ends - {loaded.tokenizer.eos_token_id}
     gguf_export.write(loaded.model, loaded.tokenizer, file, kind, begins, ends)
     shutil.rmtree(place, ignore_errors=True)  # of one that was killed
@@ -224,7 +224,7 @@ def _export(kind: Kind, loaded: Loaded, out: Output, proof: Proof, rows: list[Ro
 
 
 def _read(renderer: Renderer, example: Example) -> list[int]:
-    """What a model reads of an example before it answers; of plain text, all."""
+    """What a model reads of an example before it answers; of plain text, all but the token that a reader begins it with, as the file says."""
     return renderer.prompt(example.asked, example.tools) if example.text is None else renderer.encode(example.text)
 
 
