@@ -113,6 +113,23 @@ def test_what_is_no_call_of_a_tool_that_was_offered_stays_text(text, finish, too
     assert streamed == (text, [], finish)
 
 
+@pytest.mark.parametrize(("one_call", "count"), [(False, 2), (True, 1)])
+def test_of_several_calls_the_first_is_told_where_only_one_is_wanted(one_call, count):
+    whole, (_, streamed, finish), _ = replied(f"{CALL}\n{CALL.replace('Zürich', 'Bern')}", one_call=one_call)
+    for calls in (whole["message"]["tool_calls"], streamed):
+        assert len(calls) == count
+        assert json.loads(calls[0]["function"]["arguments"]) == {"city": "Zürich"}
+    assert finish == whole["finish_reason"] == "tool_calls"
+
+
+def test_a_stream_goes_on_behind_marks_that_lead_to_no_call():
+    text = "Use `x` where a < b, as in {k: v}; then the rest of a long answer follows."
+    _, (content, calls, finish), chunks = replied(text)
+    assert (content, calls, finish) == (text, [], "stop")
+    longest = max(len(chunk["delta"].get("content", "")) for chunk in chunks)
+    assert longest <= 12  # what may be a word of JSON, and what comes with it
+
+
 def test_half_a_character_in_arguments_can_be_sent():
     whole, (_, (streamed,), _), _ = replied('{"name": "weather", "arguments": {"x": "\\ud83d"}}')
     (call,) = whole["message"]["tool_calls"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from tunesmith.data.calls import BEGINS, Said, read_calls
+from tunesmith.data.calls import Said, read_calls, sure
 from tunesmith.data.render import Renderer
 from tunesmith.models.generate import Piece
 
@@ -100,12 +100,12 @@ class Reply:
         return said
 
     def _sure(self, choice: Choice, ended: Said | None) -> str:
-        """What is new and no part of a call: up to where one might begin, and in the end up to where one did."""
-        text, begin = choice.text, BEGINS.search(choice.text)
+        """What is new and no part of a call: up to where one may have begun, and in the end up to where one did."""
+        text = choice.text
         if ended:
             end = text.index(ended.text) + len(ended.text)
         else:
-            end = len(text) if choice.finish or begin is None else begin.start()
+            end = len(text) if choice.finish else sure(text, self.tools, choice.shown)
         found, choice.shown = text[choice.shown : end], max(end, choice.shown)
         return found
 
