@@ -11,6 +11,8 @@ from tunesmith.data.calls import Said, read_calls, sure
 from tunesmith.data.render import Renderer
 from tunesmith.models.generate import Piece
 
+from .spelling import Spelling
+
 Json = dict[str, Any]
 
 
@@ -46,6 +48,12 @@ class Reply:
     with_usage: bool = False
     tools: frozenset[str] = frozenset()
     """Names of the tools that were offered; what an answer ends with is told as their calls where it is."""
+    one_call: bool = False
+    """Whether only the first of several calls is told."""
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        return Spelling(self.renderer)
 
     @cached_property
     def id(self) -> str:
@@ -161,20 +169,14 @@ class Reply:
             offsets.append(start)
             start += len(piece.text)
         return {
-            "tokens": [self._name(piece.token) for piece in told],
+            "tokens": [self._spelling.name(piece.token) for piece in told],
             "token_logprobs": [piece.logprob for piece in told],
-            "top_logprobs": [{self._name(token): value for token, value in piece.top} for piece in told],
+            "top_logprobs": [{self._spelling.name(token): value for token, value in piece.top} for piece in told],
             "text_offset": offsets[: len(told)],
         }
 
     def _token(self, token: int, logprob: float) -> Json:
-        name = self._name(token)
-        return {"token": name, "logprob": logprob, "bytes": None if "\ufffd" in name else list(name.encode())}
-
-    def _name(self, token: int) -> str:
-        """A token as text; a part of a character has none of its own and shows as U+FFFD."""
-        found: str = self.renderer.tokenizer.decode([token])
-        return found
+        return {"token": self._spelling.text(token), "logprob": logprob, "bytes": self._spelling.bytes(token)}
 
 
 def _told(said: Said) -> list[Json]:
