@@ -142,6 +142,15 @@ def test_a_prompt_beyond_the_limit_is_refused_before_anything_is_generated(live)
     assert refusal(live.http.post("/v1/chat/completions", json=long))["code"] == "context_length_exceeded"
     for field in ("max_tokens", "max_completion_tokens"):
         much = refusal(live.http.post("/v1/chat/completions", json={**GOOD, field: 201}))
+def test_a_schema_for_calls_is_refused_where_it_is_asked_for(live):
+    for strict, status in ((True, 400), (False, 200)):
+        tool = {"type": "function", "function": {**FUNCTION["function"], "strict": strict}}
+        found = live.http.post("/v1/chat/completions", json={**GOOD, "tools": [tool], "tool_choice": "none"})
+        assert found.status_code == status
+        if status == 400:
+            assert "strict: this server does not hold answers to a schema" in refusal(found)["message"]
+
+
         assert (much["code"], much["param"], field in much["message"]) == ("context_length_exceeded", field, True)
 
 

@@ -63,13 +63,13 @@ def test_an_answer_may_come_back_as_clients_hold_it():
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
 
 
-def replied(text: str, finish: str = "stop", tools=("weather",), size: int = 3):
+def replied(text: str, finish: str = "stop", tools=("weather",), size: int = 3, one_call: bool = False):
     """A reply to one prompt, whole and in pieces of some characters: the message, and what a client puts together of the chunks."""
     parts = [text[start : start + size] for start in range(0, len(text), size)] or [""]
     pieces = [Piece(0, 5, part, 0.0, (), None) for part in parts]
     pieces[-1] = replace(pieces[-1], finish=finish)
     whole, stream = (
-        Reply("chat", "tuned", SimpleNamespace(ends=()), 3, [Choice()], False, False, frozenset(tools))
+        Reply("chat", "tuned", SimpleNamespace(ends=()), 3, [Choice()], False, False, frozenset(tools), one_call)
         for _ in range(2)
     )
     whole.choices[0].pieces.extend(pieces)

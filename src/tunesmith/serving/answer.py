@@ -69,6 +69,7 @@ class Answer:
             samplings[0].logprobs,
             asked.with_usage,
             frozenset(tool["function"]["name"] for tool in asked.rendered_tools),
+            isinstance(asked, ChatAsked) and asked.parallel_tool_calls is False,
         )
         self.job = self.engine.submit(asked.model, repeated, samplings)
 

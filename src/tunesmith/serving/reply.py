@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -119,7 +119,8 @@ class Reply:
 
     def _ended(self, choice: Choice) -> Said | None:
         """What a finished answer said, if it ends with calls."""
-        return read_calls(choice.text, self.tools) if self.tools and choice.finish == "stop" else None
+        found = read_calls(choice.text, self.tools) if self.tools and choice.finish == "stop" else None
+        return replace(found, calls=found.calls[:1]) if found and self.one_call else found
 
     def closing(self) -> list[Json]:
         """Chunks after the last piece: the token counts, if they were asked for."""

@@ -25,7 +25,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "metadata": ({},),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "presence_penalty": (0,),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
@@ -119,6 +118,12 @@ class Function(Closed):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
+    @model_validator(mode="after")
+    def _promises_nothing(self) -> "Function":
+        if self.strict:
+            raise ValueError("strict: this server does not hold answers to a schema; leave it out, or say false")
+        return self
+
 
 class Tool(Closed):
     type: Literal["function"]
@@ -197,6 +202,7 @@ class ChatAsked(Asked):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
     _offered: list[Any] = PrivateAttr(default_factory=list)
 
     @model_validator(mode="wrap")
