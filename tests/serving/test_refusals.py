@@ -8,6 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tunesmith.serving.engine import Engine
+from tunesmith.serving.settings import Serve
+
+from .conftest import serve
+
 GOOD = {"model": "tuned", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
 FUNCTION = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 
@@ -137,11 +142,6 @@ def test_tools_are_refused_where_the_template_drops_them(live):
     assert without.status_code == 200
 
 
-def test_a_prompt_beyond_the_limit_is_refused_before_anything_is_generated(live):
-    long = {**GOOD, "messages": [{"role": "user", "content": "word " * 400}]}
-    assert refusal(live.http.post("/v1/chat/completions", json=long))["code"] == "context_length_exceeded"
-    for field in ("max_tokens", "max_completion_tokens"):
-        much = refusal(live.http.post("/v1/chat/completions", json={**GOOD, field: 201}))
 def test_a_schema_for_calls_is_refused_where_it_is_asked_for(live):
     for strict, status in ((True, 400), (False, 200)):
         tool = {"type": "function", "function": {**FUNCTION["function"], "strict": strict}}
@@ -151,6 +151,11 @@ def test_a_schema_for_calls_is_refused_where_it_is_asked_for(live):
             assert "strict: this server does not hold answers to a schema" in refusal(found)["message"]
 
 
+def test_a_prompt_beyond_the_limit_is_refused_before_anything_is_generated(live):
+    long = {**GOOD, "messages": [{"role": "user", "content": "word " * 400}]}
+    assert refusal(live.http.post("/v1/chat/completions", json=long))["code"] == "context_length_exceeded"
+    for field in ("max_tokens", "max_completion_tokens"):
+        much = refusal(live.http.post("/v1/chat/completions", json={**GOOD, field: 201}))
         assert (much["code"], much["param"], field in much["message"]) == ("context_length_exceeded", field, True)
 
 
@@ -172,6 +177,50 @@ def test_other_hosts_and_foreign_pages_are_kept_out(live):
         foreign = live.http.post("/v1/chat/completions", json=GOOD, headers={"Origin": origin})
         assert refusal(foreign)["code"] == "origin_not_allowed"
     assert live.http.post("/v1/chat/completions", json=GOOD, headers={"Origin": live.url}).status_code == 200
+
+
+PAGE = "https://app.example:8443"
+"""Of a host that `allowed_hosts` names where the server is `shared`."""
+
+
+@pytest.fixture(scope="module")
+def shared(tiny, tmp_path_factory):
+    settings = Serve(port=0, allowed_hosts=("app.example",))
+    path = tmp_path_factory.mktemp("shared") / "requests.sqlite"
+    yield from serve(Engine({"tuned": tiny("tuned", 1)}, settings), settings, path)
+
+
+def test_a_page_of_an_allowed_host_may_ask_first_and_read_the_answer(shared):
+    asks = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-stainless-os"}  # fmt: skip
+    first = httpx.options(f"{shared.url}/v1/chat/completions", headers=asks)
+    assert (first.status_code, first.content) == (204, b"")
+    assert first.headers["access-control-allow-origin"] == PAGE
+    assert "POST" in first.headers["access-control-allow-methods"]
+    assert first.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
+    for asked, status in ((GOOD, 200), ({**GOOD, "model": "x"}, 404), ({**GOOD, "stream": True}, 200)):
+        answer = shared.http.post("/v1/chat/completions", json=asked, headers={"Origin": PAGE})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, PAGE)
+        assert "Origin" in answer.headers["vary"]
+    stranger = httpx.get(f"{shared.url}/v1/models", headers={"Origin": PAGE})
+    assert (stranger.status_code, stranger.headers["access-control-allow-origin"]) == (401, PAGE)
+
+
+def test_other_pages_are_told_no_when_they_ask(shared):
+    asks = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    found = httpx.options(f"{shared.url}/v1/chat/completions", headers=asks)
+    assert refusal(found)["code"] == "origin_not_allowed"
+    assert "access-control-allow-origin" not in found.headers
+    rebound = httpx.options(f"{shared.url}/v1/models", headers={**asks, "Origin": PAGE, "Host": "evil.example"})
+    assert refusal(rebound)["code"] == "host_not_allowed"
+    read = shared.http.get("/v1/models", headers={"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in read.headers
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER"])
+def test_the_scheme_of_a_token_is_written_in_any_case(live, scheme):
+    key = live.openai.api_key
+    assert httpx.get(f"{live.url}/v1/models", headers={"Authorization": f"{scheme} {key}"}).status_code == 200
+    assert httpx.get(f"{live.url}/v1/models", headers={"Authorization": f"Basic {key}"}).status_code == 401
 
 
 def test_unknown_routes_and_methods_are_told_in_the_envelope(live):

@@ -43,7 +43,7 @@ class Serve(Spec):
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on; 0 takes any that is free."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names by which clients may call the server, besides `host`, localhost and the loopback addresses."""
+    """Names by which clients may call the server, besides `host`, localhost and the loopback addresses; web pages of these hosts may call it, too."""
     token_file: Path | None = None
     """File that holds the bearer token; else the variable TUNESMITH_TOKEN, else a new one is made and printed."""
     body_limit: PositiveInt = 1_048_576
