@@ -229,6 +229,7 @@ def test_the_command_computes_nothing_again_and_writes_pages(made, recipe):
     page, told = (folder / "curve.html").read_text(), (folder / "curve.md").read_text()
     assert page.count('<svg class="plot"') > 1
     assert "SVM" in page
+    assert '<figure class="card" role="img"' not in page, "hides its caption from screen readers"
     assert "few-shot" in page
     assert "| 16 | 2 | 1 |" in told
     assert "| from 8 to 16 |" in told

@@ -64,6 +64,12 @@ def test_the_verdict_names_figure_difference_and_interval(page: Reader, whole: R
     assert "tuned beats base: json_fields 95.0 against" in page.text
 
 
+def test_figures_in_words_are_no_part_of_a_picture(page: Reader) -> None:
+    """What is an image to a screen reader has no parts; the figures of a forest stand nowhere else."""
+    drawn = [about for tag, about in page.tags if tag == "figure" and about.get("class") == "forest"]
+    assert [about["role"] for about in drawn] == ["group"] * len(drawn) != []
+
+
 def test_every_part_system_and_slice_has_its_figure(page: Reader) -> None:
     for system, right in RIGHT.items():
         share = 100 * (right + ROWS - (system == "base")) / (2 * ROWS)
