@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.base import ConfigError
+from tunesmith.stages.merged import read_merged
 from tunesmith.stages.recipe import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -40,6 +41,19 @@ class TestExtends:
         path = written(tmp_path / "mine", "r.yaml", "extends: ../shared/base.yaml\nprepare: {test: held_out.jsonl}\n")
         found = read_recipe(path).prepare
         assert (found.source, found.test) == (str(base.parent / "rows.jsonl"), str(path.parent / "held_out.jsonl"))
+
+    def test_the_token_is_where_the_recipe_says(self, base, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        text = "extends: ../shared/base.yaml\nserve: {token_file: token}\n"
+        path = written(tmp_path / "mine", "r.yaml", text)
+        assert read_recipe(path).serve.token_file == path.parent / "token"
+        assert read_recipe(path, ("serve.token_file=~/token",)).serve.token_file == tmp_path / "home" / "token"
+        several = written(tmp_path / "mine", "ab.yaml", "runs: [a, ~/b]\nserve: {token_file: ../token}\n")
+        found = read_merged(several)
+        assert (found.serve.token_file, found.runs) == (
+            tmp_path / "token",
+            (path.parent / "a", tmp_path / "home" / "b"),
+        )
 
     def test_a_member_of_another_kind_takes_no_fields_over(self, base, tmp_path):
         text = "extends: ../shared/base.yaml\ninitialise: {adapter: {kind: ia3}}\n"

@@ -15,6 +15,7 @@ from .deploy import Deploy
 from .inputs import read_by
 from .merge import Merge
 from .order import Stages
+from .recipe import anchor
 from .sources import Source, check, read_sources
 
 
@@ -50,14 +51,13 @@ def is_merged(tree: dict[str, Any]) -> bool:
 
 
 def read_merged(path: Path, assignments: tuple[str, ...] = ()) -> Merged:
-    """Read a merged run's recipe and apply `path.to.field=value` overrides; runs are relative to the recipe's folder.
+    """Read a merged run's recipe and apply `path.to.field=value` overrides; paths are relative to the recipe's folder.
 
     Raises:
         ConfigError: the file or an override is wrong.
     """
     tree = read_yaml(path)
-    if isinstance(tree.get("runs"), list):
-        tree["runs"] = [str((path.parent / str(run)).resolve()) for run in tree["runs"]]
+    anchor(tree, path.parent)
     return _read(tree, assignments, str(path))
 
 
@@ -68,6 +68,7 @@ def merged_from(runs: list[Path], assignments: tuple[str, ...]) -> Merged:
 
 def _read(tree: dict[str, Any], assignments: tuple[str, ...], origin: str) -> Merged:
     overridden(tree, assignments, Merged)
+    anchor(tree, Path.cwd())
     return validate(Merged, tree, origin)
 
 

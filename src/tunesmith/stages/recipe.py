@@ -197,9 +197,9 @@ class Recipe(Spec):
 
 PATHS = (
     ("prepare", "source"), ("prepare", "test"), ("prepare", "validation"), ("evaluate", "general"), ("evaluate", "retrieval", "documents"),
-    ("evaluate", "retrieval", "questions"),
+    ("evaluate", "retrieval", "questions"), ("serve", "token_file"), ("runs",),
 )  # fmt: skip
-"""Fields that name files; in a recipe they are relative to the recipe's folder, on the command line to the current one."""
+"""Fields that name files, or the runs that a merged one is made of; in a recipe they are relative to the recipe's folder, on the command line to the current one."""
 TRAININGS = (("finetune",), ("prune", "recovery"))
 MODELS = (("model",), *((*place, "objective", name) for place in TRAININGS for name in ("models", "teacher")))
 """Fields that name models: paths likewise, if there is something of that name."""
