@@ -1,5 +1,6 @@
 """The request log: what it keeps, what it never keeps, and for how long."""
 
+import sqlite3
 import time
 
 import pytest
@@ -154,3 +155,18 @@ def test_old_requests_go_from_a_quiet_server_too(tmp_path, monkeypatch):
     log.write(record(prompt="new"))
     log.close()
     assert [one.prompt for one in read_log(tmp_path / "log")] == ["new"]
+
+
+def test_what_was_deleted_is_gone_from_the_file_however_sqlite_was_built(tmp_path, monkeypatch):
+    connect, path = sqlite3.connect, tmp_path / "log"
+
+    def connected(*given, **named):
+        file = connect(*given, **named)
+        file.execute("pragma secure_delete = off")
+        return file
+
+    monkeypatch.setattr(sqlite3, "connect", connected)
+    keep(path, [record(time=time.time() - 3 * 86_400, prompt="expired"), record(prompt="kept")])
+    assert b"expired" in path.read_bytes()
+    keep(path, [], days=2)
+    assert (b"expired" in path.read_bytes(), b"kept" in path.read_bytes()) == (False, True)

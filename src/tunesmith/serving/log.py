@@ -208,6 +208,7 @@ def _open(path: Path, write: bool) -> sqlite3.Connection:
         if write:
             file.execute("pragma journal_mode = wal")
             file.execute("pragma synchronous = normal")
+            file.execute("pragma secure_delete = on")  # what is deleted leaves no bytes, however SQLite was built
         file.execute("select count(*) from sqlite_master").fetchone()
     except sqlite3.Error as error:
         why = "missing" if not path.exists() else str(error)
