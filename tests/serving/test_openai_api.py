@@ -1,14 +1,22 @@
 """The server as a client of OpenAI's library meets it."""
 
+import asyncio
 import concurrent.futures
 import json
 import time
 
+import httpx
 import openai
 import pytest
 
 from tunesmith.data.render import Renderer
-from tunesmith.serving.log import read_log
+from tunesmith.models.decoding import FusedDecoding
+from tunesmith.serving.api import create_app
+from tunesmith.serving.engine import Engine
+from tunesmith.serving.log import RequestLog, read_log
+from tunesmith.serving.settings import Serve
+
+from .conftest import TOKEN
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a package?"}]
 
@@ -137,6 +145,31 @@ def test_a_client_that_leaves_frees_the_engine(live):
         time.sleep(0.05)
     left = next(record for record in read_log(live.log) if record.status == 499)
     assert 0 < left.answer_tokens < 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_the_server_cuts_off_did_not_end_because_the_client_left(tiny, tmp_path, monkeypatch, stream):
+    step = FusedDecoding.step
+    monkeypatch.setattr(FusedDecoding, "step", lambda self, feeds: time.sleep(0.05) or step(self, feeds))
+    settings = Serve(answer_limit=400)
+    engine, log = Engine({"tuned": tiny("tuned", 1)}, settings), RequestLog(tmp_path / "log", settings.log)
+    application = create_app(engine, settings, log, TOKEN)
+
+    async def ask():
+        way = httpx.ASGITransport(application)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with httpx.AsyncClient(transport=way, base_url="http://localhost", headers=headers) as client:
+            body = {"model": "tuned", "prompt": "Count", "max_tokens": 400, "temperature": 2.0, "stream": stream}
+            request = asyncio.create_task(client.post("/v1/completions", json=body))
+            while not engine.running:
+                await asyncio.sleep(0.01)
+            request.cancel()  # what uvicorn does to a request when it is told to end
+            await asyncio.wait([request])
+
+    asyncio.run(ask())
+    engine.close()
+    log.close()
+    assert [(one.status, one.error) for one in read_log(log.path)] == [(503, "the server is shutting down")]
 
 
 def test_metrics_count_what_was_answered(live):

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunesmith.models.generate import Sampling
 
-from .engine import Engine, Ids, Job, Served
+from .engine import Engine, Ids, Job, Served, closed
 from .log import CLIENT_LEFT, Record, is_json
 from .reply import Choice, Reply
 from .request_error import RequestError
@@ -36,6 +36,7 @@ class Answer:
         self.first: float | None = None
         self.status = 500
         self.error: str | None = None
+        self.left = False
         self.asked: Asked | None = None
         self.texts: list[str] = []
         self.prompts: list[Ids] = []
@@ -95,15 +96,20 @@ class Answer:
                     yield json.dumps(chunk)
             yield "[DONE]"
         except RequestError as refusal:
-            self.refused(refusal)
+            self.stopped(refusal)
             yield json.dumps(refusal.envelope)
         finally:
             self.ended(self)
 
-    def refused(self, refusal: RequestError) -> None:
-        """Note that, and why, the request was not answered."""
-        self.status = refusal.status
-        self.error = refusal.message
+    def stopped(self, reason: BaseException) -> None:
+        """Note why the request was not answered to its end: it was refused, or cancelled, since the client left or else the server is told to end."""
+        if not isinstance(reason, RequestError):
+            reason = RequestError(CLIENT_LEFT, "the client left") if self.left else closed()
+        self.status, self.error = reason.status, reason.message
+
+    async def leave(self, _: object = None) -> None:
+        """Note that the client does not wait for the rest of a stream."""
+        self.left = True
 
     def records(self) -> list[Record]:
         """What the log is to keep: one record for each prompt, or one for a request that did not get that far."""
@@ -170,8 +176,8 @@ class Answer:
         try:
             yield
             self.status = 200
-        except (asyncio.CancelledError, GeneratorExit):
-            self.status = CLIENT_LEFT
+        except (asyncio.CancelledError, GeneratorExit) as reason:
+            self.stopped(reason)
             raise
         finally:
             self.job.cancel()

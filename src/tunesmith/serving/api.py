@@ -92,13 +92,15 @@ def _add_answers(application: FastAPI, engine: Engine, log: RequestLog | None, m
             await _while_there(request, answer.prepare())
             if not answer.streams:
                 return JSONResponse(await _while_there(request, answer.whole()))
-        except RequestError as refusal:
-            answer.refused(refusal)
+        except (RequestError, asyncio.CancelledError) as reason:
+            answer.stopped(reason)
             raise
         finally:
             if not answer.streams or answer.error is not None:
                 note(answer)
-        return EventSourceResponse(answer.events(), sep="\n", shutdown_grace_period=GRACE)
+        return EventSourceResponse(
+            answer.events(), sep="\n", client_close_handler_callable=answer.leave, shutdown_grace_period=GRACE
+        )
 
     @application.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
