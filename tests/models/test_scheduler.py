@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith.kernels.decode import up
 from tunesmith.models.attention import plain
 from tunesmith.models.decoding import FusedDecoding
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.pages import PAGE, Pages
 from tunesmith.models.sampling import Completion
-from tunesmith.models.scheduler import Scheduler
+from tunesmith.models.scheduler import Scheduler, cache_bytes
 
 WAYS = ("fused", "generic", "padded")
 SYSTEM = list(range(3, 80))
@@ -127,6 +128,17 @@ def test_a_cancelled_answer_frees_its_place_and_its_pages(fused):
     assert scheduler.idle
     assert scheduler.pages.available == 4
     scheduler.cancel(1)  # harmless
+
+
+def test_what_a_cache_takes_is_known_before_it_is_there(loaded):
+    """Of a token: keys and values of each layer's groups, in the dtype that they are kept in; the padded way keeps none ahead."""
+    config, scheduler = loaded.model.config, Scheduler(loaded, batch=1, chunk=50, room=40 * PAGE, keep=True)
+    run(scheduler, {0: [(0, [5, 6], Sampling(max_tokens=2))]})
+    found = cache_bytes(loaded, 40 * PAGE - 1)
+    assert found == scheduler.decoding.size
+    width = config.hidden_size // config.num_attention_heads
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * (up(width) if loaded.fuse else width) * 4
+    assert found == (40 * PAGE * token if loaded.forest else 0)
 
 
 def test_what_can_never_fit_is_refused(fused):

@@ -1,19 +1,21 @@
 """One server, one base in memory, several adapters: the `model` of a request chooses."""
 
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from tunesmith.base import ConfigError, Run, Spec, Stage
+from tunesmith.base import ConfigError, MachineError, Run, Spec, Stage
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.several import Several
 from tunesmith.models.generate import Sampling, generate
+from tunesmith.models.scheduler import cache_bytes
 from tunesmith.serving.engine import Engine
 from tunesmith.serving.settings import Serve
-from tunesmith.stages.served import adapters_of
+from tunesmith.stages.served import adapters_of, check_cache
 
 from .conftest import serve
 
@@ -49,6 +51,19 @@ def test_requests_at_once_get_what_each_adapter_says_alone(tiny, folders, tmp_pa
     for running in serve(Engine(several.models, settings), settings, tmp_path / "log.sqlite"):
         found = asked_at_once(running.openai)
     assert found == expected
+
+
+def test_a_cache_that_does_not_fit_is_told_before_requests_come(tiny, monkeypatch):
+    models = {name: tiny(name, 0) for name in ("tuned", "base")}
+    needed = sum(cache_bytes(loaded, 640) for loaded in models.values())
+    assert needed > 0
+    assert check_cache(models, 640, free=2 * needed) is None
+    told = r"serve\.cache: keys and values of 640 tokens of each of 2 models take .* GB are free; set it to 256 or less"
+    assert re.fullmatch(told, check_cache(models, 640, free=needed // 2))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(MachineError, match=told):
+        check_cache(models, 640, free=needed // 2)
+    assert check_cache(models, 256, free=needed // 2) is None
 
 
 class Trained(Spec):

@@ -10,7 +10,7 @@ from tunesmith.base import Artifact, Interrupted, MachineError, Run
 from tunesmith.base.spec import validate
 from tunesmith.serving.settings import Serve
 from tunesmith.stages.pipeline import LOG, open_any
-from tunesmith.stages.served import adapters_of, models_of
+from tunesmith.stages.served import adapters_of, check_cache, models_of
 
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -44,6 +44,8 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
     with contextlib.closing(open_port(settings)) as socket:
         console.print("loading the models")
         models = models_of(deployed[0], adapters)
+        if short := check_cache(models, settings.cache):
+            console.print(Text.assemble(("warning", "yellow"), f" {short}, before requests have filled them"))
         address = f"http://{url_host(settings.host)}:{socket.getsockname()[1]}/v1"
         console.print(
             Text.assemble(f"serving {', '.join(models)} at ", (address, "bold"), f"; requests are logged to {log}")

@@ -53,6 +53,11 @@ class Decoding(ABC):
     def copy(self, source: int, target: int) -> None:
         """Copy a page to another."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that its pages take where all are in use; models of which transformers' own layers are a part show it with their first tokens."""
+        return 0
+
     def forget(self, sequence: int) -> None:  # noqa: B027  (nothing to do where pages hold everything)
         """A sequence goes on no further."""
 
@@ -71,6 +76,11 @@ class FusedDecoding(Decoding):
         decoder = loaded.decoder()
         assert decoder is not None
         return cls(decoder, pages)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the storage, which takes memory as it is written."""
+        return self.layers.storage.pages.nbytes
 
     def copy(self, source: int, target: int) -> None:
         """Copy a page to another."""
@@ -125,6 +135,11 @@ class GenericDecoding(Decoding):
     def of(cls, loaded: Loaded, pages: int) -> Self:
         """With room for so many pages."""
         return cls(loaded, pages)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers' keys and values, which a GPU takes at the first tokens."""
+        return sum(one.nbytes for pair in self.layers.values() for one in pair)
 
     def copy(self, source: int, target: int) -> None:
         """Copy a page to another."""

@@ -153,6 +153,16 @@ def _ahead(other: Course, prompt: list[int]) -> int:
     return common if common > other.held.length else 0
 
 
+@torch.no_grad()
+def cache_bytes(loaded: Loaded, room: int) -> int:
+    """Bytes of the keys and values of `room` tokens, as a step of one token shows; 0 where none are kept in pages."""
+    loaded.model.eval()
+    loaded.turn()
+    decoding = decoding_of(loaded).of(loaded, 1)
+    decoding.step([Feed(0, [0], 0, [0])])
+    return decoding.size * Pages.needed(room)
+
+
 def decoding_of(loaded: Loaded) -> type[Decoding]:
     """How a model decodes."""
     if not loaded.forest:

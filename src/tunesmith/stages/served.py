@@ -5,13 +5,19 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.base import Artifact, ConfigError, Run
+from tunesmith.base import Artifact, ConfigError, MachineError, Run
+from tunesmith.kernels.decode import PAGE
 from tunesmith.methods.merging.peft_file import rank_of
 from tunesmith.methods.several import BASE, Several
 from tunesmith.models.load import Loaded, load, served
 from tunesmith.models.quantize import KINDS
+from tunesmith.models.scheduler import cache_bytes
 
 from .judge import learnt_by
+from .machine import available_memory
+
+SHARE = 0.9
+"""Of free memory, what keys and values may take; the rest is for what a step computes."""
 
 
 def adapters_of(folders: Sequence[Path], deployed: Sequence[Artifact]) -> dict[str, Path]:
@@ -65,3 +71,23 @@ def models_of(deployed: Artifact, adapters: Mapping[str, Path]) -> dict[str, Loa
     if not adapters:
         return {"tuned": load(str(deployed / "model"), precision), BASE: load(model, precision)}
     return Several(load(model, precision), adapters).models
+
+
+def check_cache(models: Mapping[str, Loaded], tokens: int, free: int | None = None) -> str | None:
+    """Hold the keys and values of so many tokens of each model against the bytes that are free; what to warn of, if anything.
+
+    Raises:
+        MachineError: they do not fit on a GPU, which takes all of that at the first request. CPUs take it as requests come.
+    """
+    free = available_memory() if free is None else free
+    needed = sum(cache_bytes(loaded, tokens) for loaded in models.values())
+    if needed <= SHARE * free:
+        return None
+    fits = max(int(tokens * SHARE * free / needed) // PAGE, 1) * PAGE
+    told = (
+        f"serve.cache: keys and values of {tokens} tokens of each of {len(models)} models take {needed / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free; "
+        f"set it to {fits} or less"
+    )
+    if torch.cuda.is_available():
+        raise MachineError(told)
+    return told
