@@ -108,6 +108,25 @@ def test_a_failed_stage_leaves_the_earlier_artifacts_alone(run, kitchen):
     assert not list(run.path.glob("*.partial"))
 
 
+def test_what_was_finished_last_stands_until_something_else_is(run, kitchen):
+    stage, seen = Stage("cook", 1, kitchen), []
+    first = run.once(stage, Cook())
+    kitchen.error, kitchen.at_end = ValueError("burnt"), lambda: seen.append(run.last("cook").path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="burnt"):
+            run.once(stage, Cook(salt=2))
+        run.interrupted("cook")
+        assert run.last("cook").path == first.path
+    assert seen == [first.path] * 2  # while another was under way
+    kitchen.error, kitchen.at_end = None, lambda: None
+    second = run.once(stage, Cook(salt=2))
+    assert (run.last("cook").path, "done" in run.states["cook"]) == (second.path, False)
+    Run(run.path).once(stage, Cook())  # another process
+    assert (run.last("cook").path, kitchen.ran) == (first.path, 4)  # gone back to, not made anew
+    with pytest.raises(ArtifactError, match="stage 'bake' is not started"):
+        run.last("bake")
+
+
 @pytest.mark.parametrize("error", [Interrupted(signal.SIGTERM), KeyboardInterrupt()])
 def test_an_interrupted_stage_says_so(run, kitchen, error):
     kitchen.error = error

@@ -39,6 +39,17 @@ class Events:
                 if found is not None and all(found.get(name) == value for name, value in wanted.items()):
                     yield found
 
+    @property
+    def spent(self) -> float:
+        """Seconds that attempts at an artifact took since it was last done, as far as its events tell."""
+        spent, begun, last = 0.0, None, 0.0
+        for event in self.read():
+            if event["event"] in ("started", "done"):
+                spent = 0.0 if event["event"] == "done" else spent + (last - begun if begun is not None else 0.0)
+                begun = event["time"] if event["event"] == "started" else None
+            last = event["time"]
+        return spent + (last - begun if begun is not None else 0.0)
+
     def since(self, offset: int) -> Iterator[dict[str, Any]]:
         """Whole lines from a byte offset on; each event carries the `offset` to go on from."""
         if not self.path.exists():

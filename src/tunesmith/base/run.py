@@ -61,7 +61,7 @@ class Run:
 
     @property
     def states(self) -> dict[str, dict[str, Any]]:
-        """Per stage: `state` (running, done, failed, interrupted), `artifact` (folder name), `seconds`, `error`."""
+        """Per stage: `state` (running, done, failed, interrupted), `artifact` (folder name), `seconds`, `error`, and `done`, the folder that was finished before."""
         path = self.path / "stages.json"
         try:
             found: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
@@ -80,15 +80,23 @@ class Run:
         """
         state = self.states.get(stage, {})
         if state.get("state") != "done":
-            more = (
-                "; if the gate did not promote this model, set deploy.ungated=true to deploy it all the same"
-                if stage == "deploy"
-                else ""
-            )
+            more = "; if the gate did not promote this model, set deploy.ungated=true to deploy it all the same"
             raise ArtifactError(
-                f"{self.path}: stage {stage!r} is {state.get('state', 'not started')}; run `tunesmith run` first{more}"
+                f"{self.path}: stage {stage!r} is {state.get('state', 'not started')}; run `tunesmith run` first{more if stage == 'deploy' else ''}"
             )
-        found = self.open(state["artifact"])
+        return self._of(stage, state["artifact"])
+
+    def last(self, stage: str) -> Artifact:
+        """The artifact of a stage that was finished last, verified, though a later attempt may have been refused, or be under way.
+
+        Raises:
+            ArtifactError: the stage has never finished in this run.
+        """
+        folder = _finished(self.states.get(stage, {}))
+        return self.artifact(stage) if folder is None else self._of(stage, folder)
+
+    def _of(self, stage: str, folder: str) -> Artifact:
+        found = self.open(folder)
         if found.manifest["stage"] != stage:
             raise ArtifactError(
                 f"{self.path / 'stages.json'}: says that {found.path.name} is of {stage!r}; delete it and run again"
@@ -222,7 +230,7 @@ class Run:
     ) -> Artifact:
         work = self.path / f"{final.name}.partial"
         out = Output(work, self.events.tagged(artifact=final.name))
-        start, spent = time.monotonic(), _spent(out.events)
+        start, spent = time.monotonic(), out.events.spent
         with self._told(stage.name, final.name), room(work):
             work.mkdir(parents=True, exist_ok=True)
             for left in [path for path in work.rglob(".*") if UNFINISHED.fullmatch(path.name)]:
@@ -263,18 +271,16 @@ class Run:
             self.events.write("interrupted", stage=stage)
 
     def _note(self, stage: str, **state: Any) -> None:
-        write_json(self.path / "stages.json", {**self.states, stage: state})
+        states = self.states
+        before = _finished(states.get(stage, {}))
+        if state["state"] != "done" and before is not None:
+            state["done"] = before
+        write_json(self.path / "stages.json", {**states, stage: state})
 
 
-def _spent(events: Events) -> float:
-    """Seconds that earlier attempts at an artifact took, as far as its events tell."""
-    spent, begun, last = 0.0, None, 0.0
-    for event in events.read():
-        if event["event"] in ("started", "done"):
-            spent = 0.0 if event["event"] == "done" else spent + (last - begun if begun is not None else 0.0)
-            begun = event["time"] if event["event"] == "started" else None
-        last = event["time"]
-    return spent + (last - begun if begun is not None else 0.0)
+def _finished(state: dict[str, Any]) -> str | None:
+    """The folder that a stage in this state finished last, if it ever did."""
+    return state["artifact"] if state.get("state") == "done" else state.get("done")
 
 
 def run_of(given: Path, folder: Path | None = None) -> Run:
@@ -283,10 +289,10 @@ def run_of(given: Path, folder: Path | None = None) -> Run:
 
 
 def deployed(name: str) -> Artifact | None:
-    """What a run deployed, where a model is named by the run's folder; None where it is named otherwise.
+    """What a run deployed last, where a model is named by the run's folder; None where it is named otherwise.
 
     Raises:
         ArtifactError: the run deployed nothing.
     """
     folder = Path(name).expanduser()
-    return Run(folder).artifact("deploy") if (folder / "stages.json").exists() else None
+    return Run(folder).last("deploy") if (folder / "stages.json").exists() else None

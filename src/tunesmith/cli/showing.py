@@ -31,6 +31,8 @@ def show_run(folder: Path, as_json: bool) -> None:
         console.print(Text.assemble((f"{name:11}", "bold"), told))
         if "error" in stage:
             console.print(f"    {stage['error']}")
+        if "done" in stage:
+            console.print(f"    finished before: {stage['done']}")
         for key, value in stage.get("metrics", {}).items():
             if isinstance(value, int | float | str):
                 console.print(f"    {key.replace('_', ' ')}: {value}")

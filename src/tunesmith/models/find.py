@@ -33,7 +33,7 @@ def locate(name: str) -> Path:
     if (path / "config.json").is_file():
         return path
     if (path / "stages.json").is_file():
-        return Run(path).artifact("deploy").path / "model"
+        return Run(path).last("deploy").path / "model"
     if path.is_dir():
         raise ModelError(
             f"model {name}: the folder has no config.json; give a folder that transformers' save_pretrained wrote"
