@@ -12,7 +12,7 @@ import pytest
 from transformers import BertConfig
 
 from tunesmith.base import Artifact
-from tunesmith.cli.serving import _warn_of_age
+from tunesmith.cli.serving import warn_of_age
 
 GOOD = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]}
 
@@ -252,7 +252,7 @@ def test_an_older_model_is_not_served_in_silence(tmp_path, capsys):
     made = Artifact(tmp_path / "deploy-a", {"parents": [{"stage": "finetune", "folder": "finetune-a"}, others]})
     for name in ("finetune-a", "finetune-b"):
         (tmp_path / "stages.json").write_text(json.dumps({"finetune": {"state": "done", "artifact": name}}))
-        _warn_of_age(tmp_path, made)
+        warn_of_age(tmp_path, made)
         assert ("was trained or measured again since" in " ".join(capsys.readouterr().err.split())) == (
             name == "finetune-b"
         )

@@ -2,18 +2,29 @@
 
 import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.base import ArtifactError
-from tunesmith.serving.log import MARK, Record, Redactor, RequestLog, is_json, read_keeping, read_log, settle
+from tunesmith.serving.log import (
+    MARK,
+    Record,
+    Redactor,
+    RequestLog,
+    count_others,
+    is_json,
+    read_keeping,
+    read_log,
+    settle,
+)
 from tunesmith.serving.settings import RequestLogging
 
 
-def keep(path, records, **settings):
-    log = RequestLog(path, RequestLogging(**settings))
+def keep(path, records, artifact=None, **settings):
+    log = RequestLog(path, RequestLogging(**settings), artifact)
     for record in records:
         log.write(record)
     log.close()
@@ -40,11 +51,26 @@ def test_records_come_back_as_they_were(tmp_path):
     assert keep(tmp_path / "log", written) == written
 
 
-def test_reading_chooses_model_time_and_newest(tmp_path):
-    now = time.time()
-    keep(tmp_path / "log", [record(model=name, time=now + number) for number, name in enumerate(["a", "b", "a", "a"])])
-    assert [found.time for found in read_log(tmp_path / "log", model="a", newest=2)] == [now + 2, now + 3]
-    assert [found.model for found in read_log(tmp_path / "log", since=now + 1)] == ["b", "a", "a"]
+def test_reading_chooses_model_artifact_and_newest(tmp_path):
+    now, path = time.time(), tmp_path / "log"
+    keep(path, [record(model=name, time=now + number) for number, name in enumerate(["a", "b", "a", "a"])])
+    assert [found.time for found in read_log(path, model="a", newest=2)] == [now + 2, now + 3]
+    for served in ("deploy-1", "deploy-2", "deploy-1"):
+        keep(path, [record(model="a", answer=served), record(model="b")], served)
+    assert [found.answer for found in read_log(path, model="a", artifact="deploy-1")] == ["deploy-1"] * 2
+    assert len(list(read_log(path, artifact="deploy-1", newest=3))) == 3
+    assert count_others(path, "deploy-1", "a") == (1, 3)
+    assert count_others(path, "deploy-1") == (2, 4)
+
+
+def test_a_log_that_does_not_say_what_was_served_is_read_and_gone_on_with(tmp_path):
+    path = tmp_path / "log"
+    keep(path, [record(prompt="old")])
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("alter table requests drop column artifact")
+    assert [(one.prompt, one.artifact) for one in read_log(path)] == [("old", None)]
+    assert count_others(path, "deploy-1") == (0, 1)
+    assert [one.artifact for one in keep(path, [record()], "deploy-1")] == [None, "deploy-1"]
 
 
 def test_text_can_be_left_out(tmp_path):

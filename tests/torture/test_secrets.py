@@ -207,7 +207,8 @@ def test_every_command_is_tried():
 def serve_and_ask(folder: Path, counted) -> None:
     """Every secret is sent to a run's server, wherever a request can hold a text; what its log keeps is searched with all other files."""
     asked = {"model": "tuned", "messages": [{"role": "user", "content": "Shade?"}], "max_tokens": 2}
-    with serving(Run(folder).artifact("deploy"), RequestLog(folder / LOG, RequestLogging())) as client:
+    deployed = Run(folder).artifact("deploy")
+    with serving(deployed, RequestLog(folder / LOG, RequestLogging(), deployed.path.name)) as client:
         for text in SENT:
             bodies = [
                 {**asked, "messages": [{"role": "user", "content": f"Shade of {text}?"}]}, {**asked, "model": text}, {**asked, text: 1},

@@ -19,6 +19,7 @@ from tunesmith.stages.pipeline import Pipeline, open_any, open_run
 from tunesmith.stages.shared import together
 
 from .progress import following
+from .serving import warn_of_age
 
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 """Prints text as it is: classes, prompts and folders may look like markup."""
@@ -60,9 +61,12 @@ def run_stage(name: str, given: Path, folder: Path | None, assignments: tuple[st
     with together() as leads:
         if not leads:
             return 0
-        made = _stage(name, open_any(given, folder, assignments))
+        pipeline = open_any(given, folder, assignments)
+        made = _stage(name, pipeline)
     if name == "prompt":
         _print_prompts(made)
+    if name == "monitor" and isinstance(pipeline, Pipeline):
+        warn_of_age(pipeline.run.path, pipeline.deployed)
     print(made / WRITTEN[name] if name in WRITTEN else made.path)
     if name == "monitor":
         for alert in made.metrics["alerts"]:

@@ -24,7 +24,7 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
     Raises:
         ArtifactError: a run has not been deployed.
         ConfigError: several runs are not adapters of one base.
-        MachineError: the port is taken, or the server's packages are not installed.
+        MachineError: the port is taken, memory is too small, or the server's packages are not installed.
     """
     try:
         from tunesmith.serving.api import create_app
@@ -36,10 +36,10 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
     recipe, log = open_any(folders[0]).recipe, folders[0] / (LOG if len(folders) == 1 else SEVERAL)
     changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = validate(Serve, {**recipe.serve.model_dump(), **changes}, "serve")
-    deployed = [Run(one).artifact("deploy") for one in folders]
+    deployed = [Run(one).last("deploy") for one in folders]
     adapters = adapters_of(folders, deployed)
     for folder, artifact in zip(folders, deployed, strict=True):
-        _warn_of_age(folder, artifact)
+        warn_of_age(folder, artifact)
     token, made = find_token(settings)
     with contextlib.closing(open_port(settings)) as socket:
         console.print("loading the models")
@@ -52,17 +52,24 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
         )
         if made:
             console.print(f"token: {token}  (set TUNESMITH_TOKEN or serve.token_file to choose your own)")
-        application = create_app(Engine(models, settings), settings, RequestLog(log, settings.log), token)
+        kept = RequestLog(log, settings.log, " ".join(artifact.path.name for artifact in deployed))
+        application = create_app(Engine(models, settings), settings, kept, token)
         try:
             run_server(application, socket)
         except Interrupted:  # how a server is stopped
             console.print("stopped")
 
 
-def _warn_of_age(folder: Path, deployed: Artifact) -> None:
-    """Say so if what a run deployed is not what it trained and measured last: the gate may have refused that."""
+def warn_of_age(folder: Path, deployed: Artifact) -> None:
+    """Say so if what a run deployed is not what it trained and measured last: the gate may have refused that, or its deployment did not end."""
     states = Run(folder).states
     parents = [one for one in deployed.manifest["parents"] if one["stage"] in states]  # a merged run has others' too
-    if any(one["folder"] != states[one["stage"]]["artifact"] for one in parents):
-        told = f" {folder}: was trained or measured again since, and not deployed; what is served is what was deployed before ({deployed.path.name})"
-        console.print(Text.assemble(("warning", "yellow"), told))
+    newer = states.get("deploy", {"state": "done"})
+    if newer["state"] != "done":
+        why = f"to deploy what is newer is {newer['state']}" + (f" ({newer['error']})" if "error" in newer else "")
+    elif any(one["folder"] != states[one["stage"]]["artifact"] for one in parents):
+        why = "was trained or measured again since, and not deployed"
+    else:
+        return
+    told = f" {folder}: {why}; what is served is what was deployed before ({deployed.path.name})"
+    console.print(Text.assemble(("warning", "yellow"), told))

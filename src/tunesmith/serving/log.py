@@ -64,9 +64,13 @@ class Record:
     is_json: bool | None = None
     """Whether the answer, as a whole, is a JSON object or list; None without an answer."""
     error: str | None = None
+    artifact: str | None = None
+    """Folder name of the deployed artifact that was served at the time; of several runs all of them. None where the log does not say."""
 
 
 _COLUMNS = tuple(column.name for column in fields(Record))
+_ADDED = ("artifact",)
+"""Columns that logs lack which were begun before there were these; they hold text."""
 _INTEGER = ("status", "prompt_characters", "answer_characters", "prompt_tokens", "answer_tokens", "is_json")
 _REAL = ("time", "seconds", "first_seconds")
 _TYPED = (f"{name} {'integer' if name in _INTEGER else 'real' if name in _REAL else 'text'}" for name in _COLUMNS)
@@ -96,12 +100,17 @@ class Redactor:
 class RequestLog:
     """Writes records in a thread of its own, so that neither a slow disk nor a slow pattern holds up an answer.
 
+    Args:
+        path: the SQLite file; it is made, or gone on with.
+        keeping: what is kept of a request.
+        artifact: what is served, as each record is to say.
+
     Raises:
         ArtifactError: the file cannot be opened or is not a request log.
     """
 
-    def __init__(self, path: Path, keeping: RequestLogging) -> None:
-        self.path = path
+    def __init__(self, path: Path, keeping: RequestLogging, artifact: str | None = None) -> None:
+        self.path, self.artifact = path, artifact
         self.keeping = keeping
         self._redact = Redactor(keeping)
         self._writer = ThreadPoolExecutor(1, "request-log")
@@ -109,6 +118,8 @@ class RequestLog:
         self._file = _open(path, write=True)
         with self._file:
             self._file.executescript(_SCHEMA)
+            for column in _lacking(self._file):
+                self._file.execute(f"alter table requests add column {column} text")
             self._file.execute("insert or replace into keeping values (1, ?)", (keeping.model_dump_json(),))
         self._prune()
 
@@ -125,6 +136,7 @@ class RequestLog:
         kept = asdict(record)
         for name in ("model", "prompt", "answer", "error"):
             kept[name] = None if kept[name] is None else self._redact(kept[name])
+        kept["artifact"] = self.artifact
         if not self.keeping.text:
             kept["prompt"] = kept["answer"] = None
         marks = ", ".join("?" for _ in _COLUMNS)
@@ -146,28 +158,56 @@ class RequestLog:
             )
 
 
-def read_log(path: Path, model: str | None = None, since: float = 0.0, newest: int = -1) -> Iterator[Record]:
+def read_log(path: Path, model: str | None = None, artifact: str | None = None, newest: int = -1) -> Iterator[Record]:
     """Records of a log, oldest first.
 
     Args:
         path: the SQLite file; a server may be writing to it.
         model: only requests of the model of this name.
-        since: only those that arrived at this time (seconds since 1970) or later.
+        artifact: only those that came while this artifact was served.
         newest: at most so many, the newest ones; -1 is all.
 
     Raises:
         ArtifactError: the file is missing or is not a request log.
     """
     columns = ", ".join(_COLUMNS)
-    chosen = f"select id, {columns} from requests where time >= ? and (? is null or model = ?) order by id desc limit ?"
+    chosen = "select * from _ where ifnull(model = ?, 1) and ifnull(artifact = ?, ? is null) order by id desc limit ?"
+    asked = (model, artifact, artifact, newest)
+    for row in _rows(path, f"select {columns} from ({chosen}) order by id", asked):
+        values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+        values["is_json"] = None if values["is_json"] is None else bool(values["is_json"])
+        yield Record(**values)
+
+
+def count_others(path: Path, artifact: str, model: str | None = None) -> tuple[int, int]:
+    """Records that came while another artifact was served, and those of which the log does not say what was.
+
+    Raises:
+        ArtifactError: as `read_log`.
+    """
+    counted = "select total(artifact != ?), total(artifact is null) from _ where ifnull(model = ?, 1)"
+    ((another, unknown),) = _rows(path, counted, (artifact, model))
+    return int(another), int(unknown)
+
+
+def _rows(path: Path, query: str, values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """What a query finds among the requests, which it calls `_`; columns that an older log lacks are null.
+
+    Raises:
+        ArtifactError: the file is missing or is not a request log.
+    """
     with closing(_open(path, write=False)) as file:
         try:
-            for row in file.execute(f"select {columns} from ({chosen}) order by id", (since, model, model, newest)):
-                values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
-                values["is_json"] = None if values["is_json"] is None else bool(values["is_json"])
-                yield Record(**values)
+            lacking = "".join(f", null as {column}" for column in _lacking(file))
+            yield from file.execute(f"with _ as (select *{lacking} from requests) {query}", values)
         except sqlite3.DatabaseError as error:
             raise ArtifactError(f"{path}: not a request log ({error}); give the file that the server writes") from None
+
+
+def _lacking(file: sqlite3.Connection) -> list[str]:
+    """Columns that a log does not have because it is older than they are."""
+    there = {name for _, name, *_ in file.execute("pragma table_info(requests)")}
+    return [column for column in _ADDED if column not in there]
 
 
 def read_keeping(path: Path) -> RequestLogging:

@@ -14,7 +14,7 @@ from tunesmith.base import Artifact, Output, Spec, Stage
 from tunesmith.base.files import write_atomic, write_json
 from tunesmith.data.example import Example
 from tunesmith.data.prepared import load_examples
-from tunesmith.serving.log import CLIENT_LEFT, Record, Redactor, is_json, read_keeping, read_log
+from tunesmith.serving.log import CLIENT_LEFT, Record, Redactor, count_others, is_json, read_keeping, read_log
 
 from .drift import Check, judge, lengths, share, unjudged, vocabulary
 
@@ -54,7 +54,13 @@ class Monitor(Spec):
 
 
 def monitor(
-    spec: Monitor, prepared: Artifact, evaluated: Artifact | None = None, *, out: Output, log: str, since: float = 0.0
+    spec: Monitor,
+    prepared: Artifact,
+    evaluated: Artifact | None = None,
+    *,
+    out: Output,
+    log: str,
+    artifact: str | None = None,
 ) -> None:
     """Write `report.json` and `report.md`; the metric `alerts` holds a sentence for everything that needs a person.
 
@@ -64,12 +70,13 @@ def monitor(
         evaluated: what the tuned model answered to the test rows.
         out: where the report goes.
         log: the request log.
-        since: when the model was deployed (seconds since 1970); what was asked before, another answered.
+        artifact: folder name of what was deployed; what was answered while another was served does not count. None takes all.
 
     Raises:
         ArtifactError: `log` is missing or is not a request log.
     """
-    records = list(read_log(Path(log), model=spec.model, since=since, newest=spec.newest))
+    records = list(read_log(Path(log), model=spec.model, artifact=artifact, newest=spec.newest))
+    another, unknown = (0, 0) if artifact is None else count_others(Path(log), artifact, spec.model)
     asked = [record for record in records if record.status != CLIENT_LEFT]
     answered = [record for record in asked if record.status == 200]
     examples = load_examples(prepared.path, "train")
@@ -84,10 +91,12 @@ def monitor(
         _latency(spec, answered),
     ]
     judged = judge(checks, spec.alpha)
-    report = _report(judged, records, answered)
+    report = {**_report(judged, records, answered), "of_another": another, "of_unknown": unknown}
     write_json(out / "report.json", report)
     write_atomic(out / "report.md", _readable(report, judged))
-    out.metrics.update({name: report[name] for name in ("requests", "answered", "judged", "alerts")})
+    out.metrics.update(
+        {name: report[name] for name in ("requests", "answered", "judged", "alerts", "of_another", "of_unknown")}
+    )
 
 
 def _expected(examples: Sequence[Example], evaluated: Artifact | None) -> list[str]:
@@ -224,6 +233,14 @@ def _readable(report: dict[str, Any], checks: Sequence[Check]) -> str:
     )
     if report["from"] is not None:
         lines.append(f"From {_moment(report['from'])} to {_moment(report['to'])}.")
+    if report["of_another"]:
+        lines.append(
+            f"{report['of_another']} more were answered while another model of this run was served, and are not looked at."
+        )
+    if report["of_unknown"]:
+        lines.append(
+            f"{report['of_unknown']} more are of a log that did not note yet which model was served, and are not looked at."
+        )
     for name, title in (("seconds", "Whole answer"), ("first_token_seconds", "First token")):
         if report[name]:
             lines.append(

@@ -1,6 +1,7 @@
 """The pipeline: the eight stages in order, in one run folder."""
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ class Pipeline(Stages[Recipe]):
         Raises:
             ConfigError: there is no such stage, it measures and nothing is held out, or it asks a tuned model for answers that writes none.
         """
+        if name == "monitor":
+            return ()
         if name in ("ask", "evaluate", "deploy"):
             judgeable.check_held_out(self.recipe.prepare)
         from_base = name == "sample" and self.recipe.sample.system == "base"
@@ -243,11 +246,17 @@ class Pipeline(Stages[Recipe]):
             **self.about, adapter=self.adapter, seed=self.recipe.seed,
         )  # fmt: skip
 
+    @cached_property
+    def deployed(self) -> Artifact:
+        """What was deployed last, whatever was trained since."""
+        return self.run.last("deploy")
+
     def monitor(self) -> Artifact:
-        """How the served model is doing.
+        """How the deployed model is doing, compared with what it was made of, whatever the recipe says by now.
 
         Raises:
             ConfigError: nothing was served from this run yet.
+            ArtifactError: nothing was deployed.
         """
         log = self.run.path / LOG
         if not log.exists():
@@ -255,15 +264,10 @@ class Pipeline(Stages[Recipe]):
                 f"{log}: no requests were logged yet; serve the model with `tunesmith serve {self.run.path}`"
             )
         settle(log)
-        since = self.run.artifact("deploy").manifest["created"]
+        made = {parent["stage"]: parent["folder"] for parent in self.deployed.manifest["parents"]}
+        parents = [self.run.open(made[stage]) for stage in ("prepare", "evaluate")]
         return self.run.once(
-            monitor.STAGE,
-            self.recipe.monitor,
-            self.prepare(),
-            self.evaluate(),
-            inputs=(log,),
-            log=str(log),
-            since=since,
+            monitor.STAGE, self.recipe.monitor, *parents, inputs=(log,), log=str(log), artifact=self.deployed.path.name
         )
 
 
