@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from tunesmith.base import Artifact, Interrupted, MachineError, Run
+from tunesmith.base import Artifact, ConfigError, Interrupted, MachineError, Run
 from tunesmith.base.spec import validate
 from tunesmith.serving.settings import Serve
 from tunesmith.stages.pipeline import LOG, open_any
@@ -23,9 +23,14 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
 
     Raises:
         ArtifactError: a run has not been deployed.
-        ConfigError: several runs are not adapters of one base.
+        ConfigError: several runs are not adapters of one base, or a setting is given.
         MachineError: the port is taken, memory is too small, or the server's packages are not installed.
     """
+    if setting := next((one for one in folders if "=" in str(one) and not one.exists()), None):
+        run = next((one for one in folders if one.is_dir()), "runs/NAME")
+        raise ConfigError(
+            f"{setting}: is no folder of a run; if it is a setting, `tunesmith deploy {run} {setting}` keeps it for the next `tunesmith serve {run}`"
+        )
     try:
         from tunesmith.serving.api import create_app
         from tunesmith.serving.engine import Engine
