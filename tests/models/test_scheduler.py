@@ -136,8 +136,13 @@ def test_what_a_cache_takes_is_known_before_it_is_there(loaded):
     run(scheduler, {0: [(0, [5, 6], Sampling(max_tokens=2))]})
     found = cache_bytes(loaded, 40 * PAGE - 1)
     assert found == scheduler.decoding.size
-    width = config.hidden_size // config.num_attention_heads
-    token = 2 * config.num_hidden_layers * config.num_key_value_heads * (up(width) if loaded.fuse else width) * 4
+    token = (
+        2
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * (up(config.head_dim) if loaded.fuse else config.head_dim)
+        * 4
+    )
     assert found == (40 * PAGE * token if loaded.forest else 0)
 
 

@@ -79,6 +79,7 @@ def check_cache(models: Mapping[str, Loaded], tokens: int, free: int | None = No
     Raises:
         MachineError: they do not fit on a GPU, which takes all of that at the first request. CPUs take it as requests come.
     """
+    torch.cuda.empty_cache()  # what loading left over is free
     free = available_memory() if free is None else free
     needed = sum(cache_bytes(loaded, tokens) for loaded in models.values())
     if needed <= SHARE * free:
