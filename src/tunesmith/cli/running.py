@@ -65,7 +65,7 @@ def run_stage(name: str, given: Path, folder: Path | None, assignments: tuple[st
         made = _stage(name, pipeline)
     if name == "prompt":
         _print_prompts(made)
-    if name == "monitor" and isinstance(pipeline, Pipeline):
+    if name == "monitor":
         warn_of_age(pipeline.run.path, pipeline.deployed)
     print(made / WRITTEN[name] if name in WRITTEN else made.path)
     if name == "monitor":

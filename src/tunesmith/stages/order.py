@@ -1,6 +1,7 @@
 """What runs of every kind share: stages in an order, computed by name in one run folder."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from tunesmith.base import Artifact, ConfigError, Interrupted, Run
@@ -63,6 +64,15 @@ class Stages(Generic[R]):
         with self.run.lock():
             self.record()
             return self.stage(name)
+
+    @cached_property
+    def deployed(self) -> Artifact:
+        """What was deployed last, whatever was trained since.
+
+        Raises:
+            ArtifactError: nothing was.
+        """
+        return self.run.last("deploy")
 
     def record(self) -> None:
         """Write the recipe with every default resolved into the run folder."""

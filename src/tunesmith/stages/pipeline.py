@@ -1,7 +1,6 @@
 """The pipeline: the eight stages in order, in one run folder."""
 
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -245,11 +244,6 @@ class Pipeline(Stages[Recipe]):
             sample.STAGE, spec, self.prepare(), *tuned, inputs=(*named(self.recipe.model), *read_by([each.grader for each in spec.rewards])),
             **self.about, adapter=self.adapter, seed=self.recipe.seed,
         )  # fmt: skip
-
-    @cached_property
-    def deployed(self) -> Artifact:
-        """What was deployed last, whatever was trained since."""
-        return self.run.last("deploy")
 
     def monitor(self) -> Artifact:
         """How the deployed model is doing, compared with what it was made of, whatever the recipe says by now.
