@@ -129,6 +129,8 @@ def test_a_missing_field_or_too_few_groups_is_said() -> None:
         split(rows(9, topic=1), PARTS, seed=0, stratify="kind")
     with pytest.raises(DataError, match="too few values"):
         split(rows(9, kind=1), PARTS, seed=0, group="kind")
+    with pytest.raises(DataError, match=r"f:3: has null in field 'kind' .* it has 'topic'"):
+        split(rows(9, kind=lambda number: None if number == 3 else number, topic=1), PARTS, seed=0, group="kind")
     assert Counter(split(rows(10), {"test": 0.5}, seed=0, stratify="answer"))["test"] == 5
 
 

@@ -110,6 +110,29 @@ def test_copies_of_test_rows_leave_train_and_are_named(tmp_path: Path) -> None:
     ]
 
 
+def test_a_group_stays_on_one_side_of_files_of_their_own(tmp_path: Path) -> None:
+    """Test keeps its authors, validation those that are not in test; rows of no author belong to none."""
+    source = write(tmp_path / "t.jsonl", [row(number, author=number % 10) for number in range(40)])
+    held = write(tmp_path / "v.jsonl", [row(100 + n, author=name) for n, name in enumerate(["0", "1", "v", "w"])])
+    test = write(tmp_path / "test.jsonl", [row(110, author="0"), row(111, author="x"), row(112, author=None), row(113)])
+    spec = Prepare(source=source, validation=held, test=test, group="author", cleaners=(), refuse_above=0.5)
+    artifact = run(tmp_path, spec)
+    authors = {name: {one.unit for one in load_examples(artifact.path, name)} for name in SPLITS}
+    assert authors == {
+        "train": set(map(str, range(2, 10))),
+        "validation": {"1", "v", "w"},
+        "test": {"0", "x", ""},
+    }
+    assert summary(artifact)["cleaners"] == {"group": {"dropped": 9, "of_no_group": 2}}
+    assert artifact.metrics["dropped_by_group"] == 9
+    ledger = {entry["origin"]: entry for entry in map(json.loads, (artifact / "ledger.jsonl").read_text().splitlines())}
+    assert ledger[f"{source}:11"]["reason"] == f"its 'author' stands in test too: as in {test}:1"
+    assert ledger[f"{source}:12"]["reason"] == f"its 'author' stands in validation too: as in {held}:2"
+    assert (ledger[f"{held}:1"]["state"], ledger[f"{held}:1"]["split"]) == ("quarantined", "validation")
+    alone = run(tmp_path, Prepare(source=source, group="author", cleaners=()))
+    assert summary(alone)["cleaners"] == {}
+
+
 def test_long_rows_are_cut_or_quarantined_and_too_many_stop_the_stage(tmp_path: Path) -> None:
     rows: list[Any] = [row(number) for number in range(20)]
     rows[4] = {"prompt": "Count on", "answer": "one two three " * 200}

@@ -52,9 +52,10 @@ def facets(tree: Any, parts: Sequence[str], name: str = "") -> Iterator[tuple[st
 
 
 def missing(example: Example, field: str) -> str:
-    """What to tell of a field that a row does not have beside it."""
-    there = ", ".join(map(repr, example.meta)) or "none"
-    return f"{example.origin}: has no field {field!r} to stratify, group or tell classes by; besides prompt and answer it has {there}"
+    """What to tell of a field that a row does not have beside it, or that is null."""
+    there = ", ".join(repr(name) for name, value in example.meta.items() if value is not None) or "none"
+    what = "null in" if field in example.meta else "no"
+    return f"{example.origin}: has {what} field {field!r} to stratify, group or tell classes by; besides prompt and answer it has {there}"
 
 
 def rarest(held: Iterable[Sequence[str]]) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -78,10 +78,11 @@ def field_value(example: Example, field: str) -> str:
     """A field of a row as text, for grouping.
 
     Raises:
-        DataError: the row has no such field.
+        DataError: the row has no such field, or null in it, as tables have where a cell is empty.
     """
-    if field in example.meta:
-        return str(example.meta[field])
+    value = example.meta.get(field)
+    if value is not None:
+        return str(value)
     if field == ANSWER:
         return example.gold
     raise DataError(missing(example, field))

@@ -155,7 +155,7 @@ def prepare(spec: Prepare, *, out: Output, tokenizer_name: str, seed: int, draw:
         if len(taken.shapes) > 1:
             learnt = [view for name, view in splits.items() if name != "test" or spec.test is None]
             check_shapes(example for view in learnt for example in view)  # a test file only has to have right answers
-        facts = {cleaner.kind: clean(cleaner, splits, taken) for cleaner in spec.cleaners}
+        facts = clean(spec, splits, taken)
         selected = select(spec, splits, rendering, taken, tokenizer_name, seed if draw is None else draw)
         tables = {name: _write(splits[name], name, spec, rendering, taken, writer) for name in SPLITS}
         taken.ledger.write(out / "ledger.jsonl")

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.base import DataError
-from tunesmith.data.cleaners import Cleaner
+from tunesmith.data.cleaners import Drop, Findings
+from tunesmith.data.cleaners.leakage import ORDER
 from tunesmith.data.columns import with_columns
 from tunesmith.data.corpus import Corpus, View
 from tunesmith.data.example import WEIGHT, Row
 from tunesmith.data.fitting import cut
 from tunesmith.data.intake import arriving, shape
 from tunesmith.data.ledger import Ledger
-from tunesmith.data.prepared import SPLITS
+from tunesmith.data.prepared import SPLITS, unit
 from tunesmith.data.shelf import batched, chunks
 from tunesmith.data.split import split
 from tunesmith.methods.selection import Pool
@@ -74,9 +75,37 @@ def divide(spec: "Prepare", taken: Taken, seed: int) -> Views:
     return {name: chosen[name] if name == "train" else taken.views.get(name, chosen[name]) for name in SPLITS}
 
 
-def clean(cleaner: Cleaner, splits: Views, taken: Taken) -> dict[str, Any]:
-    """Take out what a cleaner finds, in place; its facts."""
-    findings = cleaner.find(splits)
+def clean(spec: "Prepare", splits: Views, taken: Taken) -> dict[str, Any]:
+    """Take out what should not be there, in place; the facts of each cleaner, before them those of `group` across files."""
+    facts: dict[str, Any] = {}
+    if spec.group and len(taken.views) > 1:  # what is split off one source is apart already
+        facts["group"] = _take_out(strays(splits, spec.group), splits, taken)
+    for cleaner in spec.cleaners:
+        facts[cleaner.kind] = _take_out(cleaner.find(splits), splits, taken)
+    return facts
+
+
+def strays(splits: Views, group: str) -> Findings:
+    """Rows whose value of a field stands in an earlier split of ORDER too; those without one belong to no other."""
+    held: dict[str, tuple[str, int]] = {}
+    drops, alone = [], 0
+    for name in ORDER:
+        new: dict[str, tuple[str, int]] = {}
+        for index, example in enumerate(splits[name]):
+            value = unit(example, group)
+            if value in held:
+                side, first = held[value]
+                reason = f"its {group!r} stands in {side} too: as in {splits[side][first].origin}"
+                drops.append(Drop(name, index, reason))
+            elif value and name != ORDER[-1]:
+                new.setdefault(value, (name, index))
+            alone += not value
+        held |= new
+    return Findings(tuple(drops), {"of_no_group": alone})
+
+
+def _take_out(findings: Findings, splits: Views, taken: Taken) -> dict[str, Any]:
+    """Take out what was found, in place; how much, and the facts."""
     kept = {name: np.ones(len(view), dtype=bool) for name, view in splits.items()}
     for drop in findings.drops:
         kept[drop.split][drop.index] = False
