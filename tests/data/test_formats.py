@@ -140,6 +140,12 @@ def test_chat_details() -> None:
     assert read({"prompt": "a", "completion": "b", "label": "False"}).columns == {"label": 0.0}
 
 
+def calling(arguments: str) -> dict[str, Any]:
+    """A row whose call has arguments in OpenAI's form: JSON in a text."""
+    call = {"function": {"name": "f", "arguments": arguments}}
+    return {"messages": [USER, {"role": "assistant", "tool_calls": [call]}]}
+
+
 BAD: dict[str, dict[str, Any]] = {
     "'messages' is missing; a row of messages needs messages": {"prompt": "x"},
     "'messages' is null": {"messages": None},
@@ -167,8 +173,13 @@ BAD: dict[str, dict[str, Any]] = {
     },
     "a tool result without its call: messages.3": {"messages": [USER, CALL, RESULT, RESULT, BOT]},
     "a tool call has no function name": {"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]},
-    "JSON inside text cannot be read: messages.1.tool_calls.0 arguments": {
-        "messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]
+    "JSON inside text cannot be read: messages.1.tool_calls.0 arguments": calling("{"),
+    "holds a lone surrogate: field 'messages.1.tool_calls.0 arguments.x', U+D83D": calling(r'{"x": "\ud83d"}'),
+    "holds a NUL character: field 'messages.1.tool_calls.0 arguments.x'": calling(r'{"x": "\u0000"}'),
+    "nested too deep: field 'messages'": calling('{"x": ' + "[" * 200 + "]" * 200 + "}"),
+    "holds a lone surrogate: field 'tools.0.description'": {
+        "messages": [USER, BOT],
+        "tools": r'[{"name": "f", "description": "\ud83d"}]',
     },
     "calls a tool that is not offered: messages.1 calls 'f'": {
         "messages": [USER, CALL],

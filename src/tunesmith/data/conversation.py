@@ -9,7 +9,7 @@ from tunesmith.base.files import canonical
 
 from .example import Message
 from .sources.json_text import RefusedError, parse
-from .sources.record import kind_of
+from .sources.record import kind_of, string_defect
 
 ROLES = {
     "system": "system",
@@ -224,9 +224,12 @@ def _check_calls(messages: Sequence[Message], field: str, tools: Tools) -> None:
 
 def _parsed(text: str, place: str) -> Any:
     try:
-        return parse(text)
+        value = parse(text)
     except RefusedError as reason:
         raise DataError(f"JSON inside text cannot be read: {place}: {reason}") from None
+    if defect := string_defect(value, place):  # what stood escaped in the text was no letter of the row yet
+        raise DataError(defect)
+    return value
 
 
 def _without_null(value: Any) -> Any:
