@@ -166,6 +166,16 @@ def test_reasoning_is_part_of_what_a_row_teaches() -> None:
         ("A well-known thing, isn't it?", "a wellknown thing isn't it", False),
         ("A well-known “thing”, isn't it?", "A well known thing — isn't it", True),
         ("and/or?", "And or", True),
+        ("What is (2+3)*4?", "What is 2+3*4?", False),
+        ("(2 plus 3) times 4?", "2 plus (3 times 4)?", False),
+        ("Simplify !a && b", "Simplify a && b", False),
+        ("(foo or bar) && baz", "foo or (bar && baz)", False),
+        ("Evaluate f(x)[1]", "Evaluate f(x[1])", False),
+        ("Is 1 in [0, 1)?", "Is 1 in [0, 1]?", False),
+        ("Is a != b?", "Is a = b?", False),
+        ("What is 5!?", "What is 5?", False),
+        ("Hello! What is it (see below)?", "hello what is it, see below", True),
+        ("A) red, B) blue!", "A. red B. blue", True),
     ],
 )
 def test_signs_tell_and_punctuation_does_not(one: str, other: str, same: bool) -> None:

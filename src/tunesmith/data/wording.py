@@ -24,8 +24,14 @@ _MARKS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0963\u09
 r"""Letters and what is set on them, such as the vowels of Indic scripts, which `\w` does not take for parts of words."""
 _WORD = re.compile(rf"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[\w{_MARKS}]+")
 """A word, or one letter of a script that is written without spaces."""
-_BARE = re.compile(r"(?<![^\W\d_])[-+*/<>=%^&|#@$~]|[-+*/<>=%^&|#@$~](?![^\W\d_])|[^\w\s\x00-\x7f]")
+_BARE = re.compile(
+    r"[-+*/<>=%^&|#@$~](?:(?<![^\W\d_].)|(?![^\W\d_]))|[()\[\]{}]|[^\w\s\x00-\x7f]"
+    r"|!(?:!*(?=[\w(\[{=])|(?<=\d!)|(?<=\b[a-z]!))"  # `!a`, `a != b`, `10!` and `n!`, but not `Hello!`
+)
 """What may be a sign that tells (`3 + 4`, `C++`) and no punctuation within a word (`well-known`, `and/or`)."""
+_BRACKETS = "()[]{}"
+_TOLD = re.compile(r"[\w)\]}][(\[{]|[(\[{](?:\d|\w\b)")
+"""Where brackets tell without an operator: they are called (`f(x)`), or open before a number or a single letter (`[0, 1)`)."""
 _NO_WORD = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
 """The same for ASCII, where it is quicker: whatever is in no word becomes a space."""
 
@@ -36,7 +42,7 @@ def read(example: Example) -> tuple[list[str], Keys]:
     """The words of what an example asks (of plain text, all), and its keys.
 
     * What it teaches: prompt, tools, answers and numbers beside them, white space apart.
-    * What it asks, in all turns before the last answer, capitals and punctuation apart, but not operators and symbols; for plain text, what it says.
+    * What it asks, in all turns before the last answer, capitals and punctuation apart, but not operators, symbols and brackets of code; for plain text, what it says.
     * What it gives its answer to: two examples with one question and different answers contradict each other. The question of
       a demonstration is its prompt, of a labelled answer the prompt and the answer, of a preference the prompt and the
       answers in any order. Plain text asks nothing; its key is zero.
@@ -68,8 +74,15 @@ def split_words(text: str) -> list[str]:
 
 
 def _signs(text: str) -> str:
-    """Operators and symbols in their order, emoji and currencies too; a hyphen between blanks may be either, and counts."""
-    return "".join(sign for sign in _BARE.findall(text) if sign.isascii() or unicodedata.category(sign)[0] == "S")
+    """What tells besides words, each sign behind the number of words since the last: operators, emoji, currencies; a hyphen between blanks may be
+    either, and counts. Brackets count in what looks like code, else they are punctuation (`(see below)`)."""
+    signs = [found for found in _BARE.finditer(text) if found[0].isascii() or unicodedata.category(found[0])[0] == "S"]
+    if all(found[0] in _BRACKETS or not found[0].isascii() for found in signs) and not _TOLD.search(text):
+        signs = [found for found in signs if found[0] not in _BRACKETS]
+    ends = (0, *(found.end() for found in signs))
+    return "".join(
+        f"{len(split_words(text[end : found.start()]))}{found[0]}" for end, found in zip(ends, signs, strict=False)
+    )
 
 
 class _Codes(dict[str, int]):

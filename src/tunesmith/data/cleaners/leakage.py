@@ -19,8 +19,8 @@ ORDER = ("test", "validation", "train")
 class Leakage(Cleaner):
     """Drops rows of train that stand in validation or test, and of validation that stand in test, exactly or nearly.
 
-    The test set is never changed. Exactly: the same prompt, capitals, punctuation and white space apart, whatever the
-    answer (a prompt shared by a tenth of the rows tells nothing, then the answer must be the same too).
+    The test set is never changed. Exactly: the same prompt, capitals, punctuation and white space apart (not so
+    operators, symbols and the brackets of code), whatever the answer (a prompt shared by a tenth of the rows tells nothing, then the answer must be the same too).
     """
 
     kind: Literal["leakage"] = "leakage"
