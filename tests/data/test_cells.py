@@ -16,6 +16,7 @@ from tunesmith.data.sources.csv_file import _SPEAKERS
 def test_table_cells_become_json_values(tmp_path: Path) -> None:
     import datetime
     import decimal
+    import uuid
 
     row = {
         "a": datetime.date(2026, 1, 2),
@@ -25,9 +26,11 @@ def test_table_cells_become_json_values(tmp_path: Path) -> None:
         "e": None,
         "f": [1, 2],
     }
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
+    table = pa.Table.from_pylist([row]).append_column("g", pa.array([uuid.UUID(int=5).bytes], pa.uuid()))
+    pq.write_table(table, tmp_path / "t.parquet")
     (record,) = open_source(str(tmp_path / "t.parquet"))
-    assert record.value == {"a": "2026-01-02", "b": 1.5, "c": {"bytes": 3}, "d": None, "f": [1, 2]}
+    g = "00000000-0000-0000-0000-000000000005"
+    assert record.value == {"a": "2026-01-02", "b": 1.5, "c": {"bytes": 3}, "d": None, "f": [1, 2], "g": g}
     json.dumps(record.value)
 
 

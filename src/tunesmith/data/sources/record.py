@@ -4,7 +4,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,8 +83,8 @@ def _text_defect(text: str, path: str) -> str | None:
 
 
 def plain(value: Any) -> Any:
-    """A table cell as JSON knows it: dates as text, numbers as numbers, raw bytes as their size; without fields that are null, since a table fills in
-    every field that another row has."""
+    """A table cell as JSON knows it: numbers as numbers, raw bytes as their size, dates and whatever else as text; without fields that are null,
+    since a table fills in every field that another row has."""
     if isinstance(value, dict):
         return {str(name): plain(part) for name, part in value.items() if part is not None}
     if isinstance(value, list | tuple):
@@ -96,7 +95,7 @@ def plain(value: Any) -> Any:
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, date | time | timedelta) else value
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def kind_of(value: Any) -> str:
