@@ -47,3 +47,12 @@ def test_a_file_without_a_row_that_can_be_read_is_refused(tmp_path: Path) -> Non
     path.write_text('{"messages": [{"role": "user", "content": "Ping?"}]}\n')
     with pytest.raises(DataError, match=r"evaluate\.general: .*own\.jsonl"):
         general_examples(str(path))
+
+
+def test_a_bad_row_among_good_ones_is_named(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "Ping?"}
+    good = {"messages": [asked, {"role": "assistant", "content": "Pong."}]}
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (good, {"messages": [asked]}, good)))
+    with pytest.raises(DataError, match=r"evaluate\.general: .*own\.jsonl:2: no assistant turn: .*; mend or remove"):
+        general_examples(str(path))

@@ -16,14 +16,16 @@ def general_examples(source: str = "bundled") -> list[Example]:
     """The 64 bundled demonstrations, eight of each topic (`meta["topic"]` names it), or those of a file.
 
     Raises:
-        DataError: the file cannot be read or holds no rows.
+        DataError: the file or one of its rows cannot be read.
     """
     if source != "bundled":
-        if found := [item.example for item in take_in(source, "general", Ledger()).items]:
-            return found
-        raise DataError(
-            f"evaluate.general: {source} holds no row that can be read; give messages, or null for no check"
-        )
+        ledger = Ledger()
+        found = [item.example for item in take_in(source, "general", ledger).items]
+        if bad := next(ledger.entries(), None):  # rows that are good are not settled here
+            raise DataError(
+                f"evaluate.general: {bad.origin}: {bad.reason}; mend or remove the row, or give null for no check"
+            )
+        return found
     lines = resources.files(__package__).joinpath(BUNDLED).read_text(encoding="utf-8").splitlines()
     return [_example(number, json.loads(line)) for number, line in enumerate(lines, start=1)]
 
