@@ -1,5 +1,6 @@
 """How prompts are put together: which rows may be examples, which stand where, and how instructions change."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,6 +54,17 @@ def test_no_two_uses_of_rows_ask_the_same(train, test, development, seed):
     assert len(found.development) == development
     assert len(uses[0] | uses[1] | uses[2]) == sum(map(len, uses))
     assert len(found.pool) + len(found.development) == len(left)
+
+
+def test_rows_of_one_author_have_one_use():
+    rows = [example(number, f"Shade {number}?", unit=f"author {number % 9}") for number in range(45)]
+    found = divide(rows, [], 7, 4, 0)
+    authors = [{row.unit for row in part} for part in (found.pool, found.development)]
+    assert len(found.development) == 7
+    assert (len(authors[1]), authors[0] & authors[1]) == (2, set())
+    assert len(found.pool) == 45 - 2 * 5
+    with pytest.raises(DataError, match=r"prompt\.development=7 rows leave 0 .* prepare\.group"):
+        divide([replace(row, unit="one") for row in rows], [], 7, 4, 0)
 
 
 def test_answers_that_were_refused_are_no_examples():

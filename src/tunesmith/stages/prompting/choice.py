@@ -17,7 +17,7 @@ from .way import Way
 
 @dataclass(frozen=True)
 class Divided:
-    """Training rows for two uses; none asks what another, or a test row, asks."""
+    """Training rows for two uses; none asks what another, or a test row, asks, and none of a unit (`prepare.group`) has the other use."""
 
     pool: list[Example]
     """What examples are taken from."""
@@ -51,8 +51,29 @@ def divide(train: Sequence[Example], test: Sequence[Example], development: int, 
             f"prompt: {len(left)} of {len(train)} training rows ask something of their own; prompt.development={development} and prompt.shots up to {shots} "
             "need more: lower them, or give more rows"
         )
-    order = np.random.default_rng([seed, 0]).permutation(len(left)).tolist()
-    return Divided([left[row] for row in order[development:]], [left[row] for row in order[:development]])
+    found = _apart(left, development, seed)
+    if len(found.pool) < shots:
+        raise DataError(
+            f"prompt: prompt.development={development} rows leave {len(found.pool)} that go with none of them by prepare.group, and prompt.shots up to "
+            f"{shots} need more: lower them, or give rows of more groups"
+        )
+    return found
+
+
+def _apart(left: Sequence[Example], development: int, seed: int) -> Divided:
+    """Units in an order that is drawn: of the first as many rows as are wanted, and all units of which none is among these."""
+    units: dict[str, list[Example]] = {}
+    for example in left:
+        units.setdefault(_unit(example), []).append(example)
+    rows, order = list(units.values()), np.random.default_rng([seed, 0]).permutation(len(units)).tolist()
+    drawn = [example for place in order for example in rows[place]]
+    chosen = drawn[:development]
+    theirs = {_unit(example) for example in chosen}  # what is left of the last one has neither use
+    return Divided([example for example in drawn[development:] if _unit(example) not in theirs], chosen)
+
+
+def _unit(example: Example) -> str:
+    return example.unit or example.origin
 
 
 def _asks(example: Example) -> bytes:
