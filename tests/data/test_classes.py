@@ -24,6 +24,11 @@ TAGGED = example(
 )
 
 
+def test_a_class_that_is_half_a_character_can_be_written() -> None:
+    found = values(example(r'{"role": "x\ud83d", "\udfff": 1}'), "answer.*")
+    assert found == (r"role=x\ud83d", r"\udfff=1")
+
+
 @pytest.mark.parametrize(
     ("path", "found"),
     [

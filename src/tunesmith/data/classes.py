@@ -44,11 +44,17 @@ def facets(tree: Any, parts: Sequence[str], name: str = "") -> Iterator[tuple[st
         for entry in tree:
             yield from facets(entry, parts, name)
     elif not parts:
-        yield name, tree if isinstance(tree, str) else json.dumps(tree, sort_keys=True, ensure_ascii=False)
+        text = tree if isinstance(tree, str) else json.dumps(tree, sort_keys=True, ensure_ascii=False)
+        yield _writable(name), _writable(text)
     elif isinstance(tree, dict):
         first, *rest = parts
         for key in tree if first == "*" else {first} & tree.keys():
             yield from facets(tree[key], rest, ".".join(filter(None, (name, key))) if first == "*" else name)
+
+
+def _writable(text: str) -> str:
+    """The same, where JSON inside an answer holds half of a character (`\\ud83d`) with that half still escaped: no file can hold it."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def missing(example: Example, field: str) -> str:
