@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tunesmith.grading.learning_curve import FORMS, LearningCurve, by_seed, fit, held_out, resampled
+from tunesmith.grading.learning_curve import FORMS, LearningCurve, best_possible, by_seed, fit, held_out, resampled
+from tunesmith.grading.perplexity import perplexity
 from tunesmith.grading.seeds import over_seeds
 from tunesmith.grading.statistics import Figure, replicates, share
 
@@ -165,3 +166,23 @@ def test_a_size_trained_once_is_as_unsure_of_its_seed_as_the_nearest_that_was_no
     alone, beside = resampled([once], resamples=2000).std(), resampled([several, once], resamples=2000)[:, 1].std()
     points = [100 * each.statistics[:, 0].mean() for each in several]
     assert beside == pytest.approx(math.hypot(alone, np.std(points, ddof=1)), rel=0.1)
+
+
+def test_no_perplexity_below_one_is_foretold():
+    """Scores that fall to 1 as a power of the rows, and some that fall straight past it."""
+    generator = np.random.default_rng(4)
+    for value in (1 + 2 * SIZES**-0.5, np.linspace(1.9, 1.05, 7)):
+        curve = LearningCurve(SIZES, value, value + generator.normal(0, 0.01, (100, 7)), 1.0, lower=True)
+        far = SIZES[-1] * np.array([2.0, 10.0, 100.0])
+        low, high = curve.band(far)
+        assert (curve.at(far) >= 1).all()
+        assert ((low >= 1) & (low <= high)).all()
+        assert curve.at(SIZES[:1]) > curve.at(SIZES[-1:])
+        assert curve.reaching(0.9).value is None
+
+
+def test_the_best_score_is_the_end_of_its_scale():
+    sums = np.ones((3, 2))
+    assert best_possible(Figure(sums, perplexity, least=1.0), "lower") == 1.0
+    assert best_possible(Figure(sums, share, 100.0), "higher") == 100.0
+    assert best_possible(Figure(sums, share), "lower") is None

@@ -10,6 +10,7 @@ from tunesmith.grading.bleu import Bleu
 from tunesmith.grading.chrf import Chrf
 from tunesmith.grading.classes import Classes
 from tunesmith.grading.learning_curve import RESAMPLES
+from tunesmith.grading.perplexity import Perplexity, perplexity
 from tunesmith.grading.statistics import Figure
 from tunesmith.grading.ter import Ter
 from tunesmith.stages.curve import Curve
@@ -64,3 +65,20 @@ def test_nothing_is_foretold_where_nothing_differs():
                                                  (299, [25, 50, 100, 299]), (300, [25, 50, 100, 200, 300])])  # fmt: skip
 def test_sizes_double_up_to_all_rows(total, expected):
     assert doubling(total) == expected
+
+
+def test_nothing_is_foretold_by_one_text():
+    series = [[Figure(np.array([[loss, 10.0]]), perplexity, least=1.0)] for loss in (30.0, 20.0, 15.0)]
+    assert "the test rows count as one" in forecast(Perplexity(), [10, 20, 40], series, 100, SETTINGS)["reason"]
+
+
+def test_a_perplexity_is_foretold_down_to_one():
+    generator = np.random.default_rng(0)
+    series = [
+        [Figure(np.stack([10 * generator.normal(np.log(mean), 0.05, 60), np.full(60, 10.0)], 1), perplexity, least=1.0)]
+        for mean in (1.62, 1.44, 1.30, 1.19, 1.10)
+    ]
+    told = forecast(Perplexity(), [25, 50, 100, 200, 400], series, 400, SETTINGS.model_copy(update={"target": 1.05}))
+    assert told["best"] == 1.0
+    assert all(1 <= point["low"] <= point["high"] for point in (*told["line"], *told["at"]))
+    assert told["target"]["score"] == 1.05

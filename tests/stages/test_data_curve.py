@@ -51,7 +51,7 @@ def recipe(tmp_path_factory, tiny_folder):
         "initialise": {"adapter": {"rank": 2}},
         "finetune": {"epochs": 1.0, "batch": 8, "optimizer": {"learning_rate": 0.02}, "schedule": {"warmup": 0}},
         "evaluate": {
-            "graders": [{"kind": "chrf"}, {"kind": "json_fields"}, {"kind": "perplexity"}], "max_tokens": 3, "shots": 1,
+            "graders": [{"kind": "chrf"}, {"kind": "json_fields"}, {"kind": "perplexity"}], "max_tokens": 17, "shots": 1,
             "general": None,
         },
     }  # fmt: skip
@@ -286,6 +286,11 @@ def test_sizes_worse_than_the_base_are_flagged(recipe, tmp_path, monkeypatch):
             "the target is 101, and the scale of points of macro average precision goes from 0 to 100",
         ),
         (("evaluate.graders=[{kind: ter}]",), {"target": -1.0}, "the target is -1, and no TER is below 0"),
+        (
+            ("evaluate.graders=[{kind: perplexity}]",),
+            {"target": 0.5},
+            "the target is 0.5, and no perplexity is below 1; name a target from 1 on",
+        ),
         (("search.trials=4", "prepare.validation_fraction=4"), {}, "set search.trials=0"),
         (("prepare.select={kind: random, size: 8}",), {}, "set prepare.select=null"),
         (("prepare.canaries={}",), {}, "set prepare.canaries=null"),

@@ -67,6 +67,8 @@ class Grader(Family):
     """What `figures` is given per example: one answer (str), one Likelihood, the scores (floats) that a reward model gives its answers, or Chances."""
     judges_calls: ClassVar[bool] = False
     """Whether it can judge rows that are to end with calls of tools."""
+    least: ClassVar[float] = 0.0
+    """What no headline of it is below."""
     summaries: ClassVar[tuple[str, ...]] = ()
     """Parts that speak of all rows, to be told where there is room for few."""
 

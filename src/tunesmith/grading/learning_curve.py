@@ -6,7 +6,7 @@ saturation, d + b exp(-n / c) or d + b c / (n + c) (Michaelis and Menten 1913). 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -124,14 +124,16 @@ class LearningCurve:
     """The best possible score."""
     seed_R: Array | None = None
     """By how much a training with another seed may come out above or below the mean over seeds, drawn anew for each sample; None is not known."""
+    lower: bool = False
+    """Whether lower scores are better."""
 
     def short(self, value: Array) -> Array:
-        """From scores to what is missing to the best possible one, and back."""
-        return self.best - value if self.best > 0 else value
+        """From scores to what is missing to the best possible one."""
+        return value - self.best if self.lower else self.best - value
 
     def score(self, short: Array) -> Array:
         """The way back."""
-        return self.best - short if self.best > 0 else short
+        return self.best + short if self.lower else self.best - short
 
     @cached_property
     def weights(self) -> Array:
@@ -199,7 +201,9 @@ class LearningCurve:
         """
         found = []
         for first in range(FEWEST, len(self.size_K)):
-            part = LearningCurve(self.size_K[:first], self.value_K[:first], self.value_RK[:, :first], self.best)
+            part = replace(
+                self, size_K=self.size_K[:first], value_K=self.value_K[:first], value_RK=self.value_RK[:, :first]
+            )
             told_RK = np.stack([self.score(one(self.size_K[first:])) for one in part.fits])
             low, high = ends(told_RK - self.value_RK[:, first:])
             for place, size in enumerate(self.size_K[first:].tolist()):
@@ -258,7 +262,9 @@ def _whole(size: float) -> int | None:
 
 def best_possible(figure: Figure, better: str) -> float | None:
     """The best score there is; None if there is no such limit."""
-    return 0.0 if better == "lower" else figure.top
+    if better == "higher":
+        return figure.top
+    return figure.floor if math.isfinite(figure.floor) else None
 
 
 def resampled(figures: Sequence[Sequence[Figure]], *, resamples: int = RESAMPLES, seed: int = SEED) -> Array:

@@ -20,6 +20,7 @@ class Perplexity(Grader):
     unit: ClassVar[str] = "perplexity"
     digits: ClassVar[int] = 2
     reads: ClassVar[Reads] = "likelihoods"
+    least: ClassVar[float] = 1.0
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[Likelihood]) -> dict[str, Figure]:
         """The ratio of summed losses to summed tokens, inside the exponential."""
@@ -28,7 +29,7 @@ class Perplexity(Grader):
             raise DataError(
                 f"{examples[0].origin}: no supervised token in {len(examples)} rows; perplexity needs at least one"
             )
-        return {HEADLINE: Figure(sums_N2, perplexity, least=1.0)}
+        return {HEADLINE: Figure(sums_N2, perplexity, least=self.least)}
 
 
 def perplexity(sums: Array) -> Array:

@@ -1,5 +1,6 @@
 """A reward model as a grader: what a model that objective `reward` trained says of answers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -27,6 +28,7 @@ class RewardModel(Paying):
     kind: Literal["reward_model"] = "reward_model"
     unit: ClassVar[str] = "reward"
     digits: ClassVar[int] = 2
+    least: ClassVar[float] = -math.inf
     run: str = "runs/reward"
     """Folder of a run that deployed a reward model; or a model in the format of transformers' AutoModelForSequenceClassification, with one label."""
     precision: Precision = "auto"

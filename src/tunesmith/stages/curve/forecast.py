@@ -46,11 +46,13 @@ def forecast(
     seed_R = by_seed(drawn if any(len(each) > 1 for each in drawn) else series)
     known_R = np.isfinite(value_RK).all(axis=1)  # a score of classes has no value on rows that hold none
     value_RK, seed_R = value_RK[known_R], None if seed_R is None else seed_R[known_R]
-    if reason := _silent(grader, sizes, best, value_RK):
+    units = max(one.rows for each in series for one in each)
+    if reason := _silent(grader, sizes, best, value_RK, units):
         return {"reason": reason}
     assert best is not None
     value_K = np.array([np.mean([one.point for one in each]) for each in series])
-    curve = LearningCurve(np.array(sizes, dtype=np.float64), value_K, value_RK, best, seed_R)
+    lower = grader.better == "lower"
+    curve = LearningCurve(np.array(sizes, dtype=np.float64), value_K, value_RK, best, seed_R, lower)
     fit, known, held = curve.fit, len(sizes) > FEWEST, curve.calibration()
     return {
         "grader": grader.called, "unit": grader.unit, "better": grader.better, "digits": grader.digits, "resamples": len(value_RK),
@@ -66,12 +68,14 @@ def forecast(
     }  # fmt: skip
 
 
-def _silent(grader: Grader, sizes: Sequence[int], best: float | None, value_RK: Array) -> str:
+def _silent(grader: Grader, sizes: Sequence[int], best: float | None, value_RK: Array, units: int) -> str:
     """Why nothing can be foretold; empty if something can."""
     if len(sizes) < FEWEST:
         return f"{len(sizes)} sizes are too few for a curve; measure {FEWEST} or more, besides 0"
     if best is None:
         return f"{grader.called} has no best possible score to fall short of"
+    if units == 1:
+        return "the test rows count as one, which does not tell how others would do; hold out more texts, or rows of more groups"
     if len(value_RK) < RESAMPLES / 2:
         return f"{grader.called} has no value on most samples of the test rows; hold out more rows of each class"
     if not np.ptp(value_RK):

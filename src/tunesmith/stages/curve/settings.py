@@ -114,9 +114,9 @@ def _check_target(grader: Grader, target: float | None) -> None:
         raise ConfigError(
             f"data-curve: the target is {target:g}, and the scale of {grader.unit} goes from 0 to 100; name a target above 0 and up to 100{share}"
         )
-    if grader.better == "lower" and target < 0:
+    if grader.better == "lower" and target < grader.least:
         raise ConfigError(
-            f"data-curve: the target is {target:g}, and no {grader.unit} is below 0; name a target from 0 on"
+            f"data-curve: the target is {target:g}, and no {grader.unit} is below {grader.least:g}; name a target from {grader.least:g} on"
         )
 
 
