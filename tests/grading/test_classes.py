@@ -12,6 +12,7 @@ from tunesmith.base import DataError
 from tunesmith.data.example import Example
 from tunesmith.grading import HEADLINE
 from tunesmith.grading.classes import Classes
+from tunesmith.grading.confusion import MOST_CLASSES
 from tunesmith.grading.exact import Exact
 from tunesmith.grading.scoreboard import scoreboard
 from tunesmith.grading.statistics import difference, interval
@@ -142,3 +143,7 @@ def test_what_has_no_classes_is_refused() -> None:
         Classes(by="answer.role").figures([example("spam")], ["spam"])
     with pytest.raises(DataError, match=r"finds no 'answer\.colour' in 1 rows"):
         Classes(by="answer.colour").figures([example({"role": "a"})], ["{}"])
+    many = [example(f"c{number}") for number in range(MOST_CLASSES + 1)]
+    with pytest.raises(DataError, match=r"t:1: 'classes' by 'answer' finds 501 classes in 501 rows, .* 500 at most"):
+        Classes().check(many)
+    Classes().check(many[1:])

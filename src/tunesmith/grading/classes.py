@@ -13,7 +13,7 @@ from tunesmith.data.classes import ANSWER, facets
 from tunesmith.data.example import Example
 
 from .base import HEADLINE, AnswerGrader, Score
-from .confusion import Label, confusion, f1, kappa, macro_f1, micro_f1, precision
+from .confusion import MOST_CLASSES, Label, confusion, f1, kappa, macro_f1, micro_f1, precision
 from .reading import Reading, read_object
 from .statistics import Figure, share
 
@@ -33,7 +33,7 @@ class Classes(AnswerGrader):
     """Macro F1: every class counts alike, however few rows it has. For tasks where a class is rare and matters.
 
     Parts: micro F1, Cohen's kappa (times 100; left out where a row has several values of a field), the recall of the rarest classes
-    together, and precision, recall and F1 of each class with at least ten rows.
+    together, and precision, recall and F1 of each class with at least ten rows. More than 500 classes are refused.
     """
 
     kind: Literal["classes"] = "classes"
@@ -61,7 +61,7 @@ class Classes(AnswerGrader):
         """Macro F1, the summaries, and each class.
 
         Raises:
-            DataError: no row has a class.
+            DataError: no row has a class, or rows have more than `MOST_CLASSES`.
         """
         truths = [self._gold(example) for example in examples]
         guesses = [
@@ -72,6 +72,10 @@ class Classes(AnswerGrader):
         if not counts:
             raise DataError(
                 f"{examples[0].origin}: {self.kind!r} finds no {self.by!r} in {len(examples)} rows; mend `by`"
+            )
+        if len(counts) > MOST_CLASSES:
+            raise DataError(
+                f"{examples[0].origin}: {self.kind!r} by {self.by!r} finds {len(counts):,} classes in {len(examples):,} rows, and tells of {MOST_CLASSES} at most; mend `by`, or use the grader 'exact' or 'json_fields'"
             )
         classes = sorted(counts)
         statistics = confusion(truths, guesses, classes)

@@ -13,6 +13,10 @@ Label = tuple[str, str]
 """A field's name and a value of it: a class."""
 
 
+MOST_CLASSES = 500
+"""Beyond it nothing is told by class: each class takes 24 bytes a row and system, 240 MB where there are so many and 20,000 rows, and most have too few rows to say anything."""
+
+
 def confusion(truths: Sequence[Set[Label]], guesses: Sequence[Set[Label]], classes: Sequence[Label]) -> Array:
     """Statistics [N, 3C + 1]: per class right guesses, guesses and truths; last the guesses that are no class."""
     number = {name: index for index, name in enumerate(classes)}

@@ -7,7 +7,7 @@ from tunesmith.base import DataError
 from tunesmith.data.example import Example
 
 from .base import HEADLINE, AnswerGrader, Score
-from .confusion import Label, confusion, macro_f1
+from .confusion import MOST_CLASSES, Label, confusion, macro_f1
 from .reading import Reading, canonical, read_object
 from .statistics import Figure
 
@@ -19,7 +19,7 @@ class JsonFields(AnswerGrader):
     """Share of the gold fields that are right (micro: every field of every row counts once).
 
     A field too many costs nothing. Parts: the accuracy of each field, its macro F1 (each class counts alike, so the
-    long tail shows), and how many answers were JSON objects.
+    long tail shows; not of free text, nor of more than 500 classes), and how many answers were JSON objects.
     """
 
     kind: Literal["json_fields"] = "json_fields"
@@ -51,9 +51,10 @@ class JsonFields(AnswerGrader):
         for name in dict.fromkeys(name for gold in golds for name in gold):
             truths = [gold.get(name) for gold in golds]
             classes = sorted({truth for truth in truths if truth is not None})
-            if 2 * len(classes) <= sum(
-                truth is not None for truth in truths
-            ):  # else it is free text, which has no classes
+            told = sum(truth is not None for truth in truths)
+            if len(classes) <= min(
+                MOST_CLASSES, told / 2
+            ):  # with more for so many rows it is free text, which has none
                 asked = [_label(name, gold) for gold in golds]
                 guesses = [_label(name, fields) if label else set() for fields, label in zip(found, asked, strict=True)]
                 statistics = confusion(asked, guesses, [(name, value) for value in classes])
