@@ -19,6 +19,7 @@ from tunesmith.grading import HEADLINE, AnswerGrader, Grader, Likelihood
 from tunesmith.grading.bleu import Bleu
 from tunesmith.grading.chrf import Chrf
 from tunesmith.grading.classes import normal
+from tunesmith.grading.confusion import MOST_CLASSES
 from tunesmith.grading.exact import Exact
 from tunesmith.grading.extras import extra
 from tunesmith.grading.function import grader as grader_of
@@ -132,6 +133,13 @@ def test_scores_are_held_against_those_that_people_gave() -> None:
         ScoreError().figures(examples, scores)
 
 
+def test_no_correlation_is_beyond_one() -> None:
+    examples = [Example(f"x:{number}", columns={"score": float(number)}) for number in range(8)]
+    scores = [[float(number)] for number in (0, 1, 2, 3, 4, 6, 5, 7)]
+    found = interval(RankCorrelation().figures(examples, scores)["headline"])
+    assert 0.5 < found.low < found.value < found.high == 1.0
+
+
 def test_exact_states_what_it_forgives() -> None:
     row = example("New  York\n")
     assert Exact().score(" New York ", row).hits == 1
@@ -209,6 +217,14 @@ def test_a_class_that_drops_out_of_a_sample_does_not_count_as_wrong() -> None:
 def test_free_text_fields_have_no_macro_f1() -> None:
     rows = [example(json.dumps({"title": f"number {index}"})) for index in range(5)]
     assert "title macro F1" not in JsonFields().figures(rows, ["{}"] * 5)
+
+
+def test_fields_of_more_classes_than_memory_has_room_for_have_no_macro_f1() -> None:
+    for classes, told in ((MOST_CLASSES, True), (MOST_CLASSES + 1, False)):
+        rows = [example(json.dumps({"city": f"c{index % classes}"})) for index in range(2 * classes)]
+        figures = JsonFields().figures(rows, [row.gold for row in rows])
+        assert ("city macro F1" in figures) == told
+        assert figures["city"].point == 100
 
 
 def test_json_fields_refuses_a_gold_that_is_no_object() -> None:

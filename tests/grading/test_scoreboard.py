@@ -158,6 +158,16 @@ def test_the_gate_on_a_figure_where_lower_is_better() -> None:
         Gate(task="chrf")(board())
 
 
+def test_the_gate_promotes_nothing_by_one_text() -> None:
+    likelihoods = {"base": [Likelihood(30.0, 10)], "tuned": [Likelihood(10.0, 10)]}
+    task = scoreboard(examples()[:1], {}, [Perplexity()], likelihoods=likelihoods)
+    assert json.dumps(task, allow_nan=False)
+    found = Gate(rows=1)(task, task)
+    assert not found["promote"]
+    assert "difference -17.37 (95 % interval unknown, 1 rows)" in found["reasons"][0]
+    assert "tuned is not shown to keep its general ability" in found["reasons"][1]
+
+
 def test_the_gate_survives_yaml_and_documents_its_fields() -> None:
     gate = Gate(task="exact", beat=("base", "svm"), margin=None)
     assert Gate.model_validate(yaml.safe_load(yaml.safe_dump(gate.model_dump(mode="json")))) == gate

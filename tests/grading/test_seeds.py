@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tunesmith.grading.perplexity import perplexity
 from tunesmith.grading.seeds import Spread, between, moderated, of_groups, over_seeds, residuals, spread, together
 from tunesmith.grading.statistics import Figure, interval, share
 
@@ -178,3 +179,21 @@ def test_a_difference_rests_on_what_its_two_sides_rest_on() -> None:
     assert together(Spread(3.0, 10), Spread(3.0, 10)).freedom == pytest.approx(20)
     assert together(Spread(3.0, 10), Spread(0.0, 2)).freedom == pytest.approx(10)
     assert together(Spread(0.0, 2), Spread(0.0, 2)) == Spread(0.0, 4)
+
+
+def test_of_one_text_nothing_is_known_whatever_seeds_say() -> None:
+    texts = [Figure(np.array([[loss, 10.0]]), perplexity, least=1.0) for loss in (12.0, 13.0, 15.0, 11.0)]
+    for found in (over_seeds(texts[:2]), over_seeds(texts[:2], texts[2:])):
+        assert (found.low, found.high, found.n) == (-math.inf, math.inf, 1)
+
+
+def test_differences_of_what_may_be_negative_reach_twice_as_far() -> None:
+    right, wrong = (
+        [
+            Figure(binary(np.arange(20) < hits).statistics, lambda sums: 2 * share(sums) - 100, 100.0, least=-100.0)
+            for hits in both
+        ]
+        for both in ((20, 20), (0, 0))
+    )
+    found = over_seeds(right, wrong)
+    assert 100 < found.low < found.value == found.high == 200

@@ -197,3 +197,41 @@ def test_few_units_leave_more_open_than_their_own_spread() -> None:
         one = interval(figure, resamples=400)
         found.append(one.low <= 10 <= one.high)
     assert np.mean(found) >= 0.9
+
+
+@pytest.mark.parametrize("parts", [1, 50])
+def test_of_one_text_there_is_no_interval(parts) -> None:
+    """Its parts are drawn together, so that each resample is the text again, but for how its sums are rounded."""
+    generator, unit_N = np.random.default_rng(3), np.zeros(parts, dtype=np.int64)
+    tuned, base = (
+        Figure(
+            np.stack([generator.normal(mean, 3, parts), np.full(parts, 9.7)], 1), perplexity, unit_N=unit_N, least=1.0
+        )
+        for mean in (12, 15)
+    )
+    alone, apart = interval(tuned), difference(tuned, base, relative=True)
+    assert (alone.low, alone.high, alone.n) == (-math.inf, math.inf, 1)
+    assert apart.relative is not None
+    for each in (alone, apart, apart.relative):
+        assert (each.to_json()["low"], each.to_json()["high"]) == (None, None)
+    assert (apart.p, apart.detectable) == (1.0, None)
+    assert apart.to_json()["relative"]["value"] == pytest.approx(100 * (tuned.point / base.point - 1))
+
+
+def test_rounding_is_no_difference_that_could_be_seen() -> None:
+    third = Figure(np.tile([0.1, 0.3], (7, 1)), share, top=100.0)
+    other = Figure(np.tile([0.2, 0.6], (7, 1)), share, top=100.0)
+    found = difference(third, other)
+    assert found.detectable is None
+    assert found.low < 0 < found.high
+    assert interval(third).high > 34
+
+
+def test_a_difference_reaches_from_one_end_of_the_scale_to_the_other() -> None:
+    def kappa(hits: np.ndarray) -> Figure:
+        return Figure(binary(hits).statistics, lambda sums: 2 * share(sums) - 100, top=100.0, least=-100.0)
+
+    found = difference(kappa(np.ones(9)), kappa(np.zeros(9)))
+    assert (found.value, found.high) == (200, 200)
+    few = difference(kappa(np.arange(9) > 0), kappa(np.arange(9) < 1))
+    assert few.low < few.value < few.high == 200

@@ -6,7 +6,7 @@ from tunesmith.grading.exact import Exact
 from tunesmith.grading.rank_correlation import RankCorrelation
 from tunesmith.stages.compare import cells as compared
 from tunesmith.stages.curve.text import beside
-from tunesmith.stages.headline import cells
+from tunesmith.stages.headline import cells, spoken
 
 FOUND = {
     "unit": "perplexity",
@@ -38,3 +38,10 @@ def test_a_small_scale_has_more_decimals_than_one_of_a_hundred():
     assert told[3][2:] == ("0.8 (0.7 to 0.9)", "+0.8 (+0.7 to +0.9)")
     (line,) = beside({"figures": [{**found["figures"][0], "systems": {"few-shot": figure}}]})
     assert line == "few-shot: 0.812 (0.700 to 0.900)"
+
+
+def test_where_there_is_no_interval_it_is_said():
+    nothing = {"value": -1.5, "low": None, "high": None}
+    base, _ = cells({**FOUND, "systems": dict.fromkeys(("base", "tuned"), nothing), "differences": {"tuned - base": nothing}}, "tuned")  # fmt: skip
+    assert base[1:] == ("-1.50", "no interval", "+1.50", "no interval")
+    assert spoken(nothing, 1, "+") == "-1.5 (no interval)"

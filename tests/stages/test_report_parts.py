@@ -27,6 +27,9 @@ def test_a_difference_that_may_be_chance_is_called_so() -> None:
     assert "2.0 points fewer than the SVM (95 % interval −3.0 to −1.0)" in sentence(
         block("higher", -3, -1), "tuned", "svm"
     )
+    unknown = block("higher", 1, 3)
+    unknown["differences"]["tuned - svm"] |= {"low": None, "high": None}
+    assert "which may be chance (95 % interval unknown)" in sentence(unknown, "tuned", "svm")
     assert standing(block("higher", 1, 3), "tuned", "svm") == "better"
     assert standing(block("lower", 1, 3), "tuned", "svm") == "worse"
     assert standing(block("lower", -3, -1), "tuned", "svm") == "better"
@@ -73,6 +76,8 @@ def test_infinite_and_missing_figures_do_not_break_a_chart() -> None:
     )
     assert [(mark.name, mark.strong) for mark in chart.marks] == [("tuned", True)]
     assert chart.marks[0].left < chart.marks[0].dot < chart.marks[0].right
+    (alone,) = forest({"base": {"value": 2.0, "low": None, "high": None}}).marks  # of one text nothing more is known
+    assert (alone.left, alone.right) == (0, 100)
     assert panel("loss", [(1, nan)], last=10).clear == ""
     assert panel("loss", [(1, 2.0)], last=10).clear.startswith("M100.0 ")
 

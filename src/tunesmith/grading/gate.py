@@ -64,7 +64,7 @@ class Gate(Spec):
             )
         if found["n"] < self.rows:
             return False, f"{kind} rests on {found['n']} rows; a decision needs {self.rows}."
-        better = found["low"] > 0 if block["better"] == "higher" else found["high"] < 0
+        better = _above(found["low"], 0) if block["better"] == "higher" else _below(found["high"], 0)
         mine, theirs = block["systems"][subject]["value"], block["systems"][other]["value"]
         figures = (
             f"{mine:.{digits}f} against {theirs:.{digits}f} {block['unit']}, difference {found['value']:+.{digits}f}"
@@ -86,7 +86,7 @@ class Gate(Spec):
             return False, f"General perplexity rests on {found['n']} rows; a decision needs {self.rows}."
         rise = found["relative"]
         seen = f"perplexity on general rows changes by {rise['value']:+.1f} % ({_range(rise)})"
-        if rise["high"] < margin:
+        if _below(rise["high"], margin):
             return True, f"{subject} keeps its general ability: {seen}, within the margin of {margin:g} %."
         return False, f"{subject} is not shown to keep its general ability: {seen}, the margin is {margin:g} %."
 
@@ -94,7 +94,7 @@ class Gate(Spec):
         """Whether answers from passages are not shown to have got worse, on enough questions to show it."""
         apart = {name: each["difference"] for name, each in found["measures"].items() if each["difference"] is not None}
         told = {name: f"{name} {each['value']:+.1f} points ({_range(each)})" for name, each in apart.items()}
-        dropped = [name for name, each in apart.items() if each["high"] < 0]
+        dropped = [name for name, each in apart.items() if _below(each["high"], 0)]
         recall = f"passages with what is needed were found for {found['recall']['value']:.0f} % of questions"
         where = f"from passages found by {kind}"
         if dropped:
@@ -104,5 +104,17 @@ class Gate(Spec):
         return True, f"{subject} is not shown to answer worse {where}: {'; '.join(told.values())}; {recall}."
 
 
+def _above(end: float | None, limit: float) -> bool:
+    """Whether the lower end of an interval is; one that has no end there is not."""
+    return end is not None and end > limit
+
+
+def _below(end: float | None, limit: float) -> bool:
+    """Whether the upper end of an interval is; one that has no end there is not."""
+    return end is not None and end < limit
+
+
 def _range(found: dict[str, Any], digits: int = 1) -> str:
-    return f"95 % interval {found['low']:+.{digits}f} to {found['high']:+.{digits}f}, {found['n']} rows"
+    low, high = found["low"], found["high"]
+    ends = "unknown" if low is None or high is None else f"{low:+.{digits}f} to {high:+.{digits}f}"
+    return f"95 % interval {ends}, {found['n']} rows"

@@ -22,17 +22,15 @@ class RankCorrelation(Grader):
     unit: ClassVar[str] = "rank correlation"
     digits: ClassVar[int] = 3
     reads: ClassVar[Reads] = "scores"
+    least: ClassVar[float] = -1.0
     column: str = "score"
     """Column with the score that people gave."""
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[Sequence[float]]) -> dict[str, Figure]:
         """The correlation of ranks, from their sums, squares and products."""
         a_N, b_N = (_ranks(values) for values in ([scores[0] for scores in outputs], given(examples, self.column)))
-        return {
-            HEADLINE: Figure(
-                np.stack([a_N, b_N, a_N**2, b_N**2, a_N * b_N, np.ones_like(a_N)], 1), correlation, least=-1.0
-            )
-        }
+        sums_N6 = np.stack([a_N, b_N, a_N**2, b_N**2, a_N * b_N, np.ones_like(a_N)], 1)
+        return {HEADLINE: Figure(sums_N6, correlation, top=1.0, least=self.least)}
 
 
 def _ranks(values: Sequence[float] | Array) -> Array:

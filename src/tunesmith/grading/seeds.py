@@ -6,7 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .statistics import RESAMPLES, SEED, Array, Figure, Interval, ends, moved_apart, replicates, unseen_ends
+from .statistics import (
+    RESAMPLES,
+    SEED,
+    Array,
+    Figure,
+    Interval,
+    alike,
+    ends,
+    lone,
+    moved_apart,
+    replicates,
+    unseen_ends,
+)
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,7 @@ def over_seeds(
 
     Rows are resampled alike for all, and to each resample is added what another set of S seeds may differ by: their standard error times a draw of Student's
     t with as many degrees of freedom as that error rests on. Two or three trainings say little of how far trainings lie apart, and their interval is as wide as that.
+    Of a single unit of rows there is none, as in `interval`.
 
     Args:
         figures: one per training, all on the same rows.
@@ -138,20 +151,22 @@ def over_seeds(
         values_SR = values_SR - [replicates(other, seed=seed, resamples=resamples) for other in others]
     point, count = float(points_S.mean()), len(points_S)
     values_R = values_SR.mean(axis=0)
-    rows, top = max(figure.rows for figure in (*figures, *others)), figures[0].top
+    rows, top, least = max(figure.rows for figure in (*figures, *others)), figures[0].top, figures[0].floor
+    if lone(rows, top):
+        return Interval(point, -math.inf, math.inf, rows)
     by_rows, values_R = ends(point, values_R), moved_apart(point, values_R, rows)
     known = apart or (Spread(float(points_S.std(ddof=1)), count - 1) if count > 1 else None)
     if known:
         drawn_R = np.random.default_rng([seed, count]).standard_t(known.freedom, size=resamples)
         values_R = values_R + drawn_R * known.deviation / math.sqrt(count)
     low, high = ends(point, values_R)
-    least = figures[0].floor
-    if others:
+    if others:  # of which one may be at one end of the scale, and one at the other
+        top = None if top is None else top - least
         least = -math.inf if top is None else -top
     low = max(low, least)
     if top is not None:
         high = min(high, top)
-        if by_rows[0] == by_rows[1]:
+        if alike(*by_rows):
             unseen = unseen_ends(point, least, top, rows)
             low, high = min(low, unseen[0]), max(high, unseen[1])
     return Interval(point, low, high, rows)

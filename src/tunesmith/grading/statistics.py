@@ -22,6 +22,8 @@ SEED = 0
 RESAMPLES = 4000
 CONFIDENCE = 0.95
 POWER = 0.80
+ROUNDING = 1e-9
+"""What sums of the same numbers in another order differ by at most, as a share of them; figures that are no further apart are equal."""
 _CELLS = 4_000_000  # of one block of the resampling matrix: 32 MB
 _NORMAL = NormalDist()
 
@@ -35,7 +37,7 @@ class Figure:
     value: Value
     """From sums [..., K] to figures [...]."""
     top: float | None = None
-    """The best possible figure where 0 is the worst; None if there is no such limit (perplexity)."""
+    """What no figure is above; None if there is no such limit (perplexity)."""
     unit_N: NDArray[np.int64] | None = None
     """Number of each row's unit, of U: rows of one unit, such as parts of a text, are drawn together. None where each row is a unit."""
     least: float | None = None
@@ -100,11 +102,15 @@ class Interval:
     value: float
     low: float
     high: float
+    """Ends; infinite where nothing is known of how far it may be off."""
     n: int
 
     def to_json(self) -> dict[str, Any]:
-        """The same as a JSON value."""
-        return asdict(self)
+        """The same as a JSON value, which has null for ends that are infinite."""
+        ends = {
+            name: entry if math.isfinite(entry) else None for name, entry in (("low", self.low), ("high", self.high))
+        }
+        return {**asdict(self), **ends}
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,10 @@ class Difference(Interval):
     """First over second minus one, in percent; None where it was not wanted, or the second is zero."""
 
     def to_json(self) -> dict[str, Any]:
-        """The same as a JSON value."""
-        return {name: entry for name, entry in asdict(self).items() if name != "relative" or entry is not None}
+        """As of an interval."""
+        told = super().to_json()
+        del told["relative"]
+        return told if self.relative is None else {**told, "relative": self.relative.to_json()}
 
 
 def share(sums: Array) -> Array:
@@ -156,13 +164,16 @@ def _kept(seed: int, count: int, resamples: int) -> list[Array]:
 def interval(figure: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) -> Interval:
     """95 % interval by the bias-corrected percentile bootstrap over rows (Efron 1981).
 
-    Where all rows agree the bootstrap sees no spread; then the exact binomial limit on rows not seen takes its place.
+    Where all rows agree the bootstrap sees no spread; then the exact binomial limit on rows not seen takes its place. Of a single unit it never sees any:
+    without an end to the scale nothing is known then.
     """
-    point = figure.point
-    low, high = ends(point, replicates(figure, seed=seed, resamples=resamples), figure.rows)
-    if figure.top is not None and low == high:
-        low, high = unseen_ends(point, figure.floor, figure.top, figure.rows)
-    return Interval(point, max(low, figure.floor), high if figure.top is None else min(high, figure.top), figure.rows)
+    point, rows, top = figure.point, figure.rows, figure.top
+    if lone(rows, top):
+        return Interval(point, -math.inf, math.inf, rows)
+    low, high = ends(point, replicates(figure, seed=seed, resamples=resamples), rows)
+    if top is not None and alike(low, high):
+        low, high = unseen_ends(point, figure.floor, top, rows)
+    return Interval(point, max(low, figure.floor), high if top is None else min(high, top), rows)
 
 
 def difference(
@@ -172,18 +183,31 @@ def difference(
     values = replicates(first, seed=seed, resamples=resamples)
     others = replicates(second, seed=seed, resamples=resamples)
     point, rows = first.point - second.point, max(first.rows, second.rows)
-    reach = ends(point, values - others, rows)
+    nothing, alone = (-math.inf, math.inf), lone(rows, first.top)
+    reach = nothing if alone else ends(point, values - others, rows)
     deviation = float(np.nanstd(values - others, ddof=1))
     if first.top is not None:
-        equal, top = reach[0] == reach[1], first.top
-        reach = unseen_ends(point, -top, top, rows) if equal else (max(reach[0], -top), min(reach[1], top))
+        most = first.top - first.floor
+        equal = alike(*reach)
+        reach = unseen_ends(point, -most, most, rows) if equal else (max(reach[0], -most), min(reach[1], most))
     change = None
     if relative and second.point > 0:
         ratio = 100.0 * (first.point / second.point - 1.0)
-        low, high = ends(ratio, 100.0 * (values / others - 1.0), rows)
-        change = Interval(ratio, max(low, -100.0), high, rows)
+        low, high = nothing if alone else ends(ratio, 100.0 * (values / others - 1.0), rows)
+        change = Interval(ratio, low if alone else max(low, -100.0), high, rows)
     p = permutation(first, second, seed=seed, resamples=resamples)
-    return Difference(point, *reach, rows, p, detectable(deviation) if deviation > 0 else None, change)
+    seen = deviation > ROUNDING * max(1.0, abs(first.point), abs(second.point))
+    return Difference(point, *reach, rows, p, detectable(deviation) if seen else None, change)
+
+
+def lone(rows: int, top: float | None) -> bool:
+    """Whether a figure rests on a single unit, on a scale without an end that would say how far off it may be."""
+    return rows == 1 and top is None
+
+
+def alike(low: float, high: float) -> bool:
+    """Whether ends differ by rounding alone."""
+    return math.isclose(low, high, rel_tol=ROUNDING, abs_tol=ROUNDING)
 
 
 def permutation(first: Figure, second: Figure, *, seed: int = SEED, resamples: int = RESAMPLES) -> float:

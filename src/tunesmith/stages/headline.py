@@ -10,7 +10,8 @@ def cells(found: dict[str, Any], subject: str) -> list[tuple[str, str, str, str,
     for system, figure in found["systems"].items():
         apart = found["differences"].get(f"{subject} - {system}")
         if apart and lower:
-            apart = {"value": -apart["value"], "low": -apart["high"], "high": -apart["low"]}
+            ends = {"low": apart["high"], "high": apart["low"]}
+            apart = {"value": -apart["value"], **{name: None if end is None else -end for name, end in ends.items()}}
         more = _apart(apart, digits, "+") if apart else ("", "")
         made.append((system, *_apart(figure, digits), *more))
     return made
@@ -41,5 +42,6 @@ def spoken(figure: dict[str, Any], digits: int, sign: str = "") -> str:
 
 
 def _apart(figure: dict[str, Any], digits: int, sign: str = "") -> tuple[str, str]:
-    value, low, high = (f"{figure[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
-    return value, f"{low} to {high}"
+    known = (name for name in ("value", "low", "high") if figure[name] is not None)
+    value, *ends = (f"{figure[name]:{sign}.{digits}f}" for name in known)
+    return value, " to ".join(ends) if len(ends) == 2 else "no interval"

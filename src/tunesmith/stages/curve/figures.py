@@ -230,7 +230,8 @@ def _against(tuned: Series, others: Series) -> list[dict[str, Any]]:
 def _flag(against: dict[str, Any], better: str) -> str:
     """`worse` than the base if the interval says so, `below` it if only the value does."""
     sign = 1 if better == "higher" else -1
-    if max(sign * against["low"], sign * against["high"]) < 0:
+    ends = [against[name] for name in ("low", "high")]
+    if None not in ends and max(sign * end for end in ends) < 0:
         return "worse"
     return "below" if sign * against["value"] < 0 else ""
 

@@ -97,25 +97,34 @@ def _axis(values: Sequence[float], count: int = 5) -> tuple[Scale, list[Tick]]:
     return scale, [Tick(scale(value), f"{value:g}".replace("-", "−")) for value in found]
 
 
+def finite(value: float | None) -> bool:
+    """Whether there is a number that has a place on an axis."""
+    return value is not None and math.isfinite(value)
+
+
+def reach(found: Mapping[str, Any]) -> tuple[float, float]:
+    """The ends of an interval; one that is not known is beyond every axis."""
+    low, high = found["low"], found["high"]
+    return low if finite(low) else -math.inf, high if finite(high) else math.inf
+
+
 def forest(
     entries: Mapping[str, Mapping[str, Any]], strong: str = "", *, whole: bool = False, zero: bool = False
 ) -> Forest:
     """A forest plot.
 
     Args:
-        entries: per name `value`, `low` and `high`; what is not a finite number has no dot.
+        entries: per name `value`, `low` and `high`; what is not a finite number has no dot, and an end that is none lies at the axis' end.
         strong: the name that stands out; empty for none.
         whole: whether the axis goes from 0 to 100.
         zero: whether the axis holds zero, marked.
     """
-    seen = [
-        found[name] for found in entries.values() for name in ("value", "low", "high") if math.isfinite(found[name])
-    ]
+    seen = [found[name] for found in entries.values() for name in ("value", "low", "high") if finite(found[name])]
     scale, marked = _axis([*seen, *([0.0, 100.0] if whole else []), *([0.0] if zero else [])] or [0.0])
     marks = [
-        Mark(name, found, scale(found["value"]), scale(found["low"]), scale(found["high"]), name == strong)
+        Mark(name, found, scale(found["value"]), *map(scale, reach(found)), name == strong)
         for name, found in entries.items()
-        if all(math.isfinite(found[part]) for part in ("value", "low", "high"))
+        if finite(found["value"])
     ]
     return Forest(marks, marked, scale(0.0) if zero else None)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .charts import HEIGHT, WIDTH, Scale, Tick, ticks
+from .charts import HEIGHT, WIDTH, Scale, Tick, finite, reach, ticks
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def plot(
         whole: whether the axis ends at 0 and 100 at most.
     """
     points = [point for line in lines for point in line.points if math.isfinite(point["value"])]
-    seen = [point[name] for point in points for name in ("value", "low", "high") if math.isfinite(point[name])]
+    seen = [point[name] for point in points for name in ("value", "low", "high") if finite(point[name])]
     seen += [*levels.values(), *(point[name] for point in curve for name in ("value", "low", "high"))]
     marked = [value for value in ticks(min(seen), max(seen)) if not whole or 0 <= value <= 100] or [0.0, 100.0]
     up, sizes = Scale(marked[0], marked[-1]), sorted({point["size"] for point in points if point["size"]})
@@ -69,7 +69,7 @@ def plot(
     found = []
     for line in lines:
         places = [point for point in line.points if math.isfinite(point["value"])]
-        marks = [(along(p["size"]), high(p["value"]), high(p["low"]), high(p["high"])) for p in places]
+        marks = [(along(p["size"]), high(p["value"]), *map(high, reach(p))) for p in places]
         found.append(Drawn(line.name, line.kind, _joined([mark[:2] for mark in marks]), marks))
     outline = [*drawn("high", curve), *drawn("low", curve)[::-1]]
     named = [0, *sizes[:: -(-len(sizes) // 8)], *([curve[-1]["size"]] if curve else [])]

@@ -91,7 +91,9 @@ def difference(block: Block, subject: str, rival: str | None) -> dict[str, Any] 
 def standing(block: Block, subject: str, rival: str | None) -> str:
     """`better`, `worse`, or `unclear` where the interval of the difference holds zero."""
     found = difference(block, subject, rival)
-    if found is None or found["low"] <= 0 <= found["high"] or not math.isfinite(found["value"]):
+    if found is None or None in (found["low"], found["high"]) or not math.isfinite(found["value"]):
+        return "unclear"
+    if found["low"] <= 0 <= found["high"]:
         return "unclear"
     return "better" if (found["low"] > 0) == (block["better"] == "higher") else "worse"
 

@@ -1,12 +1,14 @@
 """How figures are written for people: numbers, times, sizes, p-values."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 NONE = "–"
 MINUS = "−"
+UNKNOWN = "unknown"
+"""An interval that nothing is known of."""
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -26,12 +28,17 @@ def signed(value: float | None, digits: int = 1) -> str:
 
 def span(found: Mapping[str, Any], digits: int = 1) -> str:
     """The ends of an interval."""
-    return f"{number(found['low'], digits)} to {number(found['high'], digits)}"
+    return _between(found, lambda end: number(end, digits))
 
 
 def signed_span(found: Mapping[str, Any], digits: int = 1) -> str:
     """The ends of a difference's interval."""
-    return f"{signed(found['low'], digits)} to {signed(found['high'], digits)}"
+    return _between(found, lambda end: signed(end, digits))
+
+
+def _between(found: Mapping[str, Any], write: Callable[[float], str]) -> str:
+    low, high = found["low"], found["high"]
+    return UNKNOWN if low is None or high is None else f"{write(low)} to {write(high)}"
 
 
 def p_value(value: float) -> str:
