@@ -9,7 +9,7 @@ from tunesmith.base import ConfigError, Run
 from tunesmith.base.files import read_json
 from tunesmith.cli.app import app
 from tunesmith.methods.optimizers.lion import Lion
-from tunesmith.stages.compare import GIVEN, compare, variants
+from tunesmith.stages.compare import GIVEN, _held_out, compare, variants
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.vary import settings_of
 
@@ -197,6 +197,14 @@ def test_variants_that_hold_out_other_rows_are_refused(made, recipe):
     folder, _ = made
     with pytest.raises(ConfigError, match=r"test_fraction=13: holds out other rows"):
         compare(recipe, ["prepare.test_fraction=13"], folder=folder)
+
+
+def test_variants_that_are_scored_on_other_tokens_are_refused(recipe, tmp_path):
+    all_tokens = ["prepare.supervise=all"]
+    with pytest.raises(ConfigError, match=r"supervise=all: perplexity would be of other tokens of the test rows"):
+        compare(recipe, all_tokens, folder=tmp_path / "run")
+    assert not list((tmp_path / "run").glob("finetune-*"))
+    assert len(_held_out(variants(recipe, ("evaluate.graders=[{kind: exact}]",), all_tokens), tmp_path / "run")) == 14
 
 
 def test_variants_are_told_apart_by_what_of_their_names_differs(recipe):

@@ -10,8 +10,8 @@ import numpy as np
 
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import digest, read_json, write_atomic, write_json
-from tunesmith.data.example import Example
-from tunesmith.data.prepared import load_examples
+from tunesmith.data.example import Example, Row
+from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.grading import HEADLINE, Figure, Grader, Likelihood
 from tunesmith.grading.base import Chances
 from tunesmith.grading.scoreboard import groups
@@ -170,18 +170,32 @@ def _held_out(found: Sequence[Variant], folder: Path) -> list[Example]:
     """The test rows of all variants.
 
     Raises:
-        ConfigError: they are not the same.
+        ConfigError: they are not the same, or, where a grader reads how likely their tokens are, not the same tokens.
     """
+    spec = found[0].recipe.evaluate
+    likely = [grader.called for grader in spec.graders if grader.reads == "likelihoods"]
     first: list[Example] = []
+    scored: list[bytes] = []
     for variant in found:
-        prepared = next(pipelines(variant, folder, 1)).prepare()
-        examples = load_examples(prepared.path, "test", variant.recipe.evaluate.rows)
-        first = first or examples
+        folder_of_rows = next(pipelines(variant, folder, 1)).prepare().path
+        examples = load_examples(folder_of_rows, "test", spec.rows)
+        tokens = [_scored(row) for row in load_split(folder_of_rows, "test", spec.rows)] if likely else []
+        first, scored = first or examples, scored or tokens
         if examples != first:
             raise ConfigError(
                 f"--vary {variant.name}: holds out other rows, so it cannot be compared; leave that setting out"
             )
+        if tokens != scored:
+            raise ConfigError(
+                f"--vary {variant.name}: {', '.join(likely)} would be of other tokens of the test rows, so it cannot be compared; leave that setting out, or name other graders in evaluate.graders"
+            )
     return first
+
+
+def _scored(row: Row) -> bytes:
+    """Which tokens of a row a likelihood is of, and what they follow."""
+    first = row.sequences[0]
+    return first.tokens.tobytes() + first.learn.tobytes()
 
 
 def compared(all_trained: Sequence[Trained], examples: Sequence[Example], spec: Evaluate) -> dict[str, Any]:
