@@ -94,10 +94,11 @@ def test_rows_that_nobody_judged_are_refused(random_rows):
 def test_a_run_learns_from_thumbs_and_micro_batches_are_refused(tiny_folder, tmp_path):
     lines = [{"prompt": f"Say {n}.", "completion": "yes" if n % 2 else "no", "label": bool(n % 2)} for n in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line["label"]))
     recipe = {
         "model": str(tiny_folder),
         "precision": "fp32",
-        "prepare": {"source": "rows.jsonl", "test_fraction": 8, "validation_fraction": 4, "cleaners": []},
+        "prepare": {"source": "rows.jsonl", "test": "test.jsonl", "validation_fraction": 4, "cleaners": []},
         "finetune": {"objective": {"kind": "kto"}, "epochs": 2, "batch": 8, "optimizer": {"learning_rate": 0.01}},
         "evaluate": {"graders": [{"kind": "perplexity"}], "max_tokens": 4, "gate": {"margin": None, "beat": []}},
     }

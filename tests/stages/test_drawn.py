@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -11,8 +12,9 @@ from tunesmith.base.files import read_json
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.grading.average_precision import AveragePrecision
 from tunesmith.models.load import load
-from tunesmith.stages import evaluate
-from tunesmith.stages.judge import worked
+from tunesmith.models.sampling import Completion
+from tunesmith.stages import judge, judgeable
+from tunesmith.stages.judge import as_shots, requests, with_shots, worked
 from tunesmith.stages.pipeline import open_run
 
 
@@ -49,12 +51,16 @@ def test_a_part_of_a_split_holds_each_class_and_rows_stay_beside_their_examples(
 def test_examples_in_a_prompt_are_drawn_from_all_rows_and_fit(recipe, tmp_path, tiny_folder):
     folder = open_run(recipe, tmp_path / "run").prepare().path
     train, test, loaded = load_examples(folder, "train"), load_examples(folder, "test", 8), load(str(tiny_folder), "fp32")  # fmt: skip
-    shots = worked(loaded, train, test, 6, 4)
+    shots = worked(train, 6)
     assert 0 not in counts(shots)
-    assert shots == worked(loaded, train, test, 6, 4)
-    few = worked(loaded, train, test, 6, 256 - 130)  # of the model's context of 256 tokens
-    assert 0 < len(few) < 6
-    assert few == shots[-len(few) :]
+    assert shots == worked(train, 6)
+    long = replace(test[0], prompt=({"role": "user", "content": " ".join(["red"] * 150)},))
+    prompts, shortened = requests(loaded, [long, *test[1:]], 4, shots)
+    assert shortened == 1
+    of = lambda row, count: loaded.renderer().prompt(with_shots(row, as_shots(shots[6 - count :])))  # noqa: E731
+    assert prompts[1:] == [of(row, 6) for row in test[1:]]
+    (most,) = (count for count in range(1, 6) if prompts[0] == of(long, count))
+    assert len(of(long, most)) <= 252 < len(of(long, most + 1))  # of the model's context of 256 tokens
 
 
 def test_classes_that_are_asked_about_are_those_of_all_rows(recipe, tmp_path):
@@ -91,13 +97,14 @@ def calls(recipe, tmp_path, tiny_folder):
         rows.append(json.dumps({"messages": talk, "tools": tools}) + "\n")
     for name in ("rows", "test"):
         (tmp_path / f"{name}.jsonl").write_text("".join(rows[:40] if name == "rows" else rows[40:]))
-    return recipe, ("prepare.classes=null", f"model={folder}")
+    return recipe, ("prepare.classes=null", f"model={folder}", "evaluate.max_tokens=64")
 
 
 def test_rows_that_end_with_calls_are_judged_by_calls(calls, tmp_path, monkeypatch):
     recipe, settings = calls
-    right = {"light": '<tool_call>{"name": "light", "arguments": {"room": 1}}</tool_call>'}
-    monkeypatch.setattr(evaluate, "answer", lambda loaded, test, sampling, shots=(): [right["light"]] * len(test))
+    right = '<tool_call>{"name": "light", "arguments": {"room": 1}}</tool_call>'
+    ends = iter([*["length"] * 3, *["stop"] * 20, "length"])  # three of the base, and the last of the tuned model's
+    monkeypatch.setattr(judge, "generate", lambda _, prompts, sampling: [Completion(right, finish=next(ends)) for _ in prompts])  # fmt: skip
     made = tunesmith.evaluate(
         recipe, *settings, "evaluate.graders=[{kind: tool_calls}]", "evaluate.baselines=true", folder=tmp_path / "run"
     )
@@ -108,6 +115,9 @@ def test_rows_that_end_with_calls_are_judged_by_calls(calls, tmp_path, monkeypat
     assert block["systems"]["tuned"]["value"] == expected > 0
     assert results["task"]["systems"] == ["base", "few-shot", "tuned"]
     assert "answers are calls of tools" in results["notes"]["svm"]
+    assert results["cut_off"] == made.metrics["cut_off"] == {"base": 37.5, "tuned": 12.5}
+    assert results["notes"]["base"].endswith("; 3 of 8 answers were cut off at evaluate.max_tokens=64")
+    assert "cut off" not in results["notes"]["few-shot"]
     line = json.loads((made / "answers.jsonl").read_text().splitlines()[0])
     assert line["gold"] in (
         'light({"room": 0})',
@@ -133,10 +143,43 @@ def test_calls_are_no_text_to_compare(calls, tmp_path):
         ({"prompt": "a", "completion": "b", "label": False}, "its answer is an unwanted one"),
     ],
 )  # fmt: skip
-def test_what_is_no_right_answer_in_words_is_not_graded_by(recipe, tmp_path, row, said):
+@pytest.mark.parametrize("grader", ["exact", "perplexity"])
+def test_what_is_no_right_answer_is_not_graded_by(recipe, tmp_path, row, said, grader):
     (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises((ConfigError, DataError), match=rf"test\.jsonl:1: exact cannot judge by it: {said}"):
-        tunesmith.run(recipe, folder=tmp_path / "run")
+    with pytest.raises((ConfigError, DataError), match=rf"test\.jsonl:1: {grader} cannot judge by it: {said}"):
+        tunesmith.run(recipe, f"evaluate.graders=[{{kind: {grader}}}]", folder=tmp_path / "run")
+
+
+def held_out(recipe, folder, rows, *settings):
+    """What is found out before training of such rows to measure by."""
+    (recipe.parent / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pipeline = open_run(recipe, folder, ("evaluate.rows=null", *settings))
+    chosen = pipeline.recipe
+    judgeable.check(chosen.evaluate, pipeline.prepare(), chosen.model, chosen.initialise.adapter)
+
+
+def test_answers_that_would_be_cut_off_are_found_before_training(recipe, tmp_path):
+    rows = [{"prompt": f"Shade {n}?", "answer": " ".join(["red"] * (9 if n < 7 else 2))} for n in range(12)]
+    with pytest.raises(ConfigError, match=r"4 tokens cut off 7 of 12 right answers .* exact .* set evaluate\.max_tokens=9"):  # fmt: skip
+        held_out(recipe, tmp_path / "run", rows)
+    with pytest.raises(ConfigError, match="cut off 7 of 12 right answers"):  # where the prompt is learnt too
+        held_out(recipe, tmp_path / "run", rows, "prepare.supervise=all")
+    held_out(recipe, tmp_path / "run", rows, "evaluate.max_tokens=9")
+    held_out(recipe, tmp_path / "run", rows, "evaluate.graders=[{kind: perplexity}]")
+    held_out(recipe, tmp_path / "run", [*rows[4:], *rows[7:]])
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_found_before_training(recipe, tmp_path):
+    """Of a conversation that was cut off by prepare the whole is asked."""
+    turns = ["Shade 1?", "red", " ".join(["red"] * 240), "green"]
+    talk = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(turns)]
+    rows = [{"messages": [*talk[:1], *talk[-1:]]}] * 9 + [{"messages": talk}]
+    with pytest.raises(DataError, match=r"1 of 10 test rows leave no room for an answer of evaluate.max_tokens=4 in the model's context of 256 tokens: .*test\.jsonl:10 \(\d{3} tokens\)"):  # fmt: skip
+        held_out(recipe, tmp_path / "run", rows, "prepare.max_tokens=120")
+    tokens = "initialise.adapter={kind: prompt, tokens: 240}"
+    with pytest.raises(DataError, match="9 of 9 test rows leave no room"):
+        held_out(recipe, tmp_path / "run", rows[:9], tokens)
+    held_out(recipe, tmp_path / "run", rows[:9])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from tunesmith.grading.exact import Exact
 from tunesmith.grading.rank_correlation import RankCorrelation
 from tunesmith.stages.compare import cells as compared
 from tunesmith.stages.curve.text import beside
-from tunesmith.stages.headline import cells, spoken
+from tunesmith.stages.headline import cells, spoken, warnings
 
 FOUND = {
     "unit": "perplexity",
@@ -45,3 +45,9 @@ def test_where_there_is_no_interval_it_is_said():
     base, _ = cells({**FOUND, "systems": dict.fromkeys(("base", "tuned"), nothing), "differences": {"tuned - base": nothing}}, "tuned")  # fmt: skip
     assert base[1:] == ("-1.50", "no interval", "+1.50", "no interval")
     assert spoken(nothing, 1, "+") == "-1.5 (no interval)"
+
+
+def test_answers_that_were_cut_off_and_what_is_remembered_are_warned_of():
+    found = warnings({"cut_off": {"base": 37.5}, "canaries": {"warnings": ["rows are remembered"]}})
+    assert found == ["37.5 % of the answers of base were cut off at evaluate.max_tokens", "rows are remembered"]
+    assert warnings(FOUND) == []

@@ -61,7 +61,7 @@ def given(tmp_path_factory, tiny_folder) -> Path:
             "model": str(tiny_folder), "precision": "fp32",
             "prepare": {"source": "train.jsonl", "test": "test.jsonl", "validation_fraction": 0, "cleaners": []},
             "initialise": {"adapter": {"rank": 2}}, "finetune": {"optimizer": {"learning_rate": 0.02}, "batch": 4},
-            "evaluate": {"graders": [{"kind": "chrf"}, {"kind": "exact"}], "max_tokens": 6, "shots": 0, "baselines": False, "general": None},
+            "evaluate": {"graders": [{"kind": "chrf"}, {"kind": "exact"}], "max_tokens": 12, "shots": 0, "baselines": False, "general": None},
             "deploy": {"ungated": True, "prompts": 2},
         },
         "start": {"finetune": {"epochs": 0.4}},

@@ -13,7 +13,7 @@ from rich.text import Text
 from tunesmith.base import Artifact, ConfigError, Run
 from tunesmith.base.files import read_json
 from tunesmith.base.spec import validate
-from tunesmith.stages.headline import cells, prompt_cells
+from tunesmith.stages.headline import cells, prompt_cells, warnings
 from tunesmith.stages.merged import Merger, merged_from
 from tunesmith.stages.pipeline import Pipeline, open_any, open_run
 from tunesmith.stages.shared import together
@@ -208,7 +208,7 @@ def _conclude(pipeline: Pipeline | Merger, evaluated: Artifact) -> None:
         console.print(table)
     for reason in metrics["reasons"]:
         console.print(f"  {reason}")
-    for warning in metrics.get("canaries", {}).get("warnings", ()):
+    for warning in warnings(metrics):
         console.print(Text.assemble("  ", ("warning", "yellow"), f" {warning}"))
     details = _report(pipeline.run)
     if metrics["promote"]:

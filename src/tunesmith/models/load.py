@@ -90,20 +90,29 @@ class Loaded:
     @property
     def longest(self) -> int | None:
         """Tokens of the longest text that its positions allow, which with longrope are those of short texts; None where there is no end to them."""
-        found: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return self.reach or found
+        return longest(self.model.config)
 
     @property
     def reach(self) -> int | None:
         """Tokens beyond which longrope would have other frequencies, which are not used here; None with positions of any other kind."""
-        rotary = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
-        return rotary["original_max_position_embeddings"] if rotary.get("rope_type") == "longrope" else None
+        return _reach(self.model.config)
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
         found: torch.device = next(self.model.parameters()).device
         return found
+
+
+def longest(config: Any) -> int | None:
+    """As `Loaded.longest`, of a configuration alone."""
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return _reach(config) or found
+
+
+def _reach(config: Any) -> int | None:
+    rotary = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return rotary["original_max_position_embeddings"] if rotary.get("rope_type") == "longrope" else None
 
 
 def load_config(folder: Path) -> Any:

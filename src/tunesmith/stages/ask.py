@@ -11,7 +11,7 @@ from tunesmith.models.load import Precision, load, served
 
 from .chances import chances
 from .evaluate import Evaluate
-from .judge import answer, as_shots, likelihoods, merge, worked
+from .judge import answer, likelihoods, merge, worked
 
 
 class Ask(Spec):
@@ -54,8 +54,8 @@ def ask(
     loaded = load(model, served(precision, spec.precision), today=rendered_on(prepared.path))
     if finetuned is not None:
         merge(loaded, adapter, finetuned, precision, pruned)
-    before = worked(loaded, load_examples(prepared.path, "train"), test, shots, spec.max_tokens)
-    write_json(out / "answers.json", answer(loaded, test, Sampling(max_tokens=spec.max_tokens), as_shots(before)))
+    before = worked(load_examples(prepared.path, "train"), shots)
+    write_json(out / "answers.json", answer(loaded, test, Sampling(max_tokens=spec.max_tokens), before))
     rows = load_split(prepared.path, "test", spec.rows) if spec.likelihoods and not shots else []
     write_json(out / "likelihoods.json", [[each.loss, each.tokens] for each in likelihoods(loaded, rows)])
     if spec.chances is not None and not shots:

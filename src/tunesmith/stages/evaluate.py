@@ -28,7 +28,7 @@ from .chances import Tell, Told, asking
 from .documents import Documents, Retrieval
 from .finetune import Finetune
 from .general import general_examples
-from .judge import answer, as_shots, kept, learnt_by, likelihoods, merge, worked
+from .judge import asked, kept, learnt_by, likelihoods, merge, requests, worked
 from .remembered import remembered
 from .scoring import evaluate_scores
 
@@ -139,7 +139,7 @@ def evaluate(
     pruned, prompted = (_of(stage, further) for stage in ("prune", "prompt"))
     loaded = load(model, served(precision, spec.precision), today=rendered_on(prepared.path))
     general = _general(spec, loaded)
-    answers, notes = _systems(spec, loaded, train, test, prompted, out)
+    answers, notes, cut = _systems(spec, loaded, train, test, prompted, out)
     documents = Documents(spec.retrieval, loaded, spec.max_tokens, out)
     documents.ask("base", loaded)
     reads = any(grader.reads == "likelihoods" for grader in spec.graders)
@@ -151,11 +151,13 @@ def evaluate(
     told |= _told(out, "tuned", tell, loaded)
     tuned, tuned_general = likelihoods(loaded, read), likelihoods(loaded, general)
     if answers:
-        answers["tuned"] = kept(out, "tuned", lambda: answer(loaded, test, Sampling(max_tokens=spec.max_tokens)))
+        prompts, _ = requests(loaded, test, spec.max_tokens)
+        answers["tuned"], cut["tuned"] = asked(out, "tuned", loaded, prompts, Sampling(max_tokens=spec.max_tokens))
     documents.ask("tuned", loaded)
     found = {"base": base, "tuned": tuned} if reads else {}
     board = scoreboard(test, answers, spec.graders, likelihoods=found, chances=told, slices=spec.slices, seed=seed)
-    results = {"task": board, "notes": notes, **_generally(spec, loaded, base_general, tuned_general)}
+    results = {"task": board, **_cut_off(notes, cut, spec.max_tokens, len(test))}
+    results |= _generally(spec, loaded, base_general, tuned_general)
     results |= {"prompting": prompted.metrics if prompted is not None else None, "retrieval": documents.results(seed)}
     results["canaries"] = remembered(prepared, loaded, seed)
     results["gate"] = spec.gate(board, results["general"], results["retrieval"])
@@ -181,22 +183,20 @@ def learnt_from(prepared: Artifact, finetuned: Artifact) -> list[Example]:
 
 def _systems(
     spec: Evaluate, loaded: Loaded, train: list[Example], test: list[Example], prompted: Artifact | None, out: Output
-) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Answers of everything that the tuned model is compared with, and how each was made or why it is missing."""
+) -> tuple[dict[str, list[str]], dict[str, str], dict[str, int]]:
+    """Answers of everything that the tuned model is compared with, how each was made or why it is missing, and how many were cut off."""
     if all(example.text is not None for example in test):
-        return {}, dict.fromkeys(("base", "tuned"), "likelihoods of plain text; nothing was asked")
-    sampling = Sampling(max_tokens=spec.max_tokens)
-    answers = {"base": kept(out, "base", lambda: answer(loaded, test, sampling))}
+        return {}, dict.fromkeys(("base", "tuned"), "likelihoods of plain text; nothing was asked"), {}
+    sampling, answers, cut = Sampling(max_tokens=spec.max_tokens), {}, {}
+    prompts, _ = requests(loaded, test, spec.max_tokens)
+    answers["base"], cut["base"] = asked(out, "base", loaded, prompts, sampling)
     few = "" if spec.precision == "auto" else f", weights rounded to {spec.precision}"
     notes = {"base": f"zero-shot: the prompt as it is{few}", "tuned": f"the prompt as it is{few}"}
     if spec.shots and any(example.text is None for example in train):
-        shots = worked(loaded, train, test, spec.shots, spec.max_tokens)
-        answers["few-shot"] = kept(out, "few-shot", lambda: answer(loaded, test, sampling, as_shots(shots)))
-        left = (
-            f"; {spec.shots} do not fit before every request"
-            if len(shots) < min(spec.shots, sum(bool(one.answers) and one.wanted for one in train))
-            else ""
-        )
+        shots = worked(train, spec.shots)
+        prompts, shortened = requests(loaded, test, spec.max_tokens, shots)
+        answers["few-shot"], cut["few-shot"] = asked(out, "few-shot", loaded, prompts, sampling)
+        left = f"; not all of them fit before {shortened} of {len(test)} requests" if shortened else ""
         notes["few-shot"] = f"base with {len(shots)} training rows as worked examples in the prompt{left}{few}"
     if prompted is not None:
         answers[PROMPTED], notes[PROMPTED] = _best_prompt(prompted)
@@ -205,7 +205,20 @@ def _systems(
             notes[name] = made.reason
             if made.answers is not None:
                 answers[name] = made.answers
-    return answers, notes
+    return answers, notes, cut
+
+
+def _cut_off(notes: dict[str, str], cut: dict[str, int], max_tokens: int, rows: int) -> dict[str, Any]:
+    """The notes, which say it too, and what share of a system's answers was cut off, in percent, if any was."""
+    some = {system: count for system, count in cut.items() if count}
+    said = {
+        name: f"; {count} of {rows} answers were cut off at evaluate.max_tokens={max_tokens}"
+        for name, count in some.items()
+    }
+    return {
+        "notes": {name: note + said.get(name, "") for name, note in notes.items()},
+        "cut_off": {name: 100 * count / rows for name, count in some.items()},
+    }
 
 
 def _best_prompt(prompted: Artifact) -> tuple[list[str], str]:
@@ -280,7 +293,7 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
         "differences": block["differences"],
         "promote": results["gate"]["promote"],
         "reasons": results["gate"]["reasons"],
-        **({"canaries": results["canaries"]} if results.get("canaries") else {}),
+        **{name: results[name] for name in ("canaries", "cut_off") if results.get(name)},
     }
 
 

@@ -17,6 +17,13 @@ def cells(found: dict[str, Any], subject: str) -> list[tuple[str, str, str, str,
     return made
 
 
+def warnings(metrics: Mapping[str, Any]) -> list[str]:
+    """What a reader of an evaluation's figures has to know beside them."""
+    cut = metrics.get("cut_off", {}).items()
+    told = [f"{share:.1f} % of the answers of {system} were cut off at evaluate.max_tokens" for system, share in cut]
+    return [*told, *metrics.get("canaries", {}).get("warnings", ())]
+
+
 def prompt_cells(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Of each way of prompting its name, the best one marked, its scores on development and test rows, and tokens of a request."""
     return [

@@ -29,16 +29,58 @@ OPENING = 32
 """Tokens of a plain text that are given to a model to go on from."""
 
 
-def answer(loaded: Loaded, examples: Sequence[Example], sampling: Sampling, shots: Sequence[Message] = ()) -> list[str]:
-    """A greedy or sampled answer to what each example asks, after `shots` if given; of plain text, what follows its beginning."""
-    renderer = loaded.renderer()
-    prompts = [
-        renderer.prompt(with_shots(example, shots), example.tools)
-        if example.text is None
-        else _opening(renderer, example)
-        for example in examples
-    ]
-    return said(loaded, prompts, sampling)
+def answer(loaded: Loaded, examples: Sequence[Example], sampling: Sampling, shots: Sequence[Example] = ()) -> list[str]:
+    """A greedy or sampled answer to each request, see `requests`."""
+    return said(loaded, requests(loaded, examples, sampling.max_tokens, shots)[0], sampling)
+
+
+def requests(
+    loaded: Loaded, examples: Sequence[Example], max_tokens: int, shots: Sequence[Example] = ()
+) -> tuple[list[list[int]], int]:
+    """What each example asks, as tokens, after as many of the worked examples as fit (`after_shots`); of plain text, its beginning.
+
+    Beside them, how many rows have fewer worked examples than the others.
+    """
+    renderer, most, prompts, shortened = loaded.renderer(), room(loaded, max_tokens), [], 0
+    for example in examples:
+        if example.text is not None:
+            prompts.append(_opening(renderer, example))
+            continue
+        prompt, left = after_shots(
+            lambda kept, row=example: renderer.prompt(with_shots(row, as_shots(kept)), row.tools), shots, most
+        )
+        prompts.append(prompt)
+        shortened += left < len(shots)
+    return prompts, shortened
+
+
+def after_shots(
+    render: Callable[[Sequence[Example]], list[int]], shots: Sequence[Example], most: int
+) -> tuple[list[int], int]:
+    """A request after its worked examples, as tokens, and how many they are: those that stand first are left out until it has at most `most` tokens."""
+    for place in range(len(shots)):
+        try:
+            prompt = render(shots[place:])
+        except DataError:  # the template has no form for them, such as calls without results
+            continue
+        if len(prompt) <= most:
+            return prompt, len(shots) - place
+    return render(()), 0
+
+
+def asked(
+    out: Output, system: str, loaded: Loaded, prompts: Sequence[list[int]], sampling: Sampling
+) -> tuple[list[str], int]:
+    """A system's answers to the test rows, made once (`kept`), and how many of them were cut off before they ended."""
+
+    def make() -> list[str]:
+        completions = generate(loaded, prompts, sampling)
+        out.events.write("cut_off", system=system, answers=sum(each.finish == "length" for each in completions))
+        return [each.text.strip() for each in completions]
+
+    answers = kept(out, system, make)
+    told = [event["answers"] for event in out.events.read("cut_off") if event["system"] == system]
+    return answers, told[-1] if told else 0
 
 
 def said(loaded: Loaded, prompts: Sequence[list[int]], sampling: Sampling) -> list[str]:
@@ -64,26 +106,11 @@ def with_shots(example: Example, shots: Sequence[Message]) -> list[Message]:
     return [*system, *shots, *rest]
 
 
-def worked(
-    loaded: Loaded, train: Sequence[Example], asked: Sequence[Example], count: int, max_tokens: int
-) -> list[Example]:
-    """Demonstrations to put before each request: so many of the training rows with a wanted answer, drawn by chance and always the same ones, in their order.
-
-    Where not all fit before every request and its answer, the first are left out.
-    """
+def worked(train: Sequence[Example], count: int) -> list[Example]:
+    """Demonstrations to put before each request: so many of the training rows with a wanted answer, drawn by chance and always the same ones, in their order."""
     train = [example for example in train if example.answers and example.wanted]
     places = sorted(np.random.default_rng(0).permutation(len(train))[:count].tolist())
-    shots, renderer, most = [train[place] for place in places], loaded.renderer(), room(loaded, max_tokens)
-    talks = [example for example in asked if example.text is None]
-    while shots:
-        told = as_shots(shots)
-        try:
-            if all(len(renderer.prompt(with_shots(each, told), each.tools)) <= most for each in talks):
-                break
-        except DataError:  # the template has no form for them, such as calls without results
-            pass
-        shots = shots[1:]
-    return shots
+    return [train[place] for place in places]
 
 
 def as_shots(examples: Sequence[Example]) -> list[Message]:

@@ -1,28 +1,40 @@
 """What of an evaluation can be refused before anything is trained: graders that cannot read the test rows, files and fields that are not there."""
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 
 from tunesmith.base import Artifact, ConfigError, DataError
 from tunesmith.base.files import read_json
 from tunesmith.data.classes import ANSWER
 from tunesmith.data.example import Example
-from tunesmith.data.prepared import load_examples
+from tunesmith.data.prepared import load_examples, load_split, rendered_on
+from tunesmith.data.render import Renderer
 from tunesmith.grading import Grader
 from tunesmith.grading.reading import read_object
 from tunesmith.grading.scoreboard import held
+from tunesmith.methods.adapters import Adapter
+from tunesmith.methods.adapters.prompt import Prompt
+from tunesmith.models.find import load_tokenizer, locate
+from tunesmith.models.load import load_config, longest
 
 from .chances import asking
 from .evaluate import Evaluate, input_files
 from .general import general_examples
 from .prepare import Prepare
 
+NAMED = 3
+"""Rows that are named where many are wrong."""
 
-def check(spec: Evaluate, prepared: Artifact) -> None:
-    """Refuse what cannot be evaluated before anything is trained: graders of answers where all rows are plain text, rows that a grader cannot read, documents that
-    cannot be asked about, slices by what no row has, general rows that are not there, a precision that this machine does not have.
+
+def check(spec: Evaluate, prepared: Artifact, model: str, adapter: Adapter) -> None:
+    """Refuse what cannot be evaluated before anything is trained: graders of answers where all rows are plain text, rows that a grader cannot read or that leave no
+    room for an answer, answers cut off before most right ones end, documents that cannot be asked about, slices by what no row has, general rows that are not
+    there, a precision that this machine does not have.
 
     Raises:
-        ConfigError: naming the graders, or the slices.
+        ConfigError: naming the graders, the slices, or the length of answers.
         DataError: test rows, general rows, documents or questions are not what they should be.
         MachineError: a retriever's package is missing.
     """
@@ -35,10 +47,11 @@ def check(spec: Evaluate, prepared: Artifact) -> None:
             f"evaluate.graders: {', '.join(grader.called for grader in reading)} judges answers, and plain text asks for none; set evaluate.graders=[{{kind: perplexity}}]"
         )
     if test := load_examples(prepared.path, "test", spec.rows):
-        if reading:
-            _readable(test, reading)
+        if writing := [grader for grader in spec.graders if grader.reads != "scores"]:
+            _readable(test, writing)
             for grader in reading:
                 grader.check(test)
+            _fitting(spec, prepared, test, model, adapter.tokens if isinstance(adapter, Prompt) else 0)
         asking(spec.graders, test)
         _sliced(test, spec.slices)
     input_files(spec)
@@ -61,12 +74,12 @@ def check_held_out(spec: Prepare) -> None:
 
 
 def _readable(test: list[Example], graders: list[Grader]) -> None:
-    """Refuse test rows whose own answer is no right answer in words.
+    """Refuse test rows whose own answer is no right answer, or for graders of answers none in words.
 
     Raises:
         DataError: naming the first.
     """
-    blind = [grader for grader in graders if not grader.judges_calls]
+    blind = [grader for grader in graders if grader.reads != "likelihoods" and not grader.judges_calls]
     for example in test:
         unable = graders
         if not example.wanted:
@@ -79,6 +92,52 @@ def _readable(test: list[Example], graders: list[Grader]) -> None:
         raise DataError(
             f"{example.origin}: {', '.join(grader.called for grader in unable)} cannot judge by it: {wrong}"
         )
+
+
+def _fitting(spec: Evaluate, prepared: Artifact, test: list[Example], model: str, before: int) -> None:
+    """Refuse test rows whose prompt leaves no room for an answer in the model's context, and answers shorter than most right ones.
+
+    Raises:
+        ConfigError: saying how long answers have to be.
+        DataError: naming the first rows.
+    """
+    found = [(one, *sizes) for one, sizes in zip(test, _sizes(prepared, test, spec.rows, model), strict=True) if sizes]
+    if not found:
+        return
+    context = longest(load_config(locate(model)))
+    wide = [(one, size) for one, size, _ in found if context is not None and before + size + spec.max_tokens > context]
+    if wide:
+        named = ", ".join(f"{one.origin} ({size:,} tokens)" for one, size in wide[:NAMED])
+        raise DataError(
+            f"{len(wide)} of {len(test)} test rows leave no room for an answer of evaluate.max_tokens={spec.max_tokens} in the model's context of {context:,} tokens: "
+            f"{named}{', ...' if len(wide) > NAMED else ''}; hold out shorter rows (prepare.test), lower evaluate.max_tokens, or take a model with a longer context"
+        )
+    reading = [grader.called for grader in spec.graders if grader.reads == "answers"]
+    lengths = sorted(answer for _, _, answer in found)
+    cut = sum(length > spec.max_tokens for length in lengths)
+    if reading and 2 * cut > len(lengths):
+        raise ConfigError(
+            f"evaluate.max_tokens: {spec.max_tokens} tokens cut off {cut} of {len(lengths)} right answers to the test rows, by which {', '.join(reading)} would judge; "
+            f"half of them have up to {lengths[(len(lengths) - 1) // 2]:,}; for all, set evaluate.max_tokens={lengths[-1]}"
+        )
+
+
+def _sizes(prepared: Artifact, test: list[Example], most: int | None, model: str) -> Iterator[tuple[int, int] | None]:
+    """Tokens of what each test row asks, and of its right answer without the token that ends it; None of plain text.
+
+    They are read off the row's own tokens, unless these are cut off or do not tell where the answer begins.
+    """
+    settings, renderer = prepared.manifest["spec"], None
+    for example, row in zip(test, load_split(prepared.path, "test", most), strict=True):
+        if example.text is not None:
+            yield None
+            continue
+        whole, asked = row.sequences[0], None
+        if settings["supervise"] == "all" or len(row) >= settings["max_tokens"]:
+            renderer = renderer or Renderer(load_tokenizer(model), today=rendered_on(prepared.path))
+            whole, asked = renderer.row(example).sequences[0], len(renderer.prompt(example.asked, example.tools))
+        first = asked or len(whole) - int(np.argmin(whole.learn[::-1]))  # of the last that is learnt in one go
+        yield first, len(whole) - first - 1
 
 
 def _sliced(test: list[Example], slices: tuple[str, ...]) -> None:

@@ -131,7 +131,7 @@ class Pipeline(Stages[Recipe]):
             if tune is not None:
                 read_in_training(tune)
                 check_teacher(tune.objective, self.recipe.model)
-        judgeable.check(measured, prepared)
+        judgeable.check(measured, prepared, self.recipe.model, self.recipe.initialise.adapter)
         if measured.prompted:
             learnt = self.recipe.finetune.rows
             prompting.check(self.recipe.prompt, prepared, measured.judges, self.recipe.seed, learnt)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from tunesmith.data.retrieval import Index, Retriever, nearest
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import Loaded
 
-from ..judge import as_shots, room, said, with_shots
+from ..judge import after_shots, as_shots, room, said, with_shots
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,9 @@ class Prompter:
         """The rows as tokens; where all of a way's examples do not fit, those that stand first, the least alike ones, are left out."""
         prompts, shortened = [], 0
         for example, shots in zip(examples, self._shots(way, examples), strict=True):
-            prompt = self._prompt(way, example, shots)
-            shortened += bool(shots) and len(prompt) > self.room
-            while shots and len(prompt) > self.room:
-                shots = shots[1:]
-                prompt = self._prompt(way, example, shots)
+            prompt, left = after_shots(partial(self._prompt, way, example), shots, self.room)
             prompts.append(prompt)
+            shortened += left < len(shots)
         return Requests(prompts, shortened)
 
     def _shots(self, way: Way, examples: Sequence[Example]) -> list[list[Example]]:
