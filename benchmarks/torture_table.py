@@ -33,7 +33,14 @@ def tortured(result: dict[str, Any]) -> str:
     without = ", ".join(one["id"] for one in ours if one["id"] in READ)
     uncounted = f" ({without} reads the source and is not counted)" if without else ""
     return "\n".join(
-        [f"Silent failures: **{silent}** in {total:,} trials{uncounted}.", "", *lines, "", *gaps(result), where(result)]
+        [
+            f"Silent failures: **{silent}** in {total:,} trials{uncounted}. Where a row has a dagger (†), its trials are of earlier programs than today's.",
+            "",
+            *lines,
+            "",
+            *gaps(result),
+            where(result),
+        ]
     )
 
 
