@@ -43,7 +43,7 @@ def test_the_table_marks_what_other_trials_came_to_and_counts_no_reading(monkeyp
     kept = {file.stem: json.loads(file.read_text()) for file in tmp_path.iterdir()}
     assert {one["harness"] for found in kept.values() for one in found.values()} == {harness()}
     page = tortured(kept)
-    assert "in 1 trials (X1-source reads" in page
+    assert "in 1 trials (X1-source reads the source and is not counted). Where a row has a dagger (†)" in page
     assert "The other side: trl 1.16.0" in page
     assert EARLIER not in page
     kept["R1"]["tunesmith"]["harness"] = "another"
