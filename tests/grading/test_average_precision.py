@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from graded import example
 from pydantic import ValidationError
 from sklearn.metrics import average_precision_score
 
@@ -18,11 +19,6 @@ from tunesmith.grading.statistics import difference, interval, replicates
 
 CLASSES = ("ham", "scam", "spam")
 ROWS = 120
-
-
-def example(gold: object) -> Example:
-    text = gold if isinstance(gold, str) else json.dumps(gold)
-    return Example("t:1", ({"role": "user", "content": "?"},), (({"role": "assistant", "content": text},),))
 
 
 def chances(truths: list[str], seed: int, help_: float) -> list[dict[str, dict[str, float]]]:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from graded import example
 
 from tunesmith.data.example import Example
 from tunesmith.grading import HEADLINE
@@ -15,22 +16,17 @@ from tunesmith.grading.json_fields import JsonFields
 DEBTAGS = Path(__file__).parents[2] / "examples" / "debtags"
 
 
-def example(prompt: str, gold: object) -> Example:
-    text = gold if isinstance(gold, str) else json.dumps(gold)
-    return Example("rows.jsonl:1", ({"role": "user", "content": prompt},), (({"role": "assistant", "content": text},),))
-
-
 TRAIN = [
     example(
-        f"{fruit} number {index}",
         {"colour": colour, "count": index % 2, **({"sour": True} if fruit == "lemon" else {})},
+        f"{fruit} number {index}",
     )
     for index in range(8)
     for fruit, colour in (("cherry", "red"), ("lemon", "yellow"), ("strawberry", "red"))
 ]
 TEST = [
-    example("a lemon", {"colour": "yellow", "sour": True}),
-    example("a cherry", {"colour": "red", "taste": "sweet"}),
+    example({"colour": "yellow", "sour": True}, "a lemon"),
+    example({"colour": "red", "taste": "sweet"}, "a cherry"),
 ]
 
 
@@ -56,11 +52,11 @@ def test_svm_reads_the_prompt_and_says_how_it_was_chosen() -> None:
 
 def test_a_short_label_is_one_class() -> None:
     train = [
-        example(f"{word} film {index}", label)
+        example(label, f"{word} film {index}")
         for index in range(6)
         for word, label in (("good", "yes"), ("bad", "no"), ("fine", "yes"))
     ]
-    test = [example("a bad one", "no"), example("a good one", "yes")]
+    test = [example("no", "a bad one"), example("yes", "a good one")]
     assert majority(train, test).answers == ["yes", "yes"]
     answers = svm(train, test).answers
     assert answers is not None
@@ -70,7 +66,7 @@ def test_a_short_label_is_one_class() -> None:
 @pytest.mark.parametrize("baseline", [majority, svm])
 def test_free_text_and_nested_objects_have_no_baseline(baseline) -> None:  # type: ignore[no-untyped-def]
     for gold in ("a story of {}", '{{"nested": {{"number": {}}}}}'):
-        train = [example("tell", gold.format(index)) for index in range(10)]
+        train = [example(gold.format(index), "tell") for index in range(10)]
         found = baseline(train, train)
         assert found.answers is None
         assert "10 distinct in 10 rows" in found.reason
@@ -78,7 +74,7 @@ def test_free_text_and_nested_objects_have_no_baseline(baseline) -> None:  # typ
 
 
 def test_prompts_without_a_word_do_no_harm() -> None:
-    train = [example("1 + 1", {"answer": index % 2}) for index in range(12)]
+    train = [example({"answer": index % 2}, "1 + 1") for index in range(12)]
     assert svm(train, train[:2]).answers is not None
 
 

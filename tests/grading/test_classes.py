@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from graded import example
 from pydantic import ValidationError
 from sklearn.metrics import cohen_kappa_score, f1_score, precision_score, recall_score
 
 from tunesmith.base import DataError
-from tunesmith.data.example import Example
 from tunesmith.grading import HEADLINE
 from tunesmith.grading.classes import Classes
 from tunesmith.grading.confusion import MOST_CLASSES
@@ -18,11 +18,6 @@ from tunesmith.grading.scoreboard import scoreboard
 from tunesmith.grading.statistics import difference, interval
 
 CLASSES = ["Ham", "spam", "scam"]
-
-
-def example(gold: object, **meta: object) -> Example:
-    text = gold if isinstance(gold, str) else json.dumps(gold)
-    return Example("t:1", ({"role": "user", "content": "?"},), (({"role": "assistant", "content": text},),), meta=meta)
 
 
 def drawn(count: int, seed: int, *others: str) -> list[str]:
