@@ -1,33 +1,27 @@
+"""Rollouts: answers depend on seed, step and weights alone, earn what the graders say, and what pays is learnt."""
+
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from tunesmith.base import ConfigError, DataError, Output
-from tunesmith.base.events import Events
-from tunesmith.base.spec import validate
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Row
 from tunesmith.data.render import Renderer
 from tunesmith.grading import AnswerGrader, Score
-from tunesmith.grading.exact import Exact
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.lora import LoRA
-from tunesmith.methods.adapters.prefix import Prefix
-from tunesmith.methods.adapters.prompt import Prompt
-from tunesmith.methods.objectives.base import ADVANTAGE, OLD, RETURN, START, TAUGHT_LOGP, VALUE, Teaching, reward
+from tunesmith.methods.objectives.base import ADVANTAGE, OLD, RETURN, START, VALUE, reward
 from tunesmith.methods.objectives.grpo import GRPO
 from tunesmith.methods.objectives.ppo import PPO
 from tunesmith.methods.optimizers.adamw import AdamW
 from tunesmith.models.forward import padded_logps
 from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.heads import attach_head, padded_seen
-from tunesmith.stages.finetune import Finetune, set_up
 from tunesmith.training.loop import train
-from tunesmith.training.others import Split
-from tunesmith.training.reference import Start, with_references, with_teacher, with_token_logps
-from tunesmith.training.rollouts import OnPolicy, Reward, Rollouts, imagined
+from tunesmith.training.reference import Start
+from tunesmith.training.rollouts import OnPolicy, Reward, Rollouts
 
 
 class Short(AnswerGrader):
@@ -237,76 +231,3 @@ def test_the_price_of_leaving_the_start_brings_the_policy_back(source, policy):
     data = source(start=start, objective=PPO(beta=0.5), updates=2, samples=8, count=2, rewards=(free,))
     told = [one["divergence"] for one in updated(data, policy, 24.0, 0.002)]
     assert np.mean(told[-6:]) < 0.75 * np.mean(told[:4])
-
-
-def test_what_is_imagined_is_as_large_as_it_can_get(rows):
-    spec = Rollouts(rewards=(Reward(grader=Exact()),), samples=3, max_tokens=11)
-    batch = Batch.of(imagined(rows[:2], spec))
-    assert batch.supervised == 2 * 3 * 11
-    assert batch.forest.tokens_N.numel() >= 2 * 3 * 11
-    assert torch.isfinite(GRPO(beta=0.1).advantages(batch)).all()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"objective": {"kind": "grpo"}}, "say what they earn"),
-        ({"rollouts": {"rewards": [{"grader": {"kind": "exact"}}]}}, "learns from given answers"),
-        ({"objective": {"kind": "grpo"}, "rollouts": {"rewards": []}}, "rewards"),
-        ({"most_tokens": 900}, "rates must not depend on how many steps"),
-        ({"most_tokens": 900, "schedule": {"shape": "constant"}}, "rates must not depend on how many steps"),
-        (
-            {"objective": {"kind": "grpo"}, "rollouts": {"rewards": [{"grader": {"kind": "perplexity"}}]}},
-            "one answer by itself",
-        ),
-        (
-            {"objective": {"kind": "rloo"}, "rollouts": {"rewards": [{"grader": {"kind": "exact"}}], "samples": 1}},
-            "set rollouts.samples to 2 or more",
-        ),
-        (
-            {
-                "objective": {"kind": "grpo"},
-                "rollouts": {"rewards": [{"grader": {"kind": "exact"}}]},
-                "validation": {"metric": "loss"},
-            },
-            "says nothing about answers",
-        ),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        validate(Finetune, settings, "recipe.yaml")
-
-
-def test_plain_text_asks_nothing(policy, rows):
-    tune = Finetune(objective=GRPO(), rollouts=Rollouts(rewards=(Reward(grader=Exact()),)))
-    with pytest.raises(DataError, match=r"notes\.txt:3: plain text has no prompt to answer"):
-        tune.source(policy, rows[:1], [Example("notes.txt:3", text="Once.")], 0)
-
-
-@pytest.mark.parametrize("adapter", [Prompt(tokens=3), Prefix(tokens=3)], ids=lambda one: one.kind)
-def test_what_begins_elsewhere_than_its_base_is_held_to_the_base(build, rows, tmp_path, adapter):
-    """Virtual tokens begin as random ones; references, a teacher without a name and the start of rollouts are what the base says."""
-    loaded, few = build("llama", seed=2), rows[:3]
-    pair = [replace(row, sequences=(row.sequences[0], row.sequences[0])) for row in few]
-    wanted = with_references(loaded, pair, 3)
-    taught = with_teacher(loaded, few, Teaching(None, 4, 1.0), 3, len(loaded.tokenizer))
-    told = with_token_logps(loaded, few, START, 3)
-    adapter.attach(loaded, 0)
-    nothing, out = Split([], []), Output(tmp_path, Events(tmp_path / "events.jsonl"))
-
-    def held(objective, given, **more):
-        spec = Finetune(objective=objective, batch=3, **more)
-        return set_up(spec, loaded, adapter, Split(given, []), nothing, out, 0).data
-
-    for ours, expected in zip(held({"kind": "dpo"}, pair).rows, wanted, strict=True):
-        assert ours.columns == pytest.approx(expected.columns, abs=1e-4)
-    for ours, expected in zip(held({"kind": "distill", "top": 4}, few).rows, taught, strict=True):
-        np.testing.assert_allclose(
-            ours.sequences[0].columns[TAUGHT_LOGP], expected.sequences[0].columns[TAUGHT_LOGP], atol=1e-4
-        )
-    spec = {"rewards": ({"grader": {"kind": "exact"}},), "max_tokens": 4}
-    data = held({"kind": "grpo", "beta": 0.1}, few, rollouts=spec)
-    for ours, expected in zip(data._measured(few), told, strict=True):
-        np.testing.assert_allclose(ours.sequences[0].columns[START], expected.sequences[0].columns[START], atol=1e-4)
-    assert len(loaded.prefix) == 3
