@@ -1,8 +1,9 @@
-import copy
-import json
+"""What is rendered: training sees what serving will, text comes back to the letter, and what a person wrote never becomes a special token."""
 
-import numpy as np
+import copy
+
 import pytest
+from chats import CHATML_WITH_TOOLS, LLAMA_2, assistant, learnt, renderer_with, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,29 +12,12 @@ from tunesmith.data import render
 from tunesmith.data.example import Example
 from tunesmith.data.render import Renderer
 
-CHATML_WITH_TOOLS = (
-    "{% if tools %}<|im_start|>system\nTools:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}"
-    "{% for call in message.tool_calls or [] %}\n<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA_2 = (
-    "{% set offset = 0 %}{% set system = '' %}"
-    "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}{% set offset = 1 %}{% endif %}"
-    "{% for message in messages[offset:] %}{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
-    "{% if message.role == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + message.content | trim + ' [/INST]' }}"
-    "{% else %}{{ ' ' + message.content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
 LAST_THINKS = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """As Qwen3's: what the assistant said last is rendered otherwise than what it said before."""
-TEMPLATES = {"own": None, "chatml": CHATML_WITH_TOOLS, "llama-2": LLAMA_2}
-
-WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<filename>"]
 
 ordinary = st.text(
@@ -45,44 +29,14 @@ hostile = st.lists(
 ).map("".join)
 
 
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-@pytest.fixture(scope="module", params=TEMPLATES)
-def renderer(request, smollm_tokenizer):
-    tokenizer = copy.deepcopy(smollm_tokenizer)
-    if TEMPLATES[request.param] is not None:
-        tokenizer.chat_template = TEMPLATES[request.param]
-    return Renderer(tokenizer)
-
-
 @pytest.fixture(scope="module")
 def plain(smollm_tokenizer):
     """A tokenizer that has no template."""
-    tokenizer = copy.deepcopy(smollm_tokenizer)
-    tokenizer.chat_template = None
-    return Renderer(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def chatml(smollm_tokenizer):
-    tokenizer = copy.deepcopy(smollm_tokenizer)
-    tokenizer.chat_template = CHATML_WITH_TOOLS
-    return Renderer(tokenizer)
+    return renderer_with(None, smollm_tokenizer)
 
 
 def special_count(renderer, ids):
     return sum(token in renderer._specials.numbers.values() for token in ids)
-
-
-def learnt(renderer, row, number=0):
-    sequence = row.sequences[number]
-    return renderer.tokenizer.decode(sequence.tokens[sequence.learn])
 
 
 @settings(max_examples=40)
@@ -141,117 +95,6 @@ def test_training_begins_with_what_serving_will_see(renderer, question, answer, 
     assert tokens[-1] in renderer.ends
 
 
-def test_every_turn_of_the_assistant_in_the_answer_is_learnt_with_its_end_and_nothing_else(renderer):
-    prompt = (user("one?"), assistant("first"), user("two?"))
-    answer = (assistant("second"), user("three?"), assistant("third"))
-    row = renderer.row(Example("f:1", prompt, (answer,)))
-    end = renderer.tokenizer.decode([row.sequences[0].tokens[-1]])
-    text = learnt(renderer, row).replace(" ", "")
-    assert text == f"second{end}third{end}"
-    assert row.origin == "f:1"
-
-
-def test_a_turn_of_weight_0_is_read_and_not_learnt(renderer):
-    turns = (assistant("red"), user("And?"), assistant("green"))
-
-    def of(*weights):
-        answer = [{**turn, "weight": weight} if weight is not None else turn for turn, weight in zip(turns, weights, strict=True)]  # fmt: skip
-        return renderer.row(Example("a:1", (user("Shade?"),), (tuple(answer),))).sequences[0]
-
-    whole, last = of(1, None, 1), of(0, None, None)
-    assert np.array_equal(whole.tokens, last.tokens)
-    assert renderer.decode(last.tokens[last.learn]).lstrip().startswith("green")
-    assert renderer.decode(whole.tokens[whole.learn]).lstrip().startswith("red")
-    with pytest.raises(DataError):
-        of(0, None, 0)
-
-
-def test_a_turn_of_weight_0_is_not_learnt_where_all_others_are(smollm_tokenizer):
-    renderer = Renderer(smollm_tokenizer, "all")
-    answer = ({**assistant("red"), "weight": 0}, user("And?"), assistant("green"))
-    (found,) = renderer.row(Example("a:1", (user("Shade?"),), (answer,))).sequences
-    learnt_text = renderer.decode(found.tokens[found.learn])
-    assert "Shade?" in learnt_text
-    assert "green" in learnt_text
-    assert "red" not in learnt_text
-
-
-CALLING = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}],
-}
-RESULT = {"role": "tool", "content": "rain"}
-
-
-@pytest.mark.parametrize(
-    ("template", "answer", "name"),
-    [
-        (None, (CALLING, RESULT, assistant("rain")), "tool_calls"),
-        (None, ({**assistant("rain"), "reasoning_content": "clouds"},), "reasoning_content"),
-        (CHATML_WITH_TOOLS, (CALLING, RESULT, assistant("rain")), None),
-        (CHATML_WITH_TOOLS, ({**assistant("rain"), "thinking": "clouds"},), "thinking"),
-        (None, ({**assistant("a"), "reasoning_content": "b"}, user("And?"), assistant("c")), None),
-    ],
-    ids=[
-        "calls dropped",
-        "reasoning dropped",
-        "calls shown",
-        "thinking dropped",
-        "an earlier turn's, which templates leave out",
-    ],
-)
-def test_what_a_template_drops_of_an_answer_is_not_learnt_in_silence(smollm_tokenizer, template, answer, name):
-    tokenizer = copy.deepcopy(smollm_tokenizer)
-    tokenizer.chat_template = template or tokenizer.chat_template
-    renderer, example = Renderer(tokenizer), Example("f:1", (user("Weather?"),), (answer,))
-    if name is None:
-        assert learnt(renderer, renderer.row(example))
-    else:
-        with pytest.raises(DataError, match=f"chat template ignores {name}"):
-            renderer.row(example)
-
-
-def test_supervise_all_learns_all_but_the_first_token(smollm_tokenizer):
-    example = Example("f:1", (user("one?"),), ((assistant("first"),),))
-    sequence = Renderer(smollm_tokenizer, "all").row(example).sequences[0]
-    assert not sequence.learn[0]
-    assert sequence.learn[1:].all()
-    answers = Renderer(smollm_tokenizer).row(example).sequences[0]
-    assert sequence.tokens[: len(answers)].tolist() == answers.tokens.tolist()
-
-
-def test_several_answers_share_their_prompt(renderer):
-    example = Example("f:1", (user("q"),), ((assistant("good"),), (assistant("bad"),)), columns={"label": 1.0})
-    row = renderer.row(example)
-    length = len(renderer.prompt(example.prompt))
-    assert np.array_equal(row.sequences[0].tokens[:length], row.sequences[1].tokens[:length])
-    assert "good" in learnt(renderer, row, 0)
-    assert "bad" in learnt(renderer, row, 1)
-    assert row.columns == {"label": 1.0}
-
-
-class TestTools:
-    def test_are_rendered_where_the_template_does(self, chatml):
-        row = chatml.row(Example("f:1", (user("weather?"),), ((assistant("rain"),),), tools=(WEATHER,)))
-        text = chatml.tokenizer.decode(row.sequences[0].tokens)
-        assert json.dumps(WEATHER) in text
-        assert learnt(chatml, row) == "rain<|im_end|>"
-
-    def test_a_call_is_learnt(self, chatml):
-        call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
-        message = {"role": "assistant", "content": None, "tool_calls": [call]}
-        row = chatml.row(Example("f:1", (user("?"),), ((message,),), tools=(WEATHER,)))
-        assert '"name": "weather"' in learnt(chatml, row)
-
-    def test_are_refused_where_the_template_drops_them(self, smollm_tokenizer):
-        """Also where a message happens to hold the tool's name."""
-        with pytest.raises(DataError, match="template ignores tools"):
-            Renderer(smollm_tokenizer).row(
-                Example("f:1", (user("the weather?"),), ((assistant("rain"),),), tools=(WEATHER,))
-            )
-
-
 class TestWithoutTemplate:
     def test_messages_are_lines_and_an_answer_ends(self, plain):
         row = plain.row(Example("f:1", (user("1+1?"),), ((assistant("2"),),)))
@@ -297,31 +140,21 @@ class TestPlainText:
         assert renderer.tokenizer("<|im_end|>").input_ids == [2]
 
 
-def test_a_row_without_anything_to_learn_is_refused(renderer):
-    for example in (Example("f:1", text=""), Example("f:1", (user("a"),), ((),))):
-        with pytest.raises(DataError, match="nothing to learn"):
-            renderer.row(example)
-
-
 def test_the_templates_own_refusal_is_passed_on(smollm_tokenizer):
-    tokenizer = copy.deepcopy(smollm_tokenizer)
-    tokenizer.chat_template = LLAMA_2
+    renderer = renderer_with(LLAMA_2, smollm_tokenizer)
     with pytest.raises(DataError, match="cannot render it: Conversation roles must alternate"):
-        Renderer(tokenizer).row(Example("f:1", (user("a"), user("b")), ((assistant("c"),),)))
+        renderer.row(Example("f:1", (user("a"), user("b")), ((assistant("c"),),)))
 
 
 def test_a_template_that_rewrites_the_past_is_refused(smollm_tokenizer):
-    tokenizer = copy.deepcopy(smollm_tokenizer)
-    tokenizer.chat_template = "{{ messages | length }}" + CHATML_WITH_TOOLS
+    renderer = renderer_with("{{ messages | length }}" + CHATML_WITH_TOOLS, smollm_tokenizer)
     with pytest.raises(DataError, match="continuation of its beginning"):
-        Renderer(tokenizer).row(Example("f:1", (user("a"),), ((assistant("b"),),)))
+        renderer.row(Example("f:1", (user("a"),), ((assistant("b"),),)))
 
 
 @pytest.fixture(scope="module")
 def last_thinks(smollm_tokenizer):
-    tokenizer = copy.deepcopy(smollm_tokenizer)
-    tokenizer.chat_template = LAST_THINKS
-    return Renderer(tokenizer)
+    return renderer_with(LAST_THINKS, smollm_tokenizer)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
@@ -388,8 +221,7 @@ def test_rows_rendered_together_are_the_rows_rendered_alone(renderer):
 
 
 def test_a_template_that_tells_the_date_tells_the_day_that_it_is_given(smollm_tokenizer):
-    tokenizer = copy.deepcopy(smollm_tokenizer)
-    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + CHATML_WITH_TOOLS
-    told = {day: Renderer(tokenizer, today=day).prompt([user("?")]) for day in ("2024-02-29", "2024-03-01")}
-    assert [tokenizer.decode(found).partition("<")[0] for found in told.values()] == ["29 Feb 2024", "01 Mar 2024"]
-    assert Renderer(tokenizer).prompt([user("?")]) not in told.values()
+    template, days = "{{ strftime_now('%d %b %Y') }}" + CHATML_WITH_TOOLS, ("2024-02-29", "2024-03-01")
+    told = [renderer_with(template, smollm_tokenizer, today=day).prompt([user("?")]) for day in days]
+    assert [smollm_tokenizer.decode(found).partition("<")[0] for found in told] == ["29 Feb 2024", "01 Mar 2024"]
+    assert renderer_with(template, smollm_tokenizer).prompt([user("?")]) not in told
