@@ -30,11 +30,6 @@ PAIRS = [(f"Say {number}.", "yes, " * (number % 3) + "yes", "no") for number in 
 
 
 @pytest.fixture
-def policy(build):
-    return build("llama", seed=3, vocab_size=97)
-
-
-@pytest.fixture
 def pairs(build, random_rows):
     """Five pairs with what three models say of them."""
     rows = random_rows(5, answers=2)
