@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,12 +47,14 @@ def requests(
         if example.text is not None:
             prompts.append(_opening(renderer, example))
             continue
-        prompt, left = after_shots(
-            lambda kept, row=example: renderer.prompt(with_shots(row, as_shots(kept)), row.tools), shots, most
-        )
+        prompt, left = after_shots(partial(_request, renderer, example), shots, most)
         prompts.append(prompt)
         shortened += left < len(shots)
     return prompts, shortened
+
+
+def _request(renderer: Renderer, example: Example, shots: Sequence[Example]) -> list[int]:
+    return renderer.prompt(with_shots(example, as_shots(shots)), example.tools)
 
 
 def after_shots(

@@ -122,8 +122,9 @@ def forest(
     seen = [found[name] for found in entries.values() for name in ("value", "low", "high") if finite(found[name])]
     scale, marked = _axis([*seen, *([0.0, 100.0] if whole else []), *([0.0] if zero else [])] or [0.0])
     marks = [
-        Mark(name, found, scale(found["value"]), *map(scale, reach(found)), name == strong)
+        Mark(name, found, scale(found["value"]), scale(low), scale(high), name == strong)
         for name, found in entries.items()
+        for low, high in (reach(found),)
         if finite(found["value"])
     ]
     return Forest(marks, marked, scale(0.0) if zero else None)

@@ -69,7 +69,11 @@ def plot(
     found = []
     for line in lines:
         places = [point for point in line.points if math.isfinite(point["value"])]
-        marks = [(along(p["size"]), high(p["value"]), *map(high, reach(p))) for p in places]
+        ends = map(reach, places)
+        marks = [
+            (along(p["size"]), high(p["value"]), high(least), high(most))
+            for p, (least, most) in zip(places, ends, strict=True)
+        ]
         found.append(Drawn(line.name, line.kind, _joined([mark[:2] for mark in marks]), marks))
     outline = [*drawn("high", curve), *drawn("low", curve)[::-1]]
     named = [0, *sizes[:: -(-len(sizes) // 8)], *([curve[-1]["size"]] if curve else [])]
