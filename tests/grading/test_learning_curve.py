@@ -137,7 +137,7 @@ def test_rows_to_a_target_and_rows_that_are_enough():
 
 def test_a_score_that_should_be_low_is_turned_round():
     true = 5 + 60 * SIZES**-0.5
-    curve = LearningCurve(SIZES, true, np.tile(true, (3, 1)), 0.0)
+    curve = LearningCurve(SIZES, true, np.tile(true, (3, 1)), 0.0, lower=True)
     assert curve.at(np.array([6400.0])) == pytest.approx([5 + 60 / 80], abs=0.05)
     assert curve.reaching(6.0).value == pytest.approx(3600, rel=0.05)
 
