@@ -183,6 +183,10 @@ def test_signs_tell_and_punctuation_does_not(one: str, other: str, same: bool) -
     assert bool(found.drops) == same
 
 
+def test_a_long_row_of_marks_is_read_at_once() -> None:
+    assert "great" in wording.read(example("Great" + "!" * 200_000))[0]
+
+
 def test_another_answer_makes_no_near_duplicate() -> None:
     source = random.Random(3)
     words = sentence(source, 40)

@@ -119,7 +119,7 @@ class Run:
         return found
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
-        """What the newest finished artifact of a stage says of itself; None where there is none, or it is damaged. Its files are not looked at."""
+        """What the artifact of a stage says of itself; None unless its last attempt finished, or where it is damaged. Its files are not looked at."""
         state = self.states.get(stage, {})
         found = manifest_of(self.path / state["artifact"]) if state.get("state") == "done" else None
         return found if found is not None and name_of(found) == state["artifact"] else None

@@ -26,11 +26,7 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
         ConfigError: several runs are not adapters of one base, or a setting is given.
         MachineError: the port is taken, memory is too small, or the server's packages are not installed.
     """
-    if setting := next((one for one in folders if "=" in str(one) and not one.exists()), None):
-        run = next((one for one in folders if one.is_dir()), "runs/NAME")
-        raise ConfigError(
-            f"{setting}: is no folder of a run; if it is a setting, `tunesmith deploy {run} {setting}` keeps it for the next `tunesmith serve {run}`"
-        )
+    _refuse_settings(folders)
     try:
         from tunesmith.serving.api import create_app
         from tunesmith.serving.engine import Engine
@@ -63,6 +59,14 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
             run_server(application, socket)
         except Interrupted:  # how a server is stopped
             console.print("stopped")
+
+
+def _refuse_settings(folders: list[Path]) -> None:
+    if setting := next((one for one in folders if "=" in str(one) and not one.exists()), None):
+        run = next((one for one in folders if one.is_dir()), "runs/NAME")
+        raise ConfigError(
+            f"{setting}: is no folder of a run; if it is a setting, `tunesmith deploy {run} {setting}` keeps it for the next `tunesmith serve {run}`"
+        )
 
 
 def warn_of_age(folder: Path, deployed: Artifact) -> None:

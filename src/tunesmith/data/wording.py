@@ -26,7 +26,7 @@ _WORD = re.compile(rf"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[\w
 """A word, or one letter of a script that is written without spaces."""
 _BARE = re.compile(
     r"[-+*/<>=%^&|#@$~](?:(?<![^\W\d_].)|(?![^\W\d_]))|[()\[\]{}]|[^\w\s\x00-\x7f]"
-    r"|!(?:!*(?=[\w(\[{=])|(?<=\d!)|(?<=\b[a-z]!))"  # `!a`, `a != b`, `10!` and `n!`, but not `Hello!`
+    r"|!(?:!{0,2}(?=[\w(\[{=])|(?<=\d!)|(?<=\b[a-z]!))"  # `!a`, `!!a`, `a != b`, `10!` and `n!`, but not `Hello!`
 )
 """What may be a sign that tells (`3 + 4`, `C++`) and no punctuation within a word (`well-known`, `and/or`)."""
 _BRACKETS = "()[]{}"
@@ -80,8 +80,9 @@ def _signs(text: str) -> str:
     if all(found[0] in _BRACKETS or not found[0].isascii() for found in signs) and not _TOLD.search(text):
         signs = [found for found in signs if found[0] not in _BRACKETS]
     ends = (0, *(found.end() for found in signs))
+    between = (text[end : found.start()] for end, found in zip(ends, signs, strict=False))
     return "".join(
-        f"{len(split_words(text[end : found.start()]))}{found[0]}" for end, found in zip(ends, signs, strict=False)
+        f"{len(split_words(apart)) if apart else 0}{found[0]}" for apart, found in zip(between, signs, strict=True)
     )
 
 

@@ -62,4 +62,4 @@ def ask(
         write_json(out / "chances.json", chances(loaded, test, spec.chances.asked(test)))
 
 
-STAGE = Stage("ask", 3, ask)
+STAGE = Stage("ask", 4, ask)

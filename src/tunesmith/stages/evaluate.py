@@ -297,4 +297,4 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-STAGE = Stage("evaluate", 6, evaluate)
+STAGE = Stage("evaluate", 7, evaluate)

@@ -54,14 +54,8 @@ class Monitor(Spec):
 
 
 def monitor(
-    spec: Monitor,
-    prepared: Artifact,
-    evaluated: Artifact | None = None,
-    *,
-    out: Output,
-    log: str,
-    artifact: str | None = None,
-) -> None:
+    spec: Monitor, prepared: Artifact, evaluated: Artifact | None = None, *, out: Output, log: str, artifact: str | None = None
+) -> None:  # fmt: skip
     """Write `report.json` and `report.md`; the metric `alerts` holds a sentence for everything that needs a person.
 
     Args:
@@ -76,7 +70,7 @@ def monitor(
         ArtifactError: `log` is missing or is not a request log.
     """
     records = list(read_log(Path(log), model=spec.model, artifact=artifact, newest=spec.newest))
-    another, unknown = (0, 0) if artifact is None else count_others(Path(log), artifact, spec.model)
+    others = (0, 0) if artifact is None else count_others(Path(log), artifact, spec.model)
     asked = [record for record in records if record.status != CLIENT_LEFT]
     answered = [record for record in asked if record.status == 200]
     examples = load_examples(prepared.path, "train")
@@ -91,7 +85,7 @@ def monitor(
         _latency(spec, answered),
     ]
     judged = judge(checks, spec.alpha)
-    report = {**_report(judged, records, answered), "of_another": another, "of_unknown": unknown}
+    report = {**_report(judged, records, answered), **dict(zip(("of_another", "of_unknown"), others, strict=True))}
     write_json(out / "report.json", report)
     write_atomic(out / "report.md", _readable(report, judged))
     out.metrics.update(

@@ -297,4 +297,4 @@ def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "train_tokens": train["tokens"], "train_supervised_tokens": train["supervised_tokens"]}
 
 
-STAGE = Stage("prepare", 7, prepare)
+STAGE = Stage("prepare", 8, prepare)

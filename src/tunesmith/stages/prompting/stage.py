@@ -169,4 +169,4 @@ def _prove(divided: Divided, test: list[Example], trajectory: list[dict[str, Any
     return proof
 
 
-STAGE = Stage("prompt", 4, prompt)
+STAGE = Stage("prompt", 5, prompt)
