@@ -34,7 +34,7 @@ class Work:
 
 
 WORKS = {
-    "debtags": Work("data-curve", "data_curve", "0,25,50,100,200,400,800,1600", 0.9, parts=True),
+    "debtags": Work("data-curve", "data_curve", "0,50,200,400,800,1600", 0.9, parts=True),
     # 40 rows choose no checkpoint: what they cost to label would count for every size
     "translation": Work("translation", "data_curve_translation", "", settings=("finetune.validation.every=1000",)),
 }
