@@ -123,9 +123,9 @@ def test_a_run_goes_on_another_day_with_a_template_that_tells_the_date(recipe, t
     )
     (rolled, *_) = begun.training.data.roll(0)
     assert read(rolled.sequences[0].tokens).startswith(asked_on)
-    said, prompts = judge.said, []
+    generate, prompts = judge.generate, []
     monkeypatch.setattr(
-        judge, "said", lambda loaded, given, sampling: prompts.extend(given) or said(loaded, given, sampling)
+        judge, "generate", lambda loaded, given, sampling: prompts.extend(given) or generate(loaded, given, sampling)
     )
     pipeline.stage("evaluate")
     assert prompts
