@@ -117,7 +117,7 @@ def test_rows_are_read_back_by_prepare_with_all_that_stood_beside_them(recipe, t
         assert all({"id", "kind", "completion_note"} <= set(row) for row in rows)
         folder = tmp_path / f"again-{keep}"
         folder.mkdir()
-        settings = Prepare(source=str(made / "rows.jsonl"), test=str(tmp_path / "rows.jsonl"), validation_fraction=0, cleaners=(), group="kind")  # fmt: skip
+        settings = Prepare(source=str(made / "rows.jsonl"), test=str(tmp_path / "rows.jsonl"), validation_fraction=0, cleaners=())  # fmt: skip
         out = Output(folder, Events(folder / "events.jsonl"))
         prepare(settings, out=out, tokenizer_name=open_run(recipe).recipe.model, seed=0)
         found = [Example.from_json(value) for value in read(folder / "train.jsonl")]

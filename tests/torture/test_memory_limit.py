@@ -75,6 +75,7 @@ def settle(
         "prepare": {"source": "rows.jsonl", "test_fraction": 2, "validation_fraction": 2, "cleaners": [], "refuse_above": 1.0},
         "initialise": {"adapter": {"kind": adapter}},
         "finetune": {"epochs": 1.0, "batch": rows, "share_prefixes": False, "activation_checkpointing": False, "validation": {"rows": 1}, **finetune},
+        "evaluate": {"max_tokens": 1000},
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     return folder / "recipe.yaml"
