@@ -13,7 +13,7 @@ from tunesmith.cli.progress import following
 def said(monkeypatch):
     """What the command line prints."""
     file = io.StringIO()
-    monkeypatch.setattr(running.console, "file", file)
+    monkeypatch.setattr(running.console, "_file", file)  # `file` would be put back as the stream of now
     monkeypatch.setattr(running.console, "_width", 200)
     return file
 
