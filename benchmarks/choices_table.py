@@ -11,9 +11,7 @@ def curved(result: dict[str, Any], name: str, title: str, command: str) -> str:
     """The figure, the score at each size and what they foretell."""
     from tunesmith.stages.curve import text
 
-    lines = [f"![{title}, over rows learnt from]({name}.svg)", ""]
-    lines += [f"| {' | '.join(text.HEADS)} |", "|--:|--:|--:|--:|--:|--:|---|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in text.rows(result)]
+    lines = [f"![{title}, over rows learnt from]({name}.svg)", "", *text.table(result)]
     if others := [each for each in result["figures"][1:] if each["summary"]]:
         sizes = [f"{point['size']:,}" for point in others[0]["points"]]
         lines += ["", f"| rows | {' | '.join(sizes)} |", "|---|" + "--:|" * len(sizes)]

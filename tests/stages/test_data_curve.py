@@ -19,7 +19,7 @@ from tunesmith.grading.json_fields import JsonFields
 from tunesmith.stages import ask
 from tunesmith.stages.curve import Curve, data_curve
 from tunesmith.stages.curve.measure import folder_of
-from tunesmith.stages.curve.text import sentences
+from tunesmith.stages.curve.text import rows, sentences
 from tunesmith.stages.evaluate import learnt_from
 from tunesmith.stages.finetune import Finetune
 from tunesmith.stages.pipeline import open_run
@@ -232,9 +232,21 @@ def test_the_command_computes_nothing_again_and_writes_pages(made, recipe):
     assert '<figure class="card" role="img"' not in page, "hides its caption from screen readers"
     assert "few-shot" in page
     assert "| 16 | 2 | 1 |" in told
+    assert "| rows | steps | trainings | score | against base | SVM | against SVM | flag |\n| ---: |" in told
     assert "| from 8 to 16 |" in told
     assert "intervals over test rows and trainings, of which all sizes tell together" in told
     assert ElementTree.parse(folder / "curve.svg").getroot().tag.endswith("svg")
+
+
+def test_the_table_leaves_out_columns_that_would_be_empty(made):
+    _, _, found = made
+    first = found["figures"][0]
+    points = [{**point, "against": {"base": point["against"]["base"]} if point["size"] else {}, "flag": ""} for point in first["points"]]  # fmt: skip
+    alone = {**found, "figures": [{**first, "points": points, "systems": {}}]}
+    assert rows(alone)[0] == ("rows", "steps", "trainings", "score", "against base")
+    heads, lines = rows(found)
+    against = first["points"][-1]["against"]["svm"]["value"]
+    assert dict(zip(heads, lines[-1], strict=True))["against SVM"].startswith(f"{against:+.1f} (")
 
 
 def test_sizes_worse_than_the_base_are_flagged(recipe, tmp_path, monkeypatch):
@@ -247,6 +259,8 @@ def test_sizes_worse_than_the_base_are_flagged(recipe, tmp_path, monkeypatch):
     )
     head = found["figures"][0]
     assert [point["flag"] for point in head["points"]] == ["", "worse"]
+    assert rows(found)[0][-1] == "flag"
+    assert rows(found)[1][-1][-1] == "worse than base"
     assert "**worse than the base model with 4 rows**" in (tmp_path / "c" / "curve.md").read_text()
     assert "One training of each size says nothing" in (tmp_path / "c" / "curve.md").read_text()
     assert "too few for a curve" in found["forecast"]["reason"]

@@ -166,7 +166,7 @@ def draw_curve(
     """Train every size with every seed, then the table; the path of `curve.html`, or the whole as JSON, goes to standard output."""
     from tunesmith.stages.curve import Curve, data_curve
     from tunesmith.stages.curve.measure import folder_of
-    from tunesmith.stages.curve.text import HEADS, headline, rows, sentences
+    from tunesmith.stages.curve.text import headline, rows, sentences
 
     path = folder_of(given, folder)
 
@@ -184,9 +184,10 @@ def draw_curve(
     head = headline(found)
     title = f"{head['grader']}, {head['unit']}; {found['rows']:,} test rows, 95 % intervals over rows and trainings"
     table = Table(title=title, title_justify="left")
-    for heading in HEADS:
-        table.add_column(heading, justify="right" if heading else "left")
-    for point in rows(found):
+    heads, lines = rows(found)
+    for heading in heads:
+        table.add_column(heading, justify="left" if heading == "flag" else "right")
+    for point in lines:
         table.add_row(*point)
     console.print(table)
     for line in sentences(found):

@@ -1,13 +1,14 @@
 """A data curve in words: tables to publish, and for the terminal."""
 
 from collections.abc import Iterator
+from itertools import compress
 from typing import Any
 
 from tunesmith.grading import HEADLINE
 
 from ..headline import decimals, spoken
 
-HEADS = ("rows", "steps", "trainings", "score", "against base", "SVM", "")
+HEADS = ("rows", "steps", "trainings", "score", "against base", "SVM", "against SVM", "flag")
 FLAGS = {"worse": "worse than base", "below": "below base, not shown", "": ""}
 MOST_PARTS = 60
 """Most figures in the table of parts."""
@@ -20,7 +21,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"# Data curve: {found['name']}", "",
         f"{head['grader']}, {head['unit']}; {found['rows']:,} test rows, the same at every size; in brackets 95 % intervals over {over(found)}.",
         f"Each training: {found['schedule']}. {drawn(found)}", "",
-        _row(HEADS), _row(["---:"] * 4 + ["---:", "---:", "---"]), *(_row(cells) for cells in rows(found)), "",
+        *table(found), "",
         *(f"* {line}" for line in beside(found)), "",
         "## What more rows would bring", "", *(f"* {line}" for line in sentences(found)), "",
         "## Every figure", "", *_parts(found), "",
@@ -48,20 +49,35 @@ def drawn(found: dict[str, Any]) -> str:
     return f"A smaller size's rows are among a larger one's{by}; another seed draws other rows{whole}."
 
 
-def rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The headline at each size."""
+def table(found: dict[str, Any]) -> Iterator[str]:
+    """The headline at each size, in Markdown."""
+    heads, lines = rows(found)
+    yield _row(heads)
+    yield _row(["---" if head == "flag" else "---:" for head in heads])
+    yield from map(_row, lines)
+
+
+def rows(found: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The headline at each size: what the columns are called, and their cells; a column with nothing in it is left out."""
+    lines = list(_cells(found))
+    filled = [any(cells) for cells in zip(*lines, strict=True)]
+    return tuple(compress(HEADS, filled)), [tuple(compress(line, filled)) for line in lines]
+
+
+def _cells(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     head = headline(found)
     digits = decimals(head)
     steps = {each["size"]: sorted({run["steps"] for run in each["runs"]}) for each in found["sizes"]}
-    svm = {point["size"]: point for point in head["systems"].get("svm", ())}
+    svm = {point["size"]: spoken(point, digits) for point in head["systems"].get("svm", ())}
     for point in head["points"]:
-        size, against = point["size"], point["against"].get("base")
+        size = point["size"]
         taken = steps.get(size, [0])
         span = f"{taken[0]:,}" if len(taken) == 1 else f"{taken[0]:,} to {taken[-1]:,}"
-        apart = spoken(against, digits, "+") if against else ""
-        rival = spoken(svm[size], digits) if size in svm else ""
+        base, rival = (
+            spoken(point["against"][name], digits, "+") if name in point["against"] else "" for name in ("base", "svm")
+        )
         times = str(len(point["seeds"])) if size else "base"
-        yield f"{size:,}", span, times, spoken(point, digits), apart, rival, FLAGS[point["flag"]]
+        yield f"{size:,}", span, times, spoken(point, digits), base, svm.get(size, ""), rival, FLAGS[point["flag"]]
 
 
 def beside(found: dict[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ NAMES = {"svm": "SVM", "majority": "majority", "few-shot": "few-shot", "base": "
 def page(found: Mapping[str, Any]) -> str:
     """The HTML page, complete in itself."""
     told = dict(found)
+    heads, lines = text.rows(told)
     shown = {
         "name": found["name"],
         "rows": found["rows"],
@@ -24,8 +25,8 @@ def page(found: Mapping[str, Any]) -> str:
         "kind": text.headline(told)["grader"],
         "digits": decimals(text.headline(told)),
         "whole": drawing(found, text.headline(told), found["forecast"].get("line", ())),
-        "heads": text.HEADS,
-        "lines": list(text.rows(told)),
+        "heads": heads,
+        "lines": lines,
         "beside": [line.replace("**", "") for line in text.beside(told)],
         "sentences": list(text.sentences(told)),
         "schedule": found["schedule"],
