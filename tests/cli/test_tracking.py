@@ -1,5 +1,7 @@
 """What TensorBoard and MLflow read of a run is what its events say."""
 
+import sys
+
 import pytest
 from synthetic_run import run_until
 
@@ -62,3 +64,10 @@ def test_an_unknown_tracker_is_refused(run, tunesmith):
     code, _, error = tunesmith("track", run.path, "--to", "abacus")
     assert code == 2
     assert "tensorboard, mlflow" in error
+
+
+def test_without_its_package_a_tracker_names_what_to_install(run, tunesmith, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    code, _, error = tunesmith("track", run.path, "--to", "mlflow")
+    assert code == 2
+    assert "track --to mlflow: the package 'mlflow' is not installed; run: pip install" in " ".join(error.split())

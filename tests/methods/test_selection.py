@@ -1,5 +1,6 @@
 """Each way to choose rows is what it says, against a slow and obvious version; sizes are exact, and the seed decides."""
 
+import sys
 from collections import Counter
 
 import numpy as np
@@ -130,11 +131,8 @@ def test_diverse_rows_are_farther_apart_than_random_ones_and_the_embedding_is_na
 
 
 def test_without_scikit_learn_the_package_is_named(pool, monkeypatch):
-    def missing(module: str, *about: str):
-        raise MachineError(f"{about[1]}: {module} is not installed; pip install 'tunesmith[{about[0]}]'")
-
-    monkeypatch.setattr("tunesmith.data.retrieval.embedding.extra", missing)
-    with pytest.raises(MachineError, match=r"tunesmith\[eval\]"):
+    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
+    with pytest.raises(MachineError, match=r"'sklearn' is not installed; run: pip install .*\[eval\]"):
         Diversity(embedding="svd").choose(pool, 5, 0)
 
 

@@ -2,11 +2,13 @@
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from tunesmith.base import MachineError
 from tunesmith.stages.search.trust import trust
 
 
@@ -74,3 +76,9 @@ def test_a_perfect_order_of_few_trials_is_no_certainty():
     lows = [each["spearman"]["low"] for each in found]
     assert 0 < lows[0] < 0.7 < lows[1] < lows[2] < 1
     assert [each[name]["value"] for each in found for name in ("spearman", "kendall")] == pytest.approx([1.0] * 6)
+
+
+def test_without_scipy_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(MachineError, match=r"'scipy' is not installed; run: pip install .*\[search\]"):
+        trust([1.0], [1.0], False)

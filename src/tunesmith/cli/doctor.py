@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tunesmith.base import MachineError
+from tunesmith.base.extras import install
 from tunesmith.base.launched import usable_cores
 from tunesmith.models.gguf import EMBEDDED, cache_folder, embedded
 
@@ -27,7 +28,6 @@ EXTRAS = {
     "ray": ("ray",),
 }
 TORCH = "2.13.0"
-COMPILE = "apt install gcc, then pip install --force-reinstall --no-deps tunesmith (or --editable .)"
 LEAST_DISK = 3 * 2**30
 
 
@@ -82,7 +82,7 @@ def _machine() -> list[Finding]:
         Finding(
             "fused operations",
             native.used() or "not compiled: torch does their work",
-            "" if native.used() else COMPILE,
+            "" if native.used() else f"apt install gcc, then {install('', '--force-reinstall', '--no-deps')}",
         ),
         Finding("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
         Finding(
@@ -110,6 +110,6 @@ def _extras() -> list[Finding]:
     found = []
     for extra, modules in EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        mend = f"pip install 'tunesmith[{extra}]'" if missing else ""
+        mend = install(extra) if missing else ""
         found.append(Finding(f"extra {extra}", f"lacks {', '.join(missing)}" if missing else "there", mend))
     return found

@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from tunesmith.base import Artifact, ConfigError, Interrupted, MachineError, Run
+from tunesmith.base import Artifact, ConfigError, Interrupted, Run
+from tunesmith.base.extras import lacking
 from tunesmith.base.spec import validate
 from tunesmith.serving.settings import Serve
 from tunesmith.stages.pipeline import LOG, open_any
@@ -33,7 +34,7 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
         from tunesmith.serving.log import RequestLog
         from tunesmith.serving.server import find_token, open_port, run_server, url_host
     except ImportError as error:
-        raise MachineError(f"serving needs {error.name}: pip install 'tunesmith[serve]'") from None
+        raise lacking(error, "serve", "serve") from None
     recipe, log = open_any(folders[0]).recipe, folders[0] / (LOG if len(folders) == 1 else SEVERAL)
     changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = validate(Serve, {**recipe.serve.model_dump(), **changes}, "serve")

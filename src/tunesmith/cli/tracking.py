@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import ConfigError, MachineError, Run
+from tunesmith.base.extras import lacking
 from tunesmith.base.secrets import redacted
 
 AT_ONCE = 1000
@@ -33,7 +34,7 @@ def hand_over(folder: Path, to: str, target: str) -> None:
     try:
         print(redacted(trackers[to](run, target)))
     except ImportError as error:
-        raise MachineError(f"{to} needs {error.name}: pip install 'tunesmith[track]'") from None
+        raise lacking(error, "track", f"track --to {to}") from None
 
 
 def scalars(run: Run) -> Iterator[tuple[str, int, float, float]]:

@@ -5,7 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-from tunesmith.base import DataError, MachineError
+from tunesmith.base import DataError
+from tunesmith.base.extras import extra
 
 from .record import Record, Source, checked, plain
 
@@ -37,10 +38,10 @@ Rows = list[dict[str, Any] | None]
 
 
 def _batches(path: Path) -> Iterator[Rows]:
-    arrow = _pyarrow("pyarrow")
+    arrow = extra("pyarrow", "data", "reading Parquet and Arrow files")
     try:
         if path.suffix.lower() == ".parquet":
-            for batch in _pyarrow("pyarrow.parquet").ParquetFile(path).iter_batches(batch_size=1000):
+            for batch in import_module("pyarrow.parquet").ParquetFile(path).iter_batches(batch_size=1000):
                 yield _rows(batch)
             return
         with arrow.memory_map(str(path)) as file:
@@ -68,10 +69,3 @@ def _rows(batch: Any) -> Rows:
             return [None]
         half = len(batch) // 2
         return [*_rows(batch.slice(0, half)), *_rows(batch.slice(half))]
-
-
-def _pyarrow(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ModuleNotFoundError:
-        raise MachineError("reading Parquet and Arrow files needs pyarrow; pip install 'tunesmith[data]'") from None

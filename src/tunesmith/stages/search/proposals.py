@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.base import MachineError
+from tunesmith.base.extras import extra
 from tunesmith.base.files import canonical
 
 from .settings import Search, Values
@@ -40,12 +40,7 @@ def require() -> Any:
     Raises:
         MachineError: it is not installed.
     """
-    try:
-        import optuna
-    except ImportError:
-        raise MachineError(
-            "search: the package 'optuna' is not installed; run: pip install 'tunesmith[search]'"
-        ) from None
+    optuna = extra("optuna", "search", "search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from statistics import NormalDist
 from typing import Any
 
-from tunesmith.base import MachineError
+from tunesmith.base.extras import extra
 
 TOP = 5
 """Trials whose staying at the top is counted, as in arXiv:2407.13906: 4 of 5 there."""
@@ -20,7 +20,7 @@ def trust(early: Sequence[float], final: Sequence[float], lower_is_better: bool)
         scores are equal; of the best `top` trials on the way how many stayed among the best at the end (`stayed`), how many chance alone would
         leave there (`chance`), and how likely chance leaves as many or more (`p`).
     """
-    stats = _scipy()
+    stats = extra("scipy.stats", "search", "search")
     count, top = len(early), min(TOP, len(early))
     chosen = _best(early, top, lower_is_better, frozenset())
     stayed = len(chosen & _best(final, top, lower_is_better, chosen))
@@ -57,13 +57,3 @@ def _interval(value: float, variance: float, swap: float) -> dict[str, float]:
     reach = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * math.sqrt(variance)
     middle = math.atanh(min(max(value, swap - 1), 1 - swap))
     return {"value": value, "low": min(value, math.tanh(middle - reach)), "high": max(value, math.tanh(middle + reach))}
-
-
-def _scipy() -> Any:
-    try:
-        from scipy import stats
-    except ImportError:
-        raise MachineError(
-            "search: the package 'scipy' is not installed; run: pip install 'tunesmith[search]'"
-        ) from None
-    return stats
