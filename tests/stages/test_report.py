@@ -80,7 +80,7 @@ def test_every_part_system_and_slice_has_its_figure(page: Reader) -> None:
 
 
 def test_steps_that_a_resumed_run_repeated_count_once(page: Reader, whole: Run) -> None:
-    steps, judged = followed(Source(whole))
+    _, steps, judged = followed(Source(whole))
     assert len(steps) == 40
     assert steps[20]["loss"] == 9.99
     assert steps[21]["loss"] == pytest.approx(2 / 21)
@@ -99,7 +99,7 @@ def test_validation_beyond_the_step_a_run_went_back_to_is_forgotten(tmp_path: Pa
     run = Run(tmp_path / "run")
     with pytest.raises(Interrupted):
         run = run_until(run.path, "finetune", finetune=restarted)
-    steps, judged = followed(Source(run))
+    _, steps, judged = followed(Source(run))
     assert [(number, found["loss"]) for number, found in steps.items()] == [(1, 1.0)]
     assert not judged
 
@@ -241,6 +241,43 @@ def test_a_failed_or_interrupted_run_says_where(tmp_path: Path, error: Exception
     assert said in found.text
     assert "script" not in {tag for tag, _ in found.tags}
     assert str(error) in found.text
+
+
+@pytest.mark.parametrize(
+    ("stage", "steps", "said", "unsaid"),
+    [
+        ("initialise", 0, ["packed loss = padded loss ✓", "134,515,008"], []),
+        ("finetune", 0, ["40 of 40 steps; ", "The weights of step 30 were kept", "not there yet"], ["steps are done"]),
+        (
+            "finetune",
+            1,
+            ["1 of 40 steps are done.", "1 of 40 steps; ", "These steps are of a later attempt"],
+            ["step 30"],
+        ),
+        ("evaluate", 0, ["Tuned gets 95.0 % of the fields right", "judged by json_fields"], ["no result yet"]),
+    ],
+)
+def test_what_a_stage_finished_is_shown_though_a_later_attempt_failed(
+    tmp_path: Path, stage: str, steps: int, said: list[str], unsaid: list[str]
+) -> None:
+    def broken(spec: Spec, *, out: Output) -> None:
+        for number in range(1, steps + 1):
+            step(out, number, 1.0)
+        raise ModelError("first line\nsecond line")
+
+    run = run_until(tmp_path / "run", "evaluate")
+    write_json(run.path / "plan.json", {"estimate": {"peak_bytes": 3_145_728_000, "seconds": 10.0, "tokens": 20_000}})
+    before = run.artifact(stage).path.name
+    with pytest.raises(ModelError):
+        run.once(Stage(stage, 2, broken), Free())
+    text = read(Run(run.path)).text
+    assert f"A later attempt at stage {stage} failed." in text
+    assert f"Shown is {before}, which was finished before. first line" in text
+    assert f"{stage} later attempt failed {before}" in text
+    for words in said:
+        assert words in text
+    for words in ("made from earlier artifacts", *unsaid):
+        assert words not in text
 
 
 def test_the_claim_that_failed_is_shown(tmp_path: Path) -> None:

@@ -85,5 +85,6 @@ def test_infinite_and_missing_figures_do_not_break_a_chart() -> None:
 def test_a_prompt_looked_for_beside_the_run_does_not_keep_it_from_being_complete():
     failed = {"prompt": {"state": "failed", "error": "no such luck"}}
     for asked in (True, False):
-        source = SimpleNamespace(stages=("prompt",), states=failed, recipe={"evaluate": {"prompted": asked}})
+        recipe = {"evaluate": {"prompted": asked}}
+        source = SimpleNamespace(stages=("prompt",), states=failed, recipe=recipe, retried=())
         assert (_status(source, None) is not None) == asked

@@ -92,7 +92,7 @@ class Run:
         Raises:
             ArtifactError: the stage has never finished in this run.
         """
-        folder = _finished(self.states.get(stage, {}))
+        folder = finished(self.states.get(stage, {}))
         return self.artifact(stage) if folder is None else self._of(stage, folder)
 
     def _of(self, stage: str, folder: str) -> Artifact:
@@ -272,13 +272,13 @@ class Run:
 
     def _note(self, stage: str, **state: Any) -> None:
         states = self.states
-        before = _finished(states.get(stage, {}))
+        before = finished(states.get(stage, {}))
         if state["state"] != "done" and before is not None:
             state["done"] = before
         write_json(self.path / "stages.json", {**states, stage: state})
 
 
-def _finished(state: dict[str, Any]) -> str | None:
+def finished(state: dict[str, Any]) -> str | None:
     """The folder that a stage in this state finished last, if it ever did."""
     return state["artifact"] if state.get("state") == "done" else state.get("done")
 

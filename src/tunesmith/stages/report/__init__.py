@@ -16,6 +16,19 @@ from .source import Source
 from .verdict import strongest, verdict
 
 FILTERS = ("number", "signed", "span", "signed_span", "p_value", "duration", "size", "millions", "plain")
+STANDS = {
+    "failed": "failed",
+    "interrupted": "was interrupted",
+    "running": "is running, or was cut off",
+    "missing": "has not been started",
+}
+"""What is said of a stage in a state."""
+NEXT = {
+    "interrupted": " Run the same command again to go on from there.",
+    "running": " The report shows what is there so far.",
+    "missing": " The report shows what is there so far.",
+}
+"""What is said after it."""
 
 
 def write(run: Run) -> Path:
@@ -73,29 +86,16 @@ def _status(source: Source, trained: dict[str, Any] | None) -> dict[str, str] | 
             continue
         waits = stage in ("prune", "deploy", "monitor")  # for who asks for it, for the gate, and for requests
         state = source.states.get(stage, {"state": "done" if waits else "missing"})
-        progress = (
-            f"{trained['done']:,} of {trained['planned']:,} steps are done. " if stage == "finetune" and trained else ""
-        )
-        if state["state"] == "failed":
-            return {"state": "failed", "text": f"Stage {stage} failed. {progress}", "error": state["error"]}
-        if state["state"] == "interrupted":
-            return {
-                "state": "interrupted",
-                "error": "",
-                "text": f"Stage {stage} was interrupted. {progress}Run the same command again to go on from there.",
-            }
-        if state["state"] == "running":
-            return {
-                "state": "running",
-                "error": "",
-                "text": f"Stage {stage} is running, or was cut off. {progress}The report shows what is there so far.",
-            }
-        if state["state"] == "missing":
-            return {
-                "state": "missing",
-                "error": "",
-                "text": f"Stage {stage} has not been started. The report shows what is there so far.",
-            }
+        if state["state"] != "done":
+            under_way = trained if stage == "finetune" and trained and not trained["finished"] else None
+            progress = f" {under_way['done']:,} of {under_way['planned']:,} steps are done." if under_way else ""
+            who, shown = f"Stage {stage}", ""
+            if stage in source.retried:
+                who = f"A later attempt at stage {stage}"
+                shown = f" Shown is {source.artifacts[stage].path.name}, which was finished before."
+            text = f"{who} {STANDS[state['state']]}.{progress}{shown}{NEXT.get(state['state'], '')}"
+            error = state["error"].partition("\n")[0] if state["state"] == "failed" else ""
+            return {"state": state["state"], "text": text, "error": error}
     return None
 
 

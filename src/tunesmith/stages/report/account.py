@@ -126,7 +126,8 @@ def lineage(source: Source) -> list[dict[str, Any]]:
         found.append({
             "stage": stage,
             "state": _state(source, stage),
-            "folder": state["artifact"] if state else None,
+            "later": stage in source.retried,
+            "folder": artifact.path.name if artifact else state["artifact"] if state else None,
             "hash": artifact.id[:12] if artifact else None,
             "parents": [parent["folder"] for parent in parents],
             "inputs": [entry["name"] for entry in artifact.manifest["inputs"]] if artifact else [],
@@ -138,10 +139,10 @@ def lineage(source: Source) -> list[dict[str, Any]]:
 
 
 def _state(source: Source, stage: str) -> str:
-    if stage in source.outdated:
-        return "outdated"
-    state = source.states.get(stage, {}).get("state", "not there yet")
-    return "damaged" if state == "done" and stage not in source.artifacts else str(state)
+    state = str(source.states.get(stage, {}).get("state", "not there yet"))
+    if state != "done":
+        return state
+    return "damaged" if stage not in source.artifacts else "outdated" if stage in source.outdated else state
 
 
 def cost(source: Source) -> dict[str, Any]:
@@ -154,7 +155,9 @@ def cost(source: Source) -> dict[str, Any]:
         "training": trained.metrics if trained else None,
         "machine": (trained.manifest if trained else newest or {"environment": {}})["environment"],
         "created": words.moment(newest["created"]) if newest else None,
-        "compared": _compared(source.plan, trained.metrics) if source.plan and trained else [],
+        "compared": _compared(source.plan, trained.metrics)
+        if source.plan and trained and "finetune" not in source.retried
+        else [],
         "planned": source.plan,
     }
 

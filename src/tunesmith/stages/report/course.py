@@ -1,6 +1,8 @@
-"""How training went: loss, learning rate and validation over the steps of the artifact that stands now."""
+"""How training went: loss, learning rate and validation over the steps of the last attempt that did any."""
 
 from typing import Any
+
+from tunesmith.base import Artifact
 
 from .charts import panel
 from .source import Source
@@ -12,10 +14,12 @@ TELLING = {"reward": "Reward of sampled answers by step", "accuracy": "Share of 
 
 def course(source: Source) -> dict[str, Any] | None:
     """Panels and the figures in their caption; None before the first step."""
-    steps, judged = followed(source)
+    folder, steps, judged = followed(source)
     if not steps:
         return None
-    chosen = chosen_step(source, judged)
+    made = source.artifacts.get("finetune")
+    finished = made if made and made.path.name == folder else None
+    chosen = chosen_step(finished, judged)
     last = steps[max(steps)]
     planned = last["steps"]
     telling = [name for name in TELLING if name in last]
@@ -40,6 +44,7 @@ def course(source: Source) -> dict[str, Any] | None:
         "planned": planned,
         "loss": last["loss"],
         "chosen": chosen,
+        "finished": finished is not None,
         **_best(judged, chosen),
     }
 
@@ -53,12 +58,17 @@ def _best(judged: ByStep, chosen: int | None) -> dict[str, Any]:
     }
 
 
-def followed(source: Source) -> tuple[ByStep, ByStep]:
+def followed(source: Source) -> tuple[str, ByStep, ByStep]:
+    """Of the last attempt that did any step its artifact, and step and validation events by step; nothing where none did."""
+    found = ((folder, *_events(source, folder)) for folder in source.folders("finetune"))
+    return next((each for each in found if each[1]), ("", {}, {}))
+
+
+def _events(source: Source, folder: str) -> tuple[ByStep, ByStep]:
     """Step and validation events by step. Where a resumed run went back, what it had done beyond that point no longer counts."""
-    artifact = source.states.get("finetune", {}).get("artifact")
     steps: ByStep = {}
     judged: ByStep = {}
-    for event in source.run.events.tagged(artifact=artifact).read() if artifact else ():
+    for event in source.run.events.tagged(artifact=folder).read():
         if event["event"] == "step":
             if event["step"] in steps:
                 steps, judged = (
@@ -70,11 +80,10 @@ def followed(source: Source) -> tuple[ByStep, ByStep]:
     return steps, judged
 
 
-def chosen_step(source: Source, judged: ByStep) -> int | None:
+def chosen_step(finished: Artifact | None, judged: ByStep) -> int | None:
     """The step whose weights were kept, or so far are the best; None where nothing was judged."""
     if not judged:
         return None
-    finished = source.artifacts.get("finetune")
     if finished:
         return int(finished.metrics["best_step"])
     return max((step for step, found in judged.items() if found["best"]), default=None)

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.base import Artifact, ArtifactError, Run
 from tunesmith.base.files import read_json
+from tunesmith.base.run import finished
 from tunesmith.base.spec import read_yaml
 
 STAGES = ("prepare", "initialise", "search", "finetune", "prune", "prompt", "evaluate", "deploy", "monitor")
@@ -30,7 +31,7 @@ class Source:
 
     @cached_property
     def artifacts(self) -> dict[str, Artifact]:
-        """Every finished artifact whose files are as they were committed."""
+        """What each stage finished last, where its files are as they were committed; a later attempt may have failed, or be under way."""
         return {stage: found for stage, found in self._opened.items() if isinstance(found, Artifact)}
 
     @cached_property
@@ -42,12 +43,17 @@ class Source:
     def _opened(self) -> dict[str, Artifact | str]:
         opened: dict[str, Artifact | str] = {}
         for stage in self.stages:
-            if self.states.get(stage, {}).get("state") == "done":
+            if finished(self.states.get(stage, {})) is not None:
                 try:
-                    opened[stage] = self.run.artifact(stage)
+                    opened[stage] = self.run.last(stage)
                 except ArtifactError as error:
                     opened[stage] = str(error)
         return opened
+
+    @cached_property
+    def retried(self) -> list[str]:
+        """Stages that have an artifact, and a later attempt at another that has not finished."""
+        return [stage for stage in self.artifacts if self.states[stage]["state"] != "done"]
 
     @cached_property
     def outdated(self) -> list[str]:
@@ -55,8 +61,7 @@ class Source:
         found: list[str] = []
         for stage, artifact in self.artifacts.items():
             for parent in artifact.manifest["parents"]:
-                current = self.states.get(parent["stage"], {}).get("artifact")
-                if parent["folder"] != current or parent["stage"] in found:
+                if parent["folder"] != finished(self.states.get(parent["stage"], {})) or parent["stage"] in found:
                     found.append(stage)
                     break
         return found
@@ -66,10 +71,14 @@ class Source:
         artifact = self.artifacts.get(stage)
         return read_json(artifact / name) if artifact and (artifact / name).exists() else None
 
-    def proof(self, stage: str) -> list[dict[str, Any]]:
-        """Claims of a stage, also of one that failed because of them."""
+    def folders(self, stage: str) -> list[str]:
+        """Names of the artifacts of a stage's last attempt and, where that has not finished, of what it finished before."""
         state = self.states.get(stage, {})
-        folders = [self.run.path / (state["artifact"] + ending) for ending in ("", ".partial")] if state else []
+        return list(dict.fromkeys(name for name in (state.get("artifact"), finished(state)) if name is not None))
+
+    def proof(self, stage: str) -> list[dict[str, Any]]:
+        """Claims of a stage, also of an attempt that failed because of them."""
+        folders = [self.run.path / (name + ending) for name in self.folders(stage) for ending in ("", ".partial")]
         path = next((folder / "proof.json" for folder in folders if (folder / "proof.json").exists()), None)
         found: list[dict[str, Any]] = read_json(path)["claims"] if path else []
         return found
