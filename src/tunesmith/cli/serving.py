@@ -1,6 +1,7 @@
 """Serves finished runs by name: base and tuned model of one side by side, or the adapters of several on one base."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.text import Text
 from tunesmith.base import Artifact, ConfigError, Interrupted, Run
 from tunesmith.base.extras import lacking
 from tunesmith.base.spec import validate
+from tunesmith.models.load import Loaded
 from tunesmith.serving.settings import Serve
 from tunesmith.stages.pipeline import LOG, open_any
 from tunesmith.stages.served import adapters_of, check_cache, models_of
@@ -44,10 +46,7 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
         warn_of_age(folder, artifact)
     token, made = find_token(settings)
     with contextlib.closing(open_port(settings)) as socket:
-        console.print("loading the models")
-        models = models_of(deployed[0], adapters)
-        if short := check_cache(models, settings.cache):
-            console.print(Text.assemble(("warning", "yellow"), f" {short}, before requests have filled them"))
+        models = _load(deployed[0], adapters, settings)
         address = f"http://{url_host(settings.host)}:{socket.getsockname()[1]}/v1"
         console.print(
             Text.assemble(f"serving {', '.join(models)} at ", (address, "bold"), f"; requests are logged to {log}")
@@ -60,6 +59,15 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
             run_server(application, socket)
         except Interrupted:  # how a server is stopped
             console.print("stopped")
+
+
+def _load(deployed: Artifact, adapters: Mapping[str, Path], settings: Serve) -> dict[str, Loaded]:
+    """Models by name, and a warning where memory may run short of what requests will fill."""
+    console.print("loading the models")
+    models = models_of(deployed, adapters)
+    if short := check_cache(models, settings.cache):
+        console.print(Text.assemble(("warning", "yellow"), f" {short}, before requests have filled them"))
+    return models
 
 
 def _refuse_settings(folders: list[Path]) -> None:

@@ -151,7 +151,7 @@ def over_seeds(
         values_SR = values_SR - [replicates(other, seed=seed, resamples=resamples) for other in others]
     point, count = float(points_S.mean()), len(points_S)
     values_R = values_SR.mean(axis=0)
-    rows, top, least = max(figure.rows for figure in (*figures, *others)), figures[0].top, figures[0].floor
+    rows, (least, top) = max(figure.rows for figure in (*figures, *others)), _scale(figures[0], bool(others))
     if lone(rows, top):
         return Interval(point, -math.inf, math.inf, rows)
     by_rows, values_R = ends(point, values_R), moved_apart(point, values_R, rows)
@@ -160,9 +160,6 @@ def over_seeds(
         drawn_R = np.random.default_rng([seed, count]).standard_t(known.freedom, size=resamples)
         values_R = values_R + drawn_R * known.deviation / math.sqrt(count)
     low, high = ends(point, values_R)
-    if others:  # of which one may be at one end of the scale, and one at the other
-        top = None if top is None else top - least
-        least = -math.inf if top is None else -top
     low = max(low, least)
     if top is not None:
         high = min(high, top)
@@ -170,3 +167,10 @@ def over_seeds(
             unseen = unseen_ends(point, least, top, rows)
             low, high = min(low, unseen[0]), max(high, unseen[1])
     return Interval(point, low, high, rows)
+
+
+def _scale(figure: Figure, subtracted: bool) -> tuple[float, float | None]:
+    """Least and most that such a figure can be, or one less another: of two one may be at one end of the scale, and one at the other."""
+    if not subtracted:
+        return figure.floor, figure.top
+    return (-math.inf, None) if figure.top is None else (figure.floor - figure.top, figure.top - figure.floor)

@@ -8,13 +8,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from tunesmith.base import Artifact, DataError, Output, Spec, Stage
-from tunesmith.base.files import read_json, write_atomic, write_json
+from tunesmith.base.files import write_atomic, write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split, rendered_on
 from tunesmith.data.sources import find_files
 from tunesmith.grading import Grader, Likelihood
-from tunesmith.grading.baselines import majority, svm
 from tunesmith.grading.exact import Exact
 from tunesmith.grading.gate import PROMPTED, Gate
 from tunesmith.grading.perplexity import Perplexity
@@ -28,9 +27,10 @@ from .chances import Tell, Told, asking
 from .documents import Documents, Retrieval
 from .finetune import Finetune
 from .general import general_examples
-from .judge import asked, kept, learnt_by, likelihoods, merge, requests, worked
+from .judge import asked, kept, learnt_by, likelihoods, merge, requests
 from .remembered import remembered
 from .scoring import evaluate_scores
+from .systems import cut_off, systems
 
 PROBE = 8
 """Test rows whose likelihood is taken when no grader asks for all."""
@@ -127,19 +127,28 @@ def evaluate(
     Raises:
         DataError: there are no test rows.
     """
-    train, test = learnt_from(prepared, finetuned), load_examples(prepared.path, "test", spec.rows)
-    rows = load_split(prepared.path, "test", spec.rows)
+    test = load_examples(prepared.path, "test", spec.rows)
     if not test:
         raise DataError("evaluate: there are no test rows; set prepare.test or prepare.test_fraction")
     objective = learnt_by(finetuned)
+    about: dict[str, Any] = {"model": model, "precision": precision, "adapter": adapter, "seed": seed}
     if isinstance(objective, Reward):
-        about: dict[str, Any] = {"model": model, "precision": precision, "adapter": adapter, "seed": seed}
-        out.metrics.update(headline(evaluate_scores(spec, objective, prepared, finetuned, out=out, **about)))
-        return
+        results = evaluate_scores(spec, objective, prepared, finetuned, out=out, **about)
+    else:
+        results = _evaluate_answers(spec, test, prepared, finetuned, further, out=out, **about)
+    out.metrics.update(headline(results))
+
+
+def _evaluate_answers(
+    spec: Evaluate, test: list[Example], prepared: Artifact, finetuned: Artifact, further: tuple[Artifact, ...], *, out: Output,
+    model: str, precision: Precision, adapter: dict[str, Any], seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """As `evaluate`, of a model that answers; the results."""
+    train, rows = learnt_from(prepared, finetuned), load_split(prepared.path, "test", spec.rows)
     pruned, prompted = (_of(stage, further) for stage in ("prune", "prompt"))
     loaded = load(model, served(precision, spec.precision), today=rendered_on(prepared.path))
     general = _general(spec, loaded)
-    answers, notes, cut = _systems(spec, loaded, train, test, prompted, out)
+    answers, notes, cut = systems(spec, loaded, train, test, prompted, out)
     documents = Documents(spec.retrieval, loaded, spec.max_tokens, out)
     documents.ask("base", loaded)
     reads = any(grader.reads == "likelihoods" for grader in spec.graders)
@@ -156,7 +165,7 @@ def evaluate(
     documents.ask("tuned", loaded)
     found = {"base": base, "tuned": tuned} if reads else {}
     board = scoreboard(test, answers, spec.graders, likelihoods=found, chances=told, slices=spec.slices, seed=seed)
-    results = {"task": board, **_cut_off(notes, cut, spec.max_tokens, len(test))}
+    results = {"task": board, **cut_off(notes, cut, spec.max_tokens, len(test))}
     results |= _generally(spec, loaded, base_general, tuned_general)
     results |= {"prompting": prompted.metrics if prompted is not None else None, "retrieval": documents.results(seed)}
     results["canaries"] = remembered(prepared, loaded, seed)
@@ -164,7 +173,7 @@ def evaluate(
     write_json(out / "results.json", results)
     _write_answers(out, test, answers)
     _prove(base, tuned, len(test), answers).write(out / "proof.json")
-    out.metrics.update(headline(results))
+    return results
 
 
 def _of(stage: str, further: tuple[Artifact, ...]) -> Artifact | None:
@@ -179,57 +188,6 @@ def learnt_from(prepared: Artifact, finetuned: Artifact) -> list[Example]:
         return train
     places = spec.places(load_split(prepared.path, "train"), finetuned.manifest["context"]["seed"])
     return [train[place] for place in places]
-
-
-def _systems(
-    spec: Evaluate, loaded: Loaded, train: list[Example], test: list[Example], prompted: Artifact | None, out: Output
-) -> tuple[dict[str, list[str]], dict[str, str], dict[str, int]]:
-    """Answers of everything that the tuned model is compared with, how each was made or why it is missing, and how many were cut off."""
-    if all(example.text is not None for example in test):
-        return {}, dict.fromkeys(("base", "tuned"), "likelihoods of plain text; nothing was asked"), {}
-    sampling, answers, cut = Sampling(max_tokens=spec.max_tokens), {}, {}
-    prompts, _ = requests(loaded, test, spec.max_tokens)
-    answers["base"], cut["base"] = asked(out, "base", loaded, prompts, sampling)
-    few = "" if spec.precision == "auto" else f", weights rounded to {spec.precision}"
-    notes = {"base": f"zero-shot: the prompt as it is{few}", "tuned": f"the prompt as it is{few}"}
-    if spec.shots and any(example.text is None for example in train):
-        shots = worked(train, spec.shots)
-        prompts, shortened = requests(loaded, test, spec.max_tokens, shots)
-        answers["few-shot"], cut["few-shot"] = asked(out, "few-shot", loaded, prompts, sampling)
-        left = f"; not all of them fit before {shortened} of {len(test)} requests" if shortened else ""
-        notes["few-shot"] = f"base with {len(shots)} training rows as worked examples in the prompt{left}{few}"
-    if prompted is not None:
-        answers[PROMPTED], notes[PROMPTED] = _best_prompt(prompted)
-    if spec.baselines:
-        for name, made in (("majority", majority(train, test)), ("svm", svm(train, test))):
-            notes[name] = made.reason
-            if made.answers is not None:
-                answers[name] = made.answers
-    return answers, notes, cut
-
-
-def _cut_off(notes: dict[str, str], cut: dict[str, int], max_tokens: int, rows: int) -> dict[str, Any]:
-    """The notes, which say it too, and what share of a system's answers was cut off, in percent, if any was."""
-    some = {system: count for system, count in cut.items() if count}
-    said = {
-        name: f"; {count} of {rows} answers were cut off at evaluate.max_tokens={max_tokens}"
-        for name, count in some.items()
-    }
-    return {
-        "notes": {name: note + said.get(name, "") for name, note in notes.items()},
-        "cut_off": {name: 100 * count / rows for name, count in some.items()},
-    }
-
-
-def _best_prompt(prompted: Artifact) -> tuple[list[str], str]:
-    """What the best prompt's requests were answered, and how it was found."""
-    best = read_json(prompted / "prompt.json")
-    answers: list[str] = read_json(prompted / f"{best['way']}.json")
-    many = len(prompted.metrics["ways"])
-    chosen = (
-        f"chosen from {many} by {prompted.metrics['rows']['development']} training rows" if many > 1 else "not chosen"
-    )
-    return answers, f"base with the prompt {best['way']} ({best['about']}), {chosen}"
 
 
 def _told(out: Output, system: str, tell: Tell | None, loaded: Loaded) -> dict[str, list[Told]]:

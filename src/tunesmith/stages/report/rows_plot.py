@@ -63,28 +63,29 @@ def plot(
     def high(value: float) -> float:
         return round(100 - up(value), 2)
 
-    def drawn(name: str, fitted: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
-        return [(along(point["size"]), high(point[name])) for point in fitted]
+    def fitted(name: str) -> list[tuple[float, float]]:
+        return [(along(point["size"]), high(point[name])) for point in curve]
 
-    found = []
-    for line in lines:
-        places = [point for point in line.points if math.isfinite(point["value"])]
-        ends = map(reach, places)
-        marks = [
-            (along(p["size"]), high(p["value"]), high(least), high(most))
-            for p, (least, most) in zip(places, ends, strict=True)
-        ]
-        found.append(Drawn(line.name, line.kind, _joined([mark[:2] for mark in marks]), marks))
-    outline = [*drawn("high", curve), *drawn("low", curve)[::-1]]
+    outline = [*fitted("high"), *fitted("low")[::-1]]
     named = [0, *sizes[:: -(-len(sizes) // 8)], *([curve[-1]["size"]] if curve else [])]
     return Plot(
-        found,
+        [_drawn(line, along, high) for line in lines],
         [Tick(high(value), name) for name, value in levels.items()],
         [Tick(along(size), f"{size:,.0f}") for size in named],
         [Tick(high(value), f"{value:g}".replace("-", "−")) for value in marked],
-        _joined(drawn("value", curve)),
+        _joined(fitted("value")),
         _joined(outline) + ("Z" if outline else ""),
     )
+
+
+def _drawn(line: Line, along: Callable[[float], float], high: Callable[[float], float]) -> Drawn:
+    """A series in its place, without points that have no value."""
+    points = [point for point in line.points if math.isfinite(point["value"])]
+    marks = [
+        (along(point["size"]), high(point["value"]), high(least), high(most))
+        for point, (least, most) in zip(points, map(reach, points), strict=True)
+    ]
+    return Drawn(line.name, line.kind, _joined([mark[:2] for mark in marks]), marks)
 
 
 def _rows_axis(sizes: Sequence[float], last: float) -> Callable[[float], float]:
