@@ -9,7 +9,7 @@ from tunesmith.base import ConfigError, ModelError
 from tunesmith.base.proof import Proof
 from tunesmith.base.spec import validate
 from tunesmith.data.batch import Batch
-from tunesmith.methods.pruning.base import decoder_layers, linears
+from tunesmith.methods.pruning.base import linears, prunable_layers
 from tunesmith.methods.pruning.channels import Channels
 from tunesmith.methods.pruning.heads import Heads
 from tunesmith.methods.pruning.layers import Layers, influence
@@ -43,7 +43,7 @@ def fresh(build):
 def weights(loaded):
     return {
         f"{number}.{name}": linear.weight.detach().clone()
-        for number, layer in enumerate(decoder_layers(loaded.model))
+        for number, layer in enumerate(prunable_layers(loaded.model))
         for name, linear in linears(layer)
     }
 

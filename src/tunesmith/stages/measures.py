@@ -15,7 +15,7 @@ from tunesmith.base import Artifact
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
 from tunesmith.kernels.decode import PAGE
-from tunesmith.methods.pruning.base import decoder_layers, kind_of, linears
+from tunesmith.methods.pruning.base import kind_of, linears, prunable_layers
 from tunesmith.models.decoding import Decoding, Feed
 from tunesmith.models.load import DTYPES, Loaded, Precision, cast, resolve_precision, served
 from tunesmith.models.scheduler import decoding_of
@@ -93,7 +93,7 @@ def _perplexity(loaded: Loaded, rows: Sequence[Row]) -> float:
 def zeros(model: Any) -> dict[str, float]:
     """Share of the weights that are zero by kind of linear layer, and of `all` of them."""
     counts: dict[str, list[int]] = {}
-    for layer in decoder_layers(model):
+    for layer in prunable_layers(model):
         for name, linear in linears(layer):
             for kind in (kind_of(name), "all"):
                 pair = counts.setdefault(kind, [0, 0])
@@ -105,7 +105,7 @@ def zeros(model: Any) -> dict[str, float]:
 def deflated(model: Any) -> float:
     """Size of the linear layers' weights in float32, compressed by zlib, as a share of what it was; looked at on a piece of each."""
     whole = small = 0
-    for layer in decoder_layers(model):
+    for layer in prunable_layers(model):
         for _, linear in linears(layer):
             piece = linear.weight.detach().flatten()[:PIECE].float().cpu().numpy().tobytes()
             whole, small = whole + len(piece), small + len(zlib.compress(piece, 1))

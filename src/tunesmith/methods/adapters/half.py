@@ -6,7 +6,8 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
-from .layers import decoder_layers
+from tunesmith.models.layers import decoder_layers
+
 from .weights import Weights
 
 

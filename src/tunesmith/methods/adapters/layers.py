@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tunesmith.base import ModelError
+from tunesmith.models.layers import decoder_layers
 
 from .weights import Weights
 
@@ -43,19 +44,3 @@ def _last_norms(model: Any, layers: list[Any]) -> set[int]:
     end = max(modules.index(one) for one in layers[-1].modules())
     norms = [one for one in modules[end + 1 :] if type(one).__name__.lower().endswith("norm")]
     return {id(weight) for norm in norms for weight in norm.parameters()}
-
-
-def decoder_layers(model: Any) -> list[Any]:
-    """The layers of a decoder, from the lowest to the highest.
-
-    Raises:
-        ModelError: it has no list of layers.
-    """
-    from torch import nn
-
-    lists = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
-    count = model.config.get_text_config().num_hidden_layers
-    found = next((one for one in lists if len(one) == count), None)
-    if found is None:
-        raise ModelError(f"{type(model).__name__}: its layers cannot be told apart")
-    return list(found)

@@ -12,11 +12,11 @@ from tunesmith.base import ModelError
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
 from tunesmith.models.forward import pass_layers
+from tunesmith.models.layers import decoder_layers
 from tunesmith.models.load import Loaded
 from tunesmith.models.memory import MemoryLinear, refuse_memory
 
 from .injected import Injected
-from .layers import decoder_layers
 
 QUERIES = 64
 """Tokens, for each expert, by which keys are chosen at most."""

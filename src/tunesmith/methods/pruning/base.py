@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tunesmith.base import Family, ModelError
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Row
+from tunesmith.models.layers import decoder_layers
 from tunesmith.models.load import Loaded
 
 
@@ -54,15 +55,13 @@ class Pruning(Family):
         """Claim of the model that is left that what was asked for is gone."""
 
 
-def decoder_layers(model: Any) -> list[nn.Module]:
-    """A decoder's layers in order.
+def prunable_layers(model: Any) -> list[nn.Module]:
+    """A decoder's layers, from the lowest to the highest.
 
     Raises:
-        ModelError: it has none that can be told.
+        ModelError: they cannot be told, or hold nothing that can be pruned.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    found = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+    found = decoder_layers(model)
     if not any(True for layer in found for _ in linears(layer)):
         raise ModelError(
             f"prune: {type(model).__name__} has no decoder layers with nn.Linear inside, which is all that is pruned"

@@ -8,7 +8,7 @@ from torch import Tensor
 from tunesmith.data.example import Row
 from tunesmith.models.load import Loaded
 
-from .base import decoder_layers, linears
+from .base import linears, prunable_layers
 from .sparse import Sparse
 
 
@@ -27,7 +27,7 @@ class Magnitude(Sparse):
 
     def silence(self, loaded: Loaded, rows: Sequence[Row]) -> Mapping[int, Tensor]:
         """By |W|."""
-        for layer in decoder_layers(loaded.model):
+        for layer in prunable_layers(loaded.model):
             for _, linear in linears(layer):
                 self.drop(linear, linear.weight.detach().abs())
         return {}

@@ -14,7 +14,7 @@ from tunesmith.data.example import Row
 from tunesmith.models.load import Loaded
 from tunesmith.models.skeleton import skeleton
 
-from .base import Pruning, decoder_layers, linears
+from .base import Pruning, linears, prunable_layers
 
 
 class Sparse(Pruning):
@@ -34,7 +34,7 @@ class Sparse(Pruning):
 
     def check(self, config: Any) -> None:
         """Refuse architectures without linear layers, and rows of weights that are no multiple of the pattern."""
-        for layer in decoder_layers(skeleton(config, "fp32")):
+        for layer in prunable_layers(skeleton(config, "fp32")):
             for _, linear in linears(layer):
                 self.width(linear.weight)
 
@@ -79,14 +79,14 @@ class Sparse(Pruning):
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         return {
             names[id(linear.weight)]: linear.weight.detach() == 0
-            for layer in decoder_layers(model)
+            for layer in prunable_layers(model)
             for _, linear in linears(layer)
         }
 
     def prove(self, proof: Proof, model: Any) -> None:
         """Every group has its zeros."""
         asked = found = short = groups = 0
-        for layer in decoder_layers(model):
+        for layer in prunable_layers(model):
             for _, linear in linears(layer):
                 zeros_G = (linear.weight.detach().reshape(-1, self.width(linear.weight)) == 0).sum(1)
                 count = self.count(linear.weight)

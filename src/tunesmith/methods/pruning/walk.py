@@ -14,7 +14,7 @@ from tunesmith.data.example import Row
 from tunesmith.models.attention import ForestAttend, attending
 from tunesmith.models.load import Loaded
 
-from .base import decoder_layers, linears
+from .base import linears, prunable_layers
 
 TOGETHER = 8
 """Rows computed in one pass; prefixes are not shared, so that each token counts as often as it stands in the rows."""
@@ -73,7 +73,7 @@ def visits(loaded: Loaded, rows: Sequence[Row]) -> Iterator[Visit]:
     Raises:
         ModelError: the layers of this architecture cannot be called one by one.
     """
-    layers = decoder_layers(loaded.model)
+    layers = prunable_layers(loaded.model)
     calls = _recorded(loaded, layers, rows)
     carried = [call.hidden for call in calls[0]]
     for number, layer in enumerate(layers):
