@@ -1,8 +1,10 @@
 """What a killed attempt of a stage goes on from lasts until the artifact is whole, and no longer."""
 
+from pathlib import Path
+
 import pytest
 
-from tunesmith.base import Run, Spec, Stage
+from tunesmith.base import Run, Spec, Stage, artifact
 
 
 class Cook(Spec):
@@ -63,6 +65,14 @@ def test_it_is_no_part_of_the_artifact(run, stage):
     made = run.once(stage, Cook())
     assert sorted(path.name for path in made.path.iterdir()) == ["manifest.json", "soup.txt"]
     assert Run(run.path).artifact("cook").id == made.id
+
+
+def test_no_time_is_spent_on_flushing_what_goes(run, stage, monkeypatch):
+    flushed, flush = list[Path](), artifact.sync_folder
+    monkeypatch.setattr(artifact, "sync_folder", lambda folder: (flushed.append(folder), flush(folder)))
+    run.once(stage, Cook())
+    assert flushed
+    assert not [folder for folder in flushed if "pots" in folder.parts]
 
 
 @pytest.mark.parametrize("where", ["shutil.rmtree", "pathlib.Path.rename"])

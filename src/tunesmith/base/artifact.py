@@ -70,8 +70,8 @@ def commit(work: Path, final: Path, facts: dict[str, Any], scratch: tuple[str, .
     """Turn the folder `work` into the artifact `final`, durably and in one step.
 
     Every file is flushed, then the manifest, then the folder is renamed and its parent flushed: whatever instant
-    the power fails at, `final` is either absent or whole. What is in the folders `scratch` goes when the manifest is
-    there, so that until then the work can go on from it, and from then on `settled` ends what was begun.
+    the power fails at, `final` is either absent or whole. What is in the folders `scratch` is not, and goes when the
+    manifest is there, so that until then the work can go on from it, and from then on `settled` ends what was begun.
     """
     files = {}
     for file in sorted(path for path in work.rglob("*") if path.is_file() and not _unfinished(path, work)):
@@ -82,7 +82,8 @@ def commit(work: Path, final: Path, facts: dict[str, Any], scratch: tuple[str, .
             os.fsync(handle.fileno())
         files[name.as_posix()] = {"sha256": sha256(file), "bytes": file.stat().st_size}
     for folder in [path for path in work.rglob("*") if path.is_dir()]:
-        sync_folder(folder)
+        if folder.relative_to(work).parts[0] not in scratch:
+            sync_folder(folder)
     manifest = json.loads(json.dumps({**facts, "created": round(time.time(), 3), "files": files}))
     write_sealed(work / MANIFEST, manifest)
     return _settle(work, final, manifest)
