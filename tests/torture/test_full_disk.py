@@ -90,8 +90,9 @@ def told(bench: Bench, ended: Ended) -> str:
 
 
 def near(told: Path, struck: Path) -> bool:
-    """Whether what is said leads to the file that was struck: in its folder, that folder, or the folder in which a stage or a save is at work."""
-    return struck.parent in (told, told.parent) or (told.suffix == ".partial" and struck.is_relative_to(told))
+    """Whether what is said leads to what was struck: in its folder, that folder, of a folder what is written in it, or the folder in which a stage or a save is at work."""
+    beside = struck.parent in (told, told.parent) or struck == told.parent
+    return beside or (told.suffix == ".partial" and struck.is_relative_to(told))
 
 
 def test_a_full_disk_is_said_and_costs_nothing(bench, tally, many):
@@ -185,3 +186,18 @@ def test_each_temporary_file_of_a_folder_is_struck():
     made = [f"checkpoints/step-0000000{step}.partial/{name}" for step in (3, 6) for name in names]
     operations = [Operation(place, "write", path, False) for place, path in enumerate(made, 1)]
     assert [one.place for one in sites(operations)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("told", "struck", "leads"),
+    [
+        ("run/plan.json", "run/.plan.json.7.tmp", True),
+        ("run/evaluate-0.partial/proof.json", "run/evaluate-0.partial", True),  # the folder is flushed after a rename
+        ("run/evaluate-0.partial", "run/evaluate-0.partial/model/config.json", True),
+        ("run/evaluate-0.partial/proof.json", "run/deploy-0.partial", False),
+        ("run", "run/deploy-0.partial/model/config.json", False),
+        ("run/plan.json", "run/deploy-0.partial/model", False),
+    ],
+)
+def test_what_is_told_has_to_lead_to_what_was_struck(told, struck, leads):
+    assert near(Path(told), Path(struck)) == leads

@@ -23,6 +23,9 @@ LIMIT = 2 << 30
 ENOUGH = 1250 << 20
 """For the smaller model: less than its whole batch takes, more than one row of it."""
 
+LONGEST = 960
+"""Tokens of an answer: more than the longest right one has, and with its prompt no more than the smaller model's context."""
+
 
 class Group:
     """A memory control group, version 1, in which programs are started."""
@@ -75,7 +78,7 @@ def settle(
         "prepare": {"source": "rows.jsonl", "test_fraction": 2, "validation_fraction": 2, "cleaners": [], "refuse_above": 1.0},
         "initialise": {"adapter": {"kind": adapter}},
         "finetune": {"epochs": 1.0, "batch": rows, "share_prefixes": False, "activation_checkpointing": False, "validation": {"rows": 1}, **finetune},
-        "evaluate": {"max_tokens": 1000},
+        "evaluate": {"max_tokens": LONGEST},
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     return folder / "recipe.yaml"
