@@ -77,7 +77,8 @@ def test_a_run_stops_and_leaves_what_is_sound(subject: Subject, tally, tiny_fold
         folder = tmp_path / f"{place}-{value}-{at}"
         subject.set_up(folder, tiny_folder)
         done = ended(subject, folder, armed(subject, folder, place, value, at))
-        sound = all(map(finite, left(subject, folder)))
+        kept = left(subject, folder)
+        sound = bool(kept) and all(map(finite, kept))
         named = subject.name != "tunesmith" or ("not finite" in done.stderr and done.returncode == 2)
         rows = place == "state" or subject.name != "tunesmith" or "rows.jsonl:" in done.stderr
         said = done.stderr[-250:] if done.returncode else "ended with 0; what it learnt is not finite"
