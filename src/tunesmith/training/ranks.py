@@ -84,7 +84,7 @@ class Ranks:
     def add_up(self, parameters: Iterable[Tensor]) -> None:
         """Make the gradients of all processes' parts the sum of them; one that no process has stays away.
 
-        For two processes the sum has the bits of one that did both parts, one after the other.
+        For two processes, where each takes one pass of a step, the sum has the bits of one that did both, one after the other.
         """
         if self.count == 1:
             return
