@@ -186,6 +186,10 @@ def test_a_training_ends_when_its_tokens_are_spent_killed_or_not(recipe, tmp_pat
     assert made.metrics["steps"] == 5 < made.metrics["planned_steps"] == len(steps)
     assert [event["distinct"] for event in cut.run.events.read("step")] == steps[:5]
     assert [event["step"] for event in cut.run.events.read("validation")][-1] == 5  # what was paid for is looked at
+    for number, way in enumerate(("micro_batch=1", "share_prefixes=false")):
+        parts = open_run(recipe, tmp_path / f"parts{number}", (*settings, f"finetune.{way}"))
+        assert parts.locked("finetune").metrics["steps"] == 5
+        assert next(parts.run.events.read("step"))["distinct"] > steps[0]
 
     def killed(*_, **__):
         raise KeyboardInterrupt

@@ -101,8 +101,8 @@ def test_refusal_names_only_settings_that_fit(plans):
 def test_a_training_that_ends_when_its_tokens_are_spent_is_counted_until_then(recipe):
     changes = {"finetune.epochs": 4, "finetune.schedule": {"shape": "constant", "warmup": 1}}
 
-    def first(**more):
-        return plan(Recipe.model_validate(overridden_by(recipe, changes | more)), ROWS)[0].estimate
+    def first(rows=ROWS, **more):
+        return plan(Recipe.model_validate(overridden_by(recipe, changes | more)), rows)[0].estimate
 
     whole = first()
     most = whole.distinct_tokens // 4
@@ -110,6 +110,10 @@ def test_a_training_that_ends_when_its_tokens_are_spent_is_counted_until_then(re
     assert (first(**{"finetune.most_tokens": most}).steps, first(**{"finetune.most_tokens": most + 1}).steps) == (1, 2)
     assert first(**{"finetune.most_tokens": most}).distinct_tokens == most
     assert first(**{"finetune.most_tokens": 100 * most}) == replace(whole, seconds=ANY, available=ANY, resident=ANY)
+    tokens = [row.sequences[0].tokens for row in ROWS]
+    alike = [replace(row, sequences=(replace(row.sequences[0], tokens=np.append(tokens[0][:32], own[32:])),)) for row, own in zip(ROWS, tokens, strict=True)]  # fmt: skip
+    most = first(alike).distinct_tokens // 4
+    assert first(alike, **{"finetune.most_tokens": most + 1, "finetune.micro_batch": 1}).steps == 2  # as in one pass
 
 
 def test_a_hungrier_adapter_is_offered_lora(recipe):

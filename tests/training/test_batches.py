@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith.data.batch import distinct
 from tunesmith.data.example import Row, Sequence
 from tunesmith.models.forward import token_logps
 from tunesmith.training.batches import Dataset
@@ -64,6 +65,15 @@ def test_rows_that_begin_alike_share_a_micro_batch():
     apart = [len(batch.forest.tokens_N) for batch in Dataset(given, 8, 4, 1, 0, share=False).step(0)]
     together = [len(batch.forest.tokens_N) for batch in Dataset(given, 8, 4, 1, 0).step(0)]
     assert (apart, together) == ([20, 20], [8, 8])
+
+
+def test_what_rows_share_is_counted_once_however_they_are_cut(random_rows):
+    given = random_rows(6, answers=2, vocabulary=5)
+    (whole,) = Dataset(given, 6, 6, 1, 0).step(0)
+    for size, share in ((6, True), (6, False), (4, True), (1, True), (1, False)):
+        parts = Dataset(given, 6, size, 1, 0, share).step(0)
+        assert distinct(parts) == whole.distinct < whole.tokens
+    assert sum(part.distinct for part in Dataset(given, 6, 1, 1, 0).step(0)) > whole.distinct
 
 
 def test_with_nothing_shared_the_result_is_the_same(build, random_rows):

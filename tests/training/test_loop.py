@@ -63,6 +63,7 @@ def test_micro_batches_change_nothing(tuned, rows, adapter, micro_batch):
         assert split.loss == pytest.approx(whole.loss, rel=1e-6)
         assert split.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-5)
         assert split.tokens == whole.tokens
+        assert split.learnt == whole.learnt == whole.distinct
         gap = torch.cat([(gradient[name] - tensor).flatten() for name, tensor in expected.items()]).norm()
         assert gap <= 3e-6 * whole.gradient_norm
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -195,3 +196,11 @@ class Batch:
             origins=tuple(row.origin for row in rows),
             tokens=sum(len(sequence) for sequence in sequences),
         )
+
+
+def distinct(batches: Many[Batch]) -> int:
+    """Tokens that one batch of all their rows would compute, a shared prefix once: the same however rows are cut into batches, and whether these share."""
+    forests = [batch.forest for batch in batches]
+    whole = [one.tokens_N[one.nodes(number)].numpy() for one in forests for number in range(len(one.segments))]
+    whole.sort(key=np.ndarray.tobytes)  # what begins alike stands together
+    return sum(len(one) - common_prefix(before, one) for before, one in pairwise([whole[0][:0], *whole]))

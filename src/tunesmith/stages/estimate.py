@@ -172,7 +172,8 @@ class Workload:
         """The part that is done when so many distinct tokens were learnt from; None ends nothing early."""
         if most_tokens is None:
             return self
-        steps = -(-most_tokens * self.data.steps // max(1, round(self.tokens * self.shared)))
+        whole = Workload(replace(self.data, micro_batch=self.data.batch, share=True))  # they are counted so anyway
+        steps = -(-most_tokens * self.data.steps // max(1, round(self.tokens * whole.shared)))
         ends_early = steps < self.data.steps
         return Workload(replace(self.data, epochs=steps / self.data.steps_per_epoch)) if ends_early else self
 

@@ -41,7 +41,7 @@ from .validation import Judge, Validation
 WINNER = "winner"
 """Where, in a search's artifact, what its best trial learnt is."""
 WITHOUT_EFFECT = {"micro_batch", "share_prefixes", "activation_checkpointing", "checkpoint_every"}
-"""Settings of how a training is computed, not of what it comes to."""
+"""Settings of how a training is computed, not of what it comes to, but for the draws of dropout and noise."""
 LOOKED_AT = 2
 """Rows whose log-probabilities tell whether training changed anything: a pass over more would hold up the first step."""
 
@@ -58,7 +58,7 @@ class Finetune(Spec):
     epochs: float = Field(3.0, gt=0)
     """Passes over the training rows."""
     most_tokens: int | None = Field(None, ge=1)
-    """Training ends when so many tokens were learnt from, though `epochs` are not over; what rows of a pass share counts once."""
+    """Training ends when so many tokens were learnt from, though `epochs` are not over; what rows of a step share counts once."""
     rows: int | None = Field(None, ge=1)
     """Learn from so many of the prepared rows, each of `prepare.classes` in proportion; what a smaller number takes, a larger one takes too. Null takes all."""
     balance: Balance = Balance()
@@ -66,9 +66,11 @@ class Finetune(Spec):
     batch: int = Field(8, ge=1)
     """Rows of an optimizer step."""
     micro_batch: int | None = Field(None, ge=1)
-    """Rows of one forward and backward pass; fewer need less memory and give the same result. Null takes the whole batch."""
+    """Rows of one forward and backward pass; fewer need less memory and give the same result without dropout or noise, which are drawn for each pass. Null takes
+    the whole batch."""
     share_prefixes: bool = True
-    """Compute what the rows of a pass have in common from their start, such as a system prompt, once; the result is the same."""
+    """Compute what the rows of a pass have in common from their start, such as a system prompt, once; the result is the same without dropout or noise, which draw
+    once for what is computed once."""
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Keep only what goes into each layer and compute the rest again in the backward pass: the same result, with LoRA on SmolLM2-135M in a fifth less memory
     and half as much time again (all weights: an eighth less, a third more). Auto turns it on where memory would not suffice otherwise; the run's resolved.yaml says what it came to."""

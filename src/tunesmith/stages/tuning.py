@@ -188,7 +188,7 @@ class Training:
             self.watch.skipped += 1
             self.out.events.write("skipped", step=step.number + 1, reason=step.skipped)
             return
-        self.watch.tokens += step.distinct
+        self.watch.tokens += step.learnt
         self.out.events.write(
             "step", step=step.number + 1, steps=self.data.steps, loss=step.loss, gradient_norm=step.gradient_norm,
             learning_rate=step.learning_rate, tokens=step.tokens, distinct=step.distinct, seconds=round(seconds, 4),

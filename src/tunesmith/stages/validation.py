@@ -110,7 +110,7 @@ class Watch:
     skipped: int = 0
     """Steps that were left out because something in them was not finite."""
     tokens: int = 0
-    """Learnt from so far; what rows of a pass share counts once."""
+    """Learnt from so far; what rows of a step share counts once."""
 
     def take(self, step: int, judgement: Judgement) -> bool:
         """Note a judgement; whether it is the best so far."""

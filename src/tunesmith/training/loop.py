@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.base import ModelError
-from tunesmith.data.batch import Batch
+from tunesmith.data.batch import Batch, distinct
 from tunesmith.methods.objectives import Objective
 from tunesmith.models.load import Loaded
 
@@ -36,6 +36,8 @@ class Step:
     """Tokens of the rows as given."""
     distinct: int
     """Tokens that were computed: a prefix common to rows of a micro-batch counts once."""
+    learnt: int
+    """The same with a prefix common to rows of the step counted once, whatever micro-batches they pass in."""
     skipped: str = ""
     """Why it was left out: what was not finite, and the rows of the batch. Nothing was moved by it, moments included."""
 
@@ -72,7 +74,7 @@ def train(
             group["lr"] = peak * factor(number)
         found = Sums(loaded, objective, optimizer, batches, seed * 1_000_003 + number, clip, ranks)
         rate = max(group["lr"] for group in optimizer.param_groups)
-        tokens, distinct = (sum(each) for each in zip(*((one.tokens, one.distinct) for one in batches), strict=True))
+        counted = sum(one.tokens for one in batches), sum(one.distinct for one in batches), distinct(batches)
         try:
             torch.manual_seed(found.seed)
             optimizer.step(found.take)  # type: ignore[arg-type]  # torch types it float, every optimizer passes the tensor on
@@ -80,10 +82,10 @@ def train(
             if not skips:
                 raise
             skips -= 1
-            yield Step(number, math.nan, {}, float(found.norm), rate, tokens, distinct, str(error))
+            yield Step(number, math.nan, {}, float(found.norm), rate, *counted, str(error))
             continue
         stats = found.means()
-        yield Step(number, stats.pop("loss"), stats, float(found.norm), rate, tokens, distinct)
+        yield Step(number, stats.pop("loss"), stats, float(found.norm), rate, *counted)
 
 
 class Sums:
