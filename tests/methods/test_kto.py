@@ -50,6 +50,7 @@ def test_the_second_answer_is_one_to_another_prompt():
 
 def test_the_second_sequence_is_the_prompt_with_the_next_rows_answer(random_rows):
     rows = random_rows(4)
+    longest = max(map(len, rows))
     for row, after, found in zip(rows, [*rows[1:], rows[0]], KTO().arranged(rows), strict=True):
         own, theirs = found.sequences
         assert own is row.sequences[0]
@@ -57,8 +58,20 @@ def test_the_second_sequence_is_the_prompt_with_the_next_rows_answer(random_rows
         assert theirs.tokens[:first].tolist() == own.tokens[:first].tolist()
         assert not theirs.learn[:first].any()
         answer = after.sequences[0].tokens[int(after.sequences[0].learn.argmax()) :]
-        assert theirs.tokens[first:].tolist() == answer.tolist()
+        assert theirs.tokens[first:].tolist() == answer[: longest - first].tolist()
         assert theirs.learn[first:].all()
+
+
+def test_the_second_sequence_is_no_longer_than_the_longest_row():
+    """A long prompt with another's long answer may be beyond the model's context; a token of it is learnt all the same."""
+    shapes = ((25, 5), (5, 25), (29, 1))
+    rows = [
+        Row(f"t:{n}", (Tokens(np.arange(100 * n, 100 * n + sum(shape), dtype=np.int32), np.arange(30) >= shape[0]),))
+        for n, shape in enumerate(shapes)
+    ]
+    seconds = [row.sequences[1] for row in KTO().arranged(rows)]
+    assert [(len(one), int(one.learn.sum())) for one in seconds] == [(30, 5), (6, 1), (30, 1)]
+    assert seconds[0].tokens.tolist() == [*range(25), *range(105, 110)]
 
 
 def test_loss_and_gradient_are_those_of_the_formula(moved, judged):

@@ -69,12 +69,16 @@ class KTO(Objective):
                 )
 
     def arranged(self, rows: Sequence[Row]) -> list[Row]:
-        """Each row with a second sequence: its prompt, answered as the next row's was that asks something else; without any, as the next one's."""
+        """Each row with a second sequence: its prompt, answered as the next row's was that asks something else; without any, as the next one's.
+
+        It is cut to the longest row's length, as prepare would: a long answer to a long prompt may be beyond the model's context.
+        """
         asked, found = [_prompt(row).tobytes() for row in rows], []
+        longest = max(map(len, rows), default=0)
         for place, row in enumerate(rows):
             after = (other % len(rows) for other in range(place + 1, place + min(len(rows), LOOKED)))
             other = next((each for each in after if asked[each] != asked[place]), (place + 1) % len(rows))
-            found.append(_beside(row, rows[other]))
+            found.append(_beside(row, rows[other], longest))
         return found
 
     def __call__(self, loaded: Loaded, batch: Batch) -> Loss:
@@ -99,11 +103,12 @@ class KTO(Objective):
         return len(batch.origins)
 
 
-def _beside(row: Row, other: Row) -> Row:
+def _beside(row: Row, other: Row, longest: int) -> Row:
     own, theirs, prompt = row.sequences[0], other.sequences[0], _prompt(row)
     first = int(np.argmax(theirs.learn))
     learn = np.concatenate([np.zeros(len(prompt), dtype=bool), theirs.learn[first:]])
-    return replace(row, sequences=(own, Tokens(np.concatenate([prompt, theirs.tokens[first:]]), learn)))
+    tokens = np.concatenate([prompt, theirs.tokens[first:]])
+    return replace(row, sequences=(own, Tokens(tokens[:longest], learn[:longest])))
 
 
 def _prompt(row: Row) -> np.ndarray:
