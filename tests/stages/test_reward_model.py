@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tunesmith
-from tunesmith.base import ArtifactError, ConfigError, DataError, ModelError, Run
-from tunesmith.base.files import read_json
+from tunesmith.base import ArtifactError, ConfigError, DataError, ModelError, Output, Run
+from tunesmith.base.files import read_json, write_json
 from tunesmith.data.example import Example
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.data.render import Renderer
@@ -20,9 +21,11 @@ from tunesmith.grading.reward_model import RewardModel
 from tunesmith.models.load import load
 from tunesmith.models.scorer import load_scorer, score_rows
 from tunesmith.stages import finetune
+from tunesmith.stages.deploy import Deploy
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.plan import plan
 from tunesmith.stages.recipe import read_recipe
+from tunesmith.stages.scoring import deploy_scorer
 from tunesmith.training.rollouts import Reward, Rollouts
 
 WORDS = ("red", "green", "blue", "black", "white", "grey", "pink", "brown")
@@ -243,6 +246,29 @@ def test_a_reward_model_writes_no_answers(trained, tmp_path, tiny_folder):
     (tmp_path / "stages.json").write_text("{}")
     with pytest.raises(ArtifactError, match="stage 'deploy' is not started"):
         RewardModel(run=str(tmp_path)).worth([], [])
+
+
+def test_its_template_tells_the_day_of_its_rows_for_ever(trained, tiny_folder, tmp_path):
+    run, template = Run(trained), (tiny_folder / "chat_template.jinja").read_text()
+    dated = shutil.copytree(tiny_folder, tmp_path / "dated")
+    (dated / "chat_template.jinja").write_text("Today is {{ strftime_now('%d %b %Y') }}.\n" + template)
+    prepared = replace(run.artifact("prepare"), path=tmp_path / "prepared")
+    shutil.copytree(run.artifact("prepare").path, prepared.path)
+    write_json(prepared / "summary.json", read_json(prepared / "summary.json") | {"today": "2024-02-29"})
+    about = {"model": str(dated), "precision": "fp32", "adapter": {"kind": "lora", "rank": 4}}
+    deploy_scorer(Deploy(), prepared, run.artifact("finetune"), out=Output(tmp_path / "out", run.events), **about)
+    folder = tmp_path / "out" / "model"
+
+    def read():
+        loaded = load_scorer(str(folder), "fp32")
+        return loaded.tokenizer.decode(loaded.renderer().prompt([{"role": "user", "content": "Shade 1?"}], ()))
+
+    assert read().startswith("Today is 29 Feb 2024.")
+    (folder / "rendering.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"rendering\.json does not say what day it is"):
+        read()
+    (folder / "rendering.json").unlink()  # as in a stranger's folder
+    assert read().startswith("Today is 26 Jul 2024.")
 
 
 @pytest.mark.parametrize(

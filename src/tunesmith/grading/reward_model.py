@@ -23,7 +23,8 @@ from .statistics import Figure
 
 
 class RewardModel(Paying):
-    """What a reward model says of an answer, on its own scale. It is loaded when it is first asked, and stays; an answer that was cut off is read as if it had ended."""
+    """What a reward model says of an answer, on its own scale. It is loaded when it is first asked, and stays; an answer that was cut off is read as if it had ended.
+    Where its template tells the date, that is always the one its training rows were made on."""
 
     kind: Literal["reward_model"] = "reward_model"
     unit: ClassVar[str] = "reward"

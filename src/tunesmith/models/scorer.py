@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 import torch
 
 from tunesmith.base import ModelError
+from tunesmith.base.files import read_json, write_json
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row
 from tunesmith.data.render import Renderer
@@ -16,22 +18,37 @@ from .load import Loaded, Precision, load
 
 ROWS = 8
 """Rows scored in one forward pass."""
+DAY = "rendering.json"
+"""Stands in a reward model's folder and holds what its template took for today when its rows were made, if it tells the date."""
+SOME_DAY = "2024-07-26"
+"""What the template of a model without that file is told is today: one day for ever, so that an answer is worth tomorrow what it is worth now. Templates of Llama 3
+tell this one where there is no clock."""
 
 
 def load_scorer(name: str, precision: Precision = "auto") -> Loaded:
-    """Load a reward model, with its head; nothing of it learns.
+    """Load a reward model, with its head; nothing of it learns. Its template tells the day that it was trained on, not the clock's.
 
     Raises:
         ModelError: it is missing, damaged, no decoder, or has no score with one label.
     """
     loaded = load(name, precision, scorer=True)
+    loaded.today = _day(loaded.folder)
     loaded.model.requires_grad_(False)
     restore_head(loaded, loaded.folder)
     return loaded
 
 
+def _day(folder: Path) -> str:
+    try:
+        return date.fromisoformat(read_json(folder / DAY)["today"]).isoformat()
+    except FileNotFoundError:
+        return SOME_DAY
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"model {folder}: {DAY} does not say what day it is ({error}); get the model again") from None
+
+
 def save_scorer(loaded: Loaded, folder: Path) -> None:
-    """Write a model with its head, all weights plain, and its tokenizer.
+    """Write a model with its head, all weights plain, its tokenizer, and the day that its template tells, if it tells one.
 
     Raises:
         ModelError: transformers has no such form of this architecture.
@@ -57,6 +74,8 @@ def save_scorer(loaded: Loaded, folder: Path) -> None:
         ) from None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if loaded.today is not None:
+        write_json(folder / DAY, {"today": loaded.today})
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def deploy_scorer(
     """
     rows = load_split(prepared.path, "test")[:SAMPLE]
     chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
-    loaded = load_exact(model, precision)
+    loaded = load_exact(model, precision, rendered_on(prepared.path))
     chosen.restore(loaded, finetuned / "adapter")
     restore_head(loaded, finetuned / "adapter")
     trained = np.array(score_rows(loaded, rows))
