@@ -34,6 +34,7 @@ from tunesmith.training.rollouts import OnPolicy, Rollouts, Sampled, imagined
 from tunesmith.training.schedule import Schedule
 
 from .initialise import gap, last_logits
+from .reach import check_reach
 from .splits import splits
 from .tuning import Training, divided, figures
 from .validation import Judge, Validation
@@ -218,13 +219,14 @@ def begin(
     """Load the model, attach what learns, and set up its training.
 
     Raises:
-        DataError: the rows are not what the objective learns from.
+        DataError: the rows are not what the objective learns from, or do not fit into the model's context.
         ModelError: the model has nothing that the adapter could teach.
     """
+    chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
+    check_reach(spec, chosen, prepared, model)
     learnt, held_out = splits(spec, prepared, model, precision, seed)
     loaded = load(model, precision, today=rendered_on(prepared.path))
     loaded.checkpointing = spec.activation_checkpointing is True
-    chosen: Adapter = Adapter.member(adapter["kind"]).model_validate(adapter)
     if spec.optimizer.moves_frozen:
         loaded.model.float()
     chosen.attach(loaded, seed)

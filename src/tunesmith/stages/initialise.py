@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunesmith.base import Artifact, DataError, Output, Spec, Stage
+from tunesmith.base import Artifact, Output, Spec, Stage
 from tunesmith.base.files import write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Row, Sequence
-from tunesmith.data.prepared import SPLITS, load_examples, load_split, rendered_on
+from tunesmith.data.prepared import load_examples, load_split, rendered_on
 from tunesmith.data.render import Renderer
 from tunesmith.kernels import native
 from tunesmith.methods.adapters import Adapter, trainable
@@ -49,8 +49,6 @@ def initialise(
     """
     examples, rows = load_examples(prepared.path, "train"), load_split(prepared.path, "train")
     loaded = load(model, precision, today=rendered_on(prepared.path))
-    if loaded.reach:
-        _check_reach(loaded.reach, prepared)
     proof = Proof()
     check_rows(proof, loaded.renderer(), examples, rows)
     check_packing(proof, loaded, rows)
@@ -88,19 +86,6 @@ def describe(loaded: Loaded, adds_weights: bool) -> dict[str, Any]:
         "forest": loaded.forest,
         "notes": notes,
     }
-
-
-def _check_reach(reach: int, prepared: Artifact) -> None:
-    """Refuse rows beyond the positions that there are.
-
-    Raises:
-        DataError: naming the first.
-    """
-    for row in (row for split in SPLITS for row in load_split(prepared.path, split)):
-        if len(row) > reach:
-            raise DataError(
-                f"{row.origin}: {len(row):,} tokens, and the model has positions for {reach:,} here (its longrope for longer texts is not used); set prepare.max_tokens={reach}"
-            )
 
 
 def check_rows(proof: Proof, renderer: Renderer, examples: list[Example], rows: list[Row]) -> None:

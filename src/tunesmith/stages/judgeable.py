@@ -1,28 +1,25 @@
 """What of an evaluation can be refused before anything is trained: graders that cannot read the test rows, files and fields that are not there."""
 
-from collections.abc import Iterator
-
-import numpy as np
 import torch
 
 from tunesmith.base import Artifact, ConfigError, DataError
 from tunesmith.base.files import read_json
 from tunesmith.data.classes import ANSWER
 from tunesmith.data.example import Example
-from tunesmith.data.prepared import load_examples, load_split, rendered_on
-from tunesmith.data.render import Renderer
+from tunesmith.data.prepared import load_examples
 from tunesmith.grading import Grader
 from tunesmith.grading.reading import read_object
 from tunesmith.grading.scoreboard import held
 from tunesmith.methods.adapters import Adapter
 from tunesmith.methods.adapters.prompt import Prompt
-from tunesmith.models.find import load_tokenizer, locate
+from tunesmith.models.find import locate
 from tunesmith.models.load import load_config, longest
 
 from .chances import asking
 from .evaluate import Evaluate, input_files
 from .general import general_examples
 from .prepare import Prepare
+from .reach import sizes
 
 NAMED = 3
 """Rows that are named where many are wrong."""
@@ -101,7 +98,8 @@ def _fitting(spec: Evaluate, prepared: Artifact, test: list[Example], model: str
         ConfigError: saying how long answers have to be.
         DataError: naming the first rows.
     """
-    found = [(one, *sizes) for one, sizes in zip(test, _sizes(prepared, test, spec.rows, model), strict=True) if sizes]
+    counted = sizes(prepared, "test", test, spec.rows, model)
+    found = [(one, *size) for one, size in zip(test, counted, strict=True) if size]
     if not found:
         return
     context = longest(load_config(locate(model)))
@@ -120,24 +118,6 @@ def _fitting(spec: Evaluate, prepared: Artifact, test: list[Example], model: str
             f"evaluate.max_tokens: {spec.max_tokens} tokens cut off {cut} of {len(lengths)} right answers to the test rows, by which {', '.join(reading)} would judge; "
             f"half of them have up to {lengths[(len(lengths) - 1) // 2]:,}; for all, set evaluate.max_tokens={lengths[-1]}"
         )
-
-
-def _sizes(prepared: Artifact, test: list[Example], most: int | None, model: str) -> Iterator[tuple[int, int] | None]:
-    """Tokens of what each test row asks, and of its right answer without the token that ends it; None of plain text.
-
-    They are read off the row's own tokens, unless these are cut off or do not tell where the answer begins.
-    """
-    settings, renderer = prepared.manifest["spec"], None
-    for example, row in zip(test, load_split(prepared.path, "test", most), strict=True):
-        if example.text is not None:
-            yield None
-            continue
-        whole, asked = row.sequences[0], None
-        if settings["supervise"] == "all" or len(row) >= settings["max_tokens"]:
-            renderer = renderer or Renderer(load_tokenizer(model), today=rendered_on(prepared.path))
-            whole, asked = renderer.row(example).sequences[0], len(renderer.prompt(example.asked, example.tools))
-        first = asked or len(whole) - int(np.argmin(whole.learn[::-1]))  # of the last that is learnt in one go
-        yield first, len(whole) - first - 1
 
 
 def _sliced(test: list[Example], slices: tuple[str, ...]) -> None:

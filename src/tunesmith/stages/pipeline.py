@@ -18,6 +18,7 @@ from .inputs import named, read_by, read_in_training
 from .merged import Merger, is_merged, read_merged
 from .order import Stages
 from .prepare import input_files
+from .reach import check_reach
 from .recipe import Recipe, read_recipe
 from .search import stage as search
 from .search.space import chosen
@@ -124,17 +125,18 @@ class Pipeline(Stages[Recipe]):
 
     def _check(self, prepared: Artifact) -> None:
         """Find out before training what would stop the stages after it."""
-        self.recipe.prune.check(locate(self.recipe.model))
-        measured = self.recipe.evaluate
-        read_by(measured.graders)
-        for tune in (self.recipe.finetune, self.recipe.prune.recovery):
+        recipe, model = self.recipe, self.recipe.model
+        recipe.prune.check(locate(model))
+        read_by(recipe.evaluate.graders)
+        first = ("finetune", recipe.finetune, recipe.initialise.adapter)
+        for name, tune, adapter in (first, ("prune.recovery", recipe.prune.recovery, recipe.prune.adapter)):
             if tune is not None:
                 read_in_training(tune)
-                check_teacher(tune.objective, self.recipe.model)
-        judgeable.check(measured, prepared, self.recipe.model, self.recipe.initialise.adapter)
-        if measured.prompted:
-            learnt = self.recipe.finetune.rows
-            prompting.check(self.recipe.prompt, prepared, measured.judges, self.recipe.seed, learnt)
+                check_teacher(tune.objective, model)
+                check_reach(tune, adapter, prepared, model, name)
+        judgeable.check(recipe.evaluate, prepared, model, recipe.initialise.adapter)
+        if recipe.evaluate.prompted:
+            prompting.check(recipe.prompt, prepared, recipe.evaluate.judges, recipe.seed, recipe.finetune.rows)
         self.checked.add(prepared.id)
 
     def _plan(self, prepared: Artifact, first: bool) -> None:
