@@ -66,6 +66,31 @@ def test_dropout_draws_the_same_numbers_again(build, random_rows):
     assert not torch.equal(plain, token_logps(loaded, batch))  # it does drop
 
 
+@pytest.mark.parametrize("path", ["fused", "generic", "padded"])
+def test_layers_are_recomputed_where_nothing_is_dropped_too(build, random_rows, path):
+    """As where answers were sampled: the model is in evaluation mode, and what its layers hold stays so."""
+    loaded = build("llama", spread=0.3, vocab_size=VOCABULARY)
+    if path == "padded":
+        loaded.forest = False
+        loaded.model.set_attn_implementation("eager")
+    LoRA(rank=3, dropout=0.5).attach(loaded, 0)
+    loaded.model.eval()
+    batch, kept = Batch.of(random_rows(4)), []
+    layer = loaded.model.model.layers[0]
+    layer.mlp.register_forward_pre_hook(lambda *_: kept.append(layer.mlp.up_proj.training))
+    found = []
+    for on in (False, True):
+        found.append(results(loaded, path, batch, on))
+        assert kept == [False] * (0 if path == "fused" else 1 + on)  # fused operations call no modules
+        kept.clear()
+    (plain, expected), (again, gradients) = found
+    assert torch.equal(plain, again)
+    assert all(torch.equal(expected[name], gradients[name]) for name in expected)
+    with torch.no_grad():
+        PATHS[path](loaded, batch)
+    assert not any(module.training for module in loaded.model.modules())
+
+
 def test_a_backward_after_others_used_the_model_is_that_of_its_own_forward(build, random_rows):
     loaded = build("llama", spread=0.3, vocab_size=VOCABULARY)
     adapter = LoRA(rank=3)

@@ -216,9 +216,12 @@ def arrange(loaded: Loaded) -> None:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     loaded.turn()
+    again = loaded.checkpointing and torch.is_grad_enabled()
     for layer in loaded.model.modules():
-        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing != loaded.checkpointing:
+        if isinstance(layer, GradientCheckpointingLayer):
             layer.gradient_checkpointing, layer._gradient_checkpointing_func = loaded.checkpointing, recomputed
+            # It asks its own flag whether anything learns; that drops nothing, since what it holds keeps theirs.
+            layer.training = loaded.model.training or again
 
 
 def _pick(logits_UV: Tensor, back_M: Tensor, target_M: Tensor, smoothing: float) -> Tensor:
