@@ -87,8 +87,19 @@ class TestKeys:
         assert awake.any(0).sum() == 4
         others = torch.randn(500, 8, generator=torch.Generator().manual_seed(2))
         assert layer.awake(others).any(1).float().mean() < 0.1
+
+    def test_those_that_sleep_for_ever_take_no_place_among_the_nearest(self):
+        """Four of six own an input: with a reach of 2 the nearest two of these wake always."""
+        layer, inputs = filled(torch.nn.Linear(8, 5)), torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
         layer.settle(inputs, 2.0, 0)
-        assert (layer.awake(others).sum(1) > 0).all()
+        others = torch.randn(500, 8, generator=torch.Generator().manual_seed(2))
+        owning = layer.floor < 2
+        assert owning.sum() == 4
+        awake, likeness = layer.awake(others), layer._direction(others) @ layer.key[owning].t()
+        assert (awake.sum(1) == 2).all()
+        assert not awake[:, ~owning].any()
+        expected = torch.zeros_like(likeness, dtype=torch.bool).scatter(1, likeness.topk(2, 1).indices, True)
+        assert torch.equal(awake[:, owning], expected)
 
     def test_fewer_are_shared_by_inputs_that_are_alike(self):
         centres = torch.nn.functional.normalize(torch.randn(6, 32, generator=torch.Generator().manual_seed(1)), dim=1)

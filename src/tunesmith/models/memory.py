@@ -18,6 +18,8 @@ FILE = "memory.safetensors"
 """Stands in a model's folder beside its weights, of which it can be no part."""
 ASLEEP = 1000.0
 """A floor that no likeness, which is a cosine, reaches; infinity would be one that nothing learnt can have."""
+MOST = 2.0
+"""More than any likeness, rounded as it may be."""
 TENSORS = ("memory_A", "memory_B", "key", "mean", "deviation", "floor")
 ITERATIONS = 10
 """Of k-means."""
@@ -69,6 +71,7 @@ class MemoryLinear(nn.Module):
     def awake(self, x: Tensor) -> Tensor:
         """bool [..., N]: the experts that each token wakes, at most `active`."""
         likeness_TN = linear(self._direction(x), self.key.float())
+        likeness_TN.masked_fill_(self.floor > MOST, -torch.inf)  # asleep for good, it takes no other's place
         nearest_TK = likeness_TN.topk(self.active, -1).indices
         chosen_TN = torch.zeros_like(likeness_TN, dtype=torch.bool).scatter(-1, nearest_TK, True)
         return chosen_TN & (likeness_TN >= self.floor)
