@@ -11,17 +11,21 @@ from tunesmith.kernels.nf4_linear import NF4Linear
 from tunesmith.kernels.quantised_linear import QuantisedLinear, plain
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.dora import DoRA
+from tunesmith.methods.adapters.full import Full
 from tunesmith.methods.adapters.lora import LoRA
+from tunesmith.methods.adapters.prompt import Prompt
 from tunesmith.methods.objectives import Objective
 from tunesmith.methods.objectives.distill import Distill
 from tunesmith.methods.objectives.dpo import DPO
 from tunesmith.methods.objectives.mrpo import MRPO
 from tunesmith.methods.objectives.sft import SFT
+from tunesmith.models.heads import attach_head
 from tunesmith.models.load import Loaded
 from tunesmith.models.quantize import quantise
 from tunesmith.models.skeleton import skeleton
 from tunesmith.stages.dry_run import storages
 from tunesmith.stages.finetune import Finetune
+from tunesmith.training.reference import Start
 from tunesmith.training.rollouts import Rollouts
 
 
@@ -87,6 +91,27 @@ def test_answers_that_are_sampled_cost_time_and_their_length(kind):
     assert longer.seconds - found.seconds > 16 * 2 * weights
     assert longer.activations > found.activations
     assert found.seconds < twice.seconds < 2 * found.seconds
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+@pytest.mark.parametrize("adapter", [Full(), LoRA(), Prompt(tokens=3)], ids=lambda adapter: adapter.kind)
+def test_answers_that_are_held_to_the_start_are_planned_with_a_copy_of_what_learns(kind, adapter):
+    """The head of a value beside it; a model whose adapter can be left out is its start without."""
+    spec = Rollouts(rewards=({"grader": {"kind": "exact"}},), samples=4, max_tokens=16)
+    planned = {}
+    for beta in (0.0, 0.1):
+        tune = Finetune(objective={"kind": kind, "beta": beta}, rollouts=spec, batch=4, epochs=1.0)
+        planned[beta] = estimated(
+            CONFIGS["llama"], adapter, tune.dataset(rows_of(8), 0), objective=tune.objective, precision="bf16"
+        )
+    held, free = planned[0.1], planned[0.0]
+    loaded = Loaded("plan", None, skeleton(CONFIGS["llama"], "bf16"), None, "bf16")
+    attach(loaded, adapter)
+    if kind == "ppo":
+        attach_head(loaded)
+    kept = Start(trainable(loaded.model)).kept.values() if adapter.neutral else ()
+    assert held.weights - free.weights == sum(one.nbytes for one in kept)
+    assert held.learning == free.learning
 
 
 @pytest.mark.parametrize(

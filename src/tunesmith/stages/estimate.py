@@ -225,7 +225,7 @@ def estimate(
         weights=sum(storage.nbytes() for storage in storages(loaded))
         - own
         + beside
-        + (_plain_copy(loaded) if isinstance(data, Sampled) else 0),
+        + (_plain_copy(loaded) + own * _holds_start(objective, adapter) if isinstance(data, Sampled) else 0),
         state=optimizer.state_bytes(learnt) + optimizer.scratch_bytes(learnt),
         parameters=parameters,
         learning=sum(parameter.numel() for parameter in learnt.values()),
@@ -246,6 +246,11 @@ def measuring(objective: Objective, data: Dataset) -> float:
     if not isinstance(data, Sampled):
         return (objective.references + len(objective.others) + (objective.teaching is not None)) / data.epochs
     return (objective.references + (data.repeats > 1 or objective.head)) / data.repeats
+
+
+def _holds_start(objective: Objective, adapter: Adapter) -> bool:
+    """Whether what learns lies there twice: as it is, and as it was when training began, which measures answers that are yet to be sampled."""
+    return objective.references and adapter.neutral  # without the others a model is its base again
 
 
 def _plain_copy(loaded: Loaded) -> int:
