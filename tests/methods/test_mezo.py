@@ -143,6 +143,29 @@ def test_both_passes_draw_the_same_dropout(model, random_rows):
     assert losses[2] != pytest.approx(before, rel=1e-4)
 
 
+@pytest.mark.parametrize("directions", [1, 2])
+def test_the_loss_of_a_step_is_the_mean_of_all_its_passes(model, random_rows, directions):
+    """Each is beside the weights, on one side of them."""
+    loaded, batches, losses = model(), [Batch.of(random_rows(2)), Batch.of(random_rows(1, seed=4))], []
+    LoRA(rank=2).attach(loaded, 0)
+    optimizer = MeZO(epsilon=0.3, directions=directions).build(trainable(loaded.model))
+    optimizer.register_step_pre_hook(lambda _, given, named: ((given[0], noted(given[1], losses)), named))
+    (step,) = train(loaded, SFT(), [batches], optimizer, lambda _: 1.0, seed=0)
+    assert len(losses) == 2 * directions
+    assert step.loss == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+    assert all(abs(step.loss - loss) > 1e-3 for loss in losses)
+
+
+def noted(closure, losses):
+    """The closure, whose losses are kept."""
+
+    def call():
+        losses.append(float(loss := closure()))
+        return loss
+
+    return call
+
+
 def test_a_run_is_told_by_its_moves_alone(model, random_rows, tmp_path):
     loaded = model()
     LoRA(rank=2).attach(loaded, 0)

@@ -27,7 +27,7 @@ class Step:
     number: int
     """Counted from 0."""
     loss: float
-    """Mean over what the objective counts; of a step that was left out, nan."""
+    """Mean over what the objective counts, and over all passes of an optimizer that takes no gradient; of a step that was left out, nan."""
     stats: dict[str, float]
     gradient_norm: float
     """Before clipping."""
@@ -99,25 +99,33 @@ class Sums:
         self.seed, self.clip, self.ranks = seed, clip, ranks
         self.count = sum(objective.count(batch) for batch in batches)
         self.sums: Counter[str] = Counter()
+        self.calls = 0
         self.norm = torch.zeros(())
 
     def take(self) -> Tensor:
         """The mean loss, and in `.grad` its gradient where gradients are wanted: what an optimizer calls its closure."""
         self.optimizer.zero_grad()
-        self.sums.clear()
+        own, found = Counter[str](), Counter[str]()
         for place, batch in self.ranks.share(self.batches):
             torch.manual_seed(self.seed + (place << 40))
-            self.sums.update(self._pass(batch))
-        own = dict(self.sums)
-        self.sums.clear()
-        for each in self.ranks.gathered(own):
-            self.sums.update(each)
+            own.update(self._pass(batch))
+        for each in self.ranks.gathered(dict(own)):
+            found.update(each)
         if torch.is_grad_enabled():
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             self.ranks.add_up(parameters)
             self.norm = nn.utils.clip_grad_norm_(parameters, self.clip if self.clip > 0 else float("inf"))
-        _refuse_non_finite(self.sums["loss"], self.norm, self.batches)
-        return torch.tensor(self.sums["loss"] / self.count)
+        _refuse_non_finite(found["loss"], self.norm, self.batches)
+        self._note(found)
+        return torch.tensor(found["loss"] / self.count)
+
+    def _note(self, found: Counter[str]) -> None:
+        """What is told of the step: of the weights as they are where there is a gradient, else of all that were tried beside them."""
+        if torch.is_grad_enabled():
+            self.sums.clear()
+            self.calls = 0
+        self.sums.update(found)
+        self.calls += 1
 
     def _pass(self, batch: Batch) -> dict[str, float]:
         """Forward and, unless a zeroth-order optimizer calls, backward through some of the step's rows; sums of what is counted."""
@@ -131,7 +139,7 @@ class Sums:
 
     def means(self) -> dict[str, float]:
         """Of the loss and of what else the objective tells."""
-        return {name: value / self.count for name, value in self.sums.items()}
+        return {name: value / (self.count * self.calls) for name, value in self.sums.items()}
 
 
 def _refuse_non_finite(loss: float, norm: Tensor, batches: list[Batch]) -> None:
