@@ -100,9 +100,17 @@ def test_numbers_follow_from_the_seed_and_none_is_drawn_twice():
     assert spec.inserted(7, True)[0].text is not None
 
 
-def test_canaries_are_refused_where_none_would_be_learnt(tmp_path):
-    (tmp_path / "a.yaml").write_text(
-        json.dumps({"prepare": {"source": "a", "canaries": {}}, "finetune": {"objective": {"kind": "dpo"}}})
-    )
-    with pytest.raises(ConfigError, match=r"prepare\.canaries are answers to learn, and objective dpo"):
-        open_run(tmp_path / "a.yaml")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": {"kind": "dpo"}}, r"prepare\.canaries are answers to learn, and objective dpo of {name}"),
+        ({"balance": {"power": 0}}, r"a class of their own; leave them out, or {name}\.balance"),
+    ],
+)
+def test_canaries_are_refused_where_none_would_be_learnt(tmp_path, settings, message):
+    again = {"method": {"kind": "magnitude"}, "recovery": settings}
+    for name, tree in (("finetune", {"finetune": settings}), ("prune.recovery", {"prune": again})):
+        given = {"prepare": {"source": "a", "classes": "answer", "canaries": {}}, **tree}
+        (tmp_path / "a.yaml").write_text(json.dumps(given))
+        with pytest.raises(ConfigError, match=message.format(name=name)):
+            open_run(tmp_path / "a.yaml")

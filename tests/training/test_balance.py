@@ -189,6 +189,11 @@ def test_prompts_whose_answers_are_sampled_are_drawn_alike():
 PREPARE = {"source": "rows.jsonl"}
 
 
+def recovery(settings):
+    """Of a pruned model."""
+    return {"method": {"kind": "magnitude"}, "recovery": settings}
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
@@ -204,6 +209,17 @@ PREPARE = {"source": "rows.jsonl"}
         (
             {"prepare": {**PREPARE, "weight": "worth"}, "finetune": {"objective": {"kind": "dpo"}}},
             "dpo does not weigh rows",
+        ),
+        (
+            {"prepare": PREPARE, "prune": recovery({"balance": {"power": 0}})},
+            r"prune\.recovery\.balance needs to know what a row's class is; set prepare\.classes",
+        ),
+        (
+            {
+                "prepare": {**PREPARE, "weight": "worth"},
+                "prune": recovery({"objective": {"kind": "distill"}}),
+            },
+            r"prepare\.weight: prune\.recovery\.objective distill does not weigh rows",
         ),
     ],
 )

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tunesmith.base import ConfigError, Spec
 from tunesmith.base.spec import dump_yaml, merged, overridden, read_yaml, validate
+from tunesmith.methods.adapters import Adapter
 from tunesmith.models.load import Precision
 from tunesmith.models.quantize import KINDS
 from tunesmith.serving.settings import Serve
@@ -112,31 +113,41 @@ class Recipe(Spec):
             )
         return self
 
+    @property
+    def _trainings(self) -> list[tuple[str, Finetune, str, Adapter]]:
+        """Every training and what learns in it, each behind the path of its settings."""
+        first = ("finetune", self.finetune, "initialise.adapter", self.initialise.adapter)
+        if self.prune.recovery is None:
+            return [first]
+        return [first, ("prune.recovery", self.prune.recovery, "prune.adapter", self.prune.adapter)]
+
     @model_validator(mode="after")
     def _canaries_can_be_learnt(self) -> Self:
-        kind = self.finetune.objective.kind
-        if self.prepare.canaries is not None and kind != "sft":
-            raise ValueError(
-                f"prepare.canaries are answers to learn, and objective {kind} learns from other rows; leave them out, or measure with objective sft"
-            )
-        if self.prepare.canaries is not None and (
-            self.finetune.balance.active or self.prepare.weight or self.prepare.columns
-        ):
-            raise ValueError(
-                "prepare.canaries have no class, weight or column, so balance would draw them as a class of their own; leave them out, or "
-                "finetune.balance, prepare.weight and prepare.columns"
-            )
+        if self.prepare.canaries is None:
+            return self
+        for name, tune, *_ in self._trainings:
+            kind = tune.objective.kind
+            if kind != "sft":
+                raise ValueError(
+                    f"prepare.canaries are answers to learn, and objective {kind} of {name} learns from other rows; leave them out, or measure with objective sft"
+                )
+            if tune.balance.active or self.prepare.weight or self.prepare.columns:
+                raise ValueError(
+                    "prepare.canaries have no class, weight or column, so balance would draw them as a class of their own; leave them out, or "
+                    f"{name}.balance, prepare.weight and prepare.columns"
+                )
         return self
 
     @model_validator(mode="after")
     def _classes_are_told(self) -> Self:
-        if self.finetune.balance.active and not self.prepare.classes:
-            raise ValueError(
-                "finetune.balance needs to know what a row's class is; set prepare.classes, for example to answer"
-            )
-        objective = self.finetune.objective
-        if self.prepare.weight and not objective.weighs:
-            raise ValueError(f"prepare.weight: objective {objective.kind} does not weigh rows; leave it out")
+        for name, tune, *_ in self._trainings:
+            if tune.balance.active and not self.prepare.classes:
+                raise ValueError(
+                    f"{name}.balance needs to know what a row's class is; set prepare.classes, for example to answer"
+                )
+            kind = tune.objective.kind
+            if self.prepare.weight and not tune.objective.weighs:
+                raise ValueError(f"prepare.weight: {name}.objective {kind} does not weigh rows; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -177,8 +188,8 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _judged_by_rows(self) -> Self:
         held = self.prepare.validation is not None or self.prepare.validation_fraction
-        for name, tune in (("finetune", self.finetune), ("prune.recovery", self.prune.recovery)):
-            if tune is not None and tune.validation.patience and not held:
+        for name, tune, *_ in self._trainings:
+            if tune.validation.patience and not held:
                 raise ValueError(
                     f"{name}.validation.patience: nothing is judged without validation rows; set prepare.validation_fraction, or patience to 0"
                 )
