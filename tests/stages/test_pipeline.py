@@ -150,6 +150,7 @@ def test_a_run_that_learns_from_its_own_answers_goes_on_bit_for_bit(recipe, tmp_
         f"finetune.objective={{kind: {kind}, beta: 0.02}}", "finetune.rollouts.rewards=[{grader: {kind: chrf}}, {grader: {kind: exact}, weight: 2}]",
         "finetune.rollouts.samples=3", "finetune.rollouts.max_tokens=5", "finetune.rollouts.updates=2", "finetune.epochs=1.0",
         "finetune.batch=8", "finetune.micro_batch=4", "finetune.checkpoint_every=2", "evaluate.graders=[{kind: exact}]",
+        "initialise.adapter.dropout=0",
     ]  # fmt: skip
     whole = tunesmith.run(recipe, *settings, folder=tmp_path / "whole")
     steps = [event for event in Run(whole).events.read("step")]

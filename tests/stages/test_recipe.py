@@ -136,6 +136,21 @@ def test_a_rival_that_is_never_asked_is_refused(tmp_path, beaten, setting, there
     assert read_recipe(given, ("evaluate.gate.beat=[base]",)).evaluate.gate.beat == ("base",)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_dropout_is_refused_where_answers_are_sampled(tmp_path, kind):
+    adapter = f"{{kind: {kind}, dropout: 0.1}}"
+    tune = "{objective: {kind: grpo}, rollouts: {rewards: [{grader: {kind: exact}}]}}"
+    again = f"{{method: {{kind: heads}}, recovery: {tune}, adapter: {adapter}}}"
+    for place, name, text in (
+        ("initialise.adapter", "finetune", f"finetune: {tune}\ninitialise: {{adapter: {adapter}}}\n"),
+        ("prune.adapter", "prune.recovery", f"prune: {again}\n"),
+    ):
+        given = written(tmp_path, "r.yaml", f"prepare: {{source: a.jsonl}}\n{text}")
+        with pytest.raises(ConfigError, match=rf"{place}\.dropout: {name}\.objective grpo learns without .* to 0"):
+            read_recipe(given)
+        assert read_recipe(given, (f"{place}.dropout=0",))
+
+
 def test_marks_are_compared_with_their_mean_and_pairs_with_the_length_too():
     pairs, marks = (RECIPES / "methods" / f"{name}.yaml" for name in ("reward", "regression"))
     assert read_recipe(pairs, ("evaluate.gate.beat=[length]",)).evaluate.gate.beat == ("length",)

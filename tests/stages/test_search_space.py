@@ -97,6 +97,8 @@ def test_the_default_space_is_what_the_recipe_has_of_it():
     for kind, rate in (("adamw", 3e-4), ("adagrad", 0.01), ("mezo", 1e-6)):
         around = space_of(recipe({}, finetune={"optimizer": {"kind": kind, "learning_rate": rate}}))[RATE]
         assert (around.low, around.high, around.log) == (rate / 30, rate * 10, True)
+    paid = {"objective": {"kind": "grpo"}, "rollouts": {"rewards": [{"grader": {"kind": "exact"}}]}}
+    assert set(space_of(recipe({}))) - set(space_of(recipe({}, finetune=paid))) == {"initialise.adapter.dropout"}
     full = recipe({}, initialise={"adapter": {"kind": "full"}})
     assert set(space_of(full)) == {RATE, "finetune.batch", "finetune.schedule.warmup"}
 

@@ -23,15 +23,16 @@ EPOCH = 8
 CUTS = (11, 15, 22)
 """Steps after which it is cut off: in the second epoch and the third, right after a checkpoint and long after."""
 PAID = {"rewards": [{"grader": {"kind": "chrf"}}], "samples": 3, "max_tokens": 4}
+NO_DROPOUT = {"initialise.adapter.dropout": 0.0}
 PRUNED: dict[str, Any] = {"prune.method.kind": "magnitude", "prune.recovery": {"epochs": 3.0, "batch": 4, "checkpoint_every": 3}}  # fmt: skip
 WAYS: dict[str, dict[str, Any]] = {
     "NEFTune, label smoothing, balance": {
         "finetune.objective.noise": 5.0, "finetune.objective.label_smoothing": 0.1, "finetune.balance.power": 0.5, "prepare.classes": "answer",
     },
-    "ppo": {"finetune.objective.kind": "ppo", "finetune.rollouts": {**PAID, "updates": 1}},
+    "ppo": {**NO_DROPOUT, "finetune.objective.kind": "ppo", "finetune.rollouts": {**PAID, "updates": 1}},
     "hybrid": {"finetune.optimizer.kind": "hybrid", "finetune.optimizer.base_rate": 1e-3},
-    "grpo": {"finetune.objective.kind": "grpo", "finetune.rollouts": PAID, "finetune.objective.beta": 0.1},
-    "ppo, two updates": {"finetune.objective.kind": "ppo", "finetune.rollouts": {**PAID, "updates": 2}, "finetune.epochs": 1.5},
+    "grpo": {**NO_DROPOUT, "finetune.objective.kind": "grpo", "finetune.rollouts": PAID, "finetune.objective.beta": 0.1},
+    "ppo, two updates": {**NO_DROPOUT, "finetune.objective.kind": "ppo", "finetune.rollouts": {**PAID, "updates": 2}, "finetune.epochs": 1.5},
     "distill": {"finetune.objective.kind": "distill", "finetune.objective.top": 4},
     "search": {"search.trials": 2, "search.sampler": "random", "search.space": {"finetune.optimizer.learning_rate": {"low": 1e-3, "high": 1e-2}}},
     "prune, recovery": PRUNED,

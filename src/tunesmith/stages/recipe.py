@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from tunesmith.base import ConfigError, Spec
 from tunesmith.base.spec import dump_yaml, merged, overridden, read_yaml, validate
 from tunesmith.methods.adapters import Adapter
+from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.models.load import Precision
 from tunesmith.models.quantize import KINDS
 from tunesmith.serving.settings import Serve
@@ -148,6 +149,16 @@ class Recipe(Spec):
             kind = tune.objective.kind
             if self.prepare.weight and not tune.objective.weighs:
                 raise ValueError(f"prepare.weight: {name}.objective {kind} does not weigh rows; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _sampled_without_dropout(self) -> Self:
+        for name, tune, place, adapter in self._trainings:
+            if tune.objective.rollouts and isinstance(adapter, LoRA) and adapter.dropout:
+                raise ValueError(
+                    f"{place}.dropout: {name}.objective {tune.objective.kind} learns without dropout, as answers are sampled, or what it compares would "
+                    "be noise; set it to 0"
+                )
         return self
 
     @model_validator(mode="after")

@@ -34,7 +34,8 @@ class LoRA(Injected):
     """What corrections begin with: nothing, or the weight's own principal part, which is subtracted again (PiSSA; Meng et al., 2024,
     arXiv:2404.02948): it learns faster at first, at twice the cost of a correction and in a file of twice the rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the correction's inputs dropped while training; 0 is peft's default, QLoRA's paper (arXiv:2305.14314) takes 0.05 to 0.1."""
+    """Share of the correction's inputs dropped while training; 0 is peft's default, QLoRA's paper (arXiv:2305.14314) takes 0.05 to 0.1. Objectives
+    that sample answers take none."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Last names of the linear layers to adapt, such as q_proj; `all-linear` is all but the output head."""
 

@@ -77,10 +77,11 @@ class Values(Spec):
         return self.values if self.values is not None else (self.low, self.high)
 
 
+DROPOUT = "initialise.adapter.dropout"
 DEFAULT = {
     "initialise.adapter.rank": Values(values=(4, 8, 16, 32, 64)),
     "initialise.adapter.alpha": Values(values=(0.5, 1, 2, 4), times="initialise.adapter.rank"),
-    "initialise.adapter.dropout": Values(low=0.0, high=0.1),
+    DROPOUT: Values(low=0.0, high=0.1),
     "initialise.adapter.targets": Values(
         values=("all-linear", ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"])
     ),

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from tunesmith.base import ConfigError, Spec
 from tunesmith.base.spec import validate
 
-from .settings import ABOVE, BELOW, DEFAULT, RATE, Search, Values
+from .settings import ABOVE, BELOW, DEFAULT, DROPOUT, RATE, Search, Values
 
 Settings = Mapping[str, Any]
 """Values by dotted path; of a path with `times`, what the other setting is multiplied by."""
@@ -39,7 +39,8 @@ def space_of(recipe: Any) -> dict[str, Values]:
     tree = recipe.model_dump(mode="json")
     own = _at(tree, RATE) if _has(tree, RATE) else None
     rate = {RATE: Values(low=own / BELOW, high=own * ABOVE, log=True)} if own else {}
-    return rate | {path: values for path, values in DEFAULT.items() if _has(tree, path)}
+    fixed = {DROPOUT} if recipe.finetune.objective.rollouts else set()  # such objectives learn without
+    return rate | {path: values for path, values in DEFAULT.items() if _has(tree, path) and path not in fixed}
 
 
 def _has(tree: Tree, path: str) -> bool:
