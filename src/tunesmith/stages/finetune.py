@@ -284,4 +284,4 @@ def _name(spec: Finetune, loaded: Loaded, adapter: Adapter, learnt: Split, out: 
     return training_of([*settings, model, loaded.precision, seed], learnt.rows)
 
 
-STAGE = Stage("finetune", 5, finetune)
+STAGE = Stage("finetune", 6, finetune)
