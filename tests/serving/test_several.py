@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tunesmith.base import ConfigError, MachineError, Run, Spec, Stage
+from tunesmith.base.files import write_json
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.lora import LoRA
 from tunesmith.methods.several import Several
@@ -15,6 +16,7 @@ from tunesmith.models.generate import Sampling, generate
 from tunesmith.models.scheduler import cache_bytes
 from tunesmith.serving.engine import Engine
 from tunesmith.serving.settings import Serve
+from tunesmith.stages.merged import Merged
 from tunesmith.stages.served import adapters_of, check_cache
 
 from .conftest import serve
@@ -73,8 +75,10 @@ class Trained(Spec):
     """What was minimised."""
 
 
-def finished(folder, adapter, *, precision="bf16", objective="sft", stages=("finetune",), again=None):
-    """A run that deployed what an adapter holds, or was trained `again` since; folder and deployed artifact."""
+def finished(
+    folder, adapter, *, precision="bf16", objective="sft", stages=("finetune",), again=None, base="abc", merged=()
+):
+    """A run that deployed what an adapter holds, or was trained `again` since, or was merged from others; folder and deployed artifact."""
     run = Run(folder)
 
     def made(name, spec, *parents, source=None):
@@ -82,14 +86,18 @@ def finished(folder, adapter, *, precision="bf16", objective="sft", stages=("fin
             if source is not None:
                 shutil.copytree(source, out / "adapter")
             (out / "of.txt").write_text(f"{name} {spec} {source}")
+            write_json(out / "model.json", {"name": "base", "fingerprint": base})
 
         return run.once(Stage(name, 1, write), spec, *parents, model="base", precision=precision)
 
     spec = Trained(objective={"kind": objective})
-    parents = [made(stage, spec, source=adapter) for stage in stages]
+    began = [Run(one).artifact("finetune") for one in merged] or [made("initialise", Spec())]
+    parents = [made(stage, spec, *began, source=adapter) for stage in stages]
     deployed = made("deploy", Spec(), *parents)
+    if merged:
+        (folder / "resolved.yaml").write_text(Merged(runs=merged).to_yaml())
     if again is not None:
-        made(stages[0], Trained(objective={"kind": "dpo"}), source=again)
+        made(stages[0], Trained(objective={"kind": "dpo"}), *began, source=again)
     return folder, deployed
 
 
@@ -117,6 +125,20 @@ def test_what_cannot_share_a_base_is_refused_with_the_reason(folders, tmp_path, 
     runs = [finished(tmp_path / "runs" / name, folders[name], **about) for name in ("a", "b")]
     with pytest.raises(ConfigError, match=f"a: {message}"):
         adapters_of(*zip(*runs, strict=True))
+
+
+def test_runs_of_bases_that_had_one_name_at_different_times_are_served_apart(folders, tmp_path):
+    old = finished(tmp_path / "runs" / "a", folders["a"])
+    new = finished(tmp_path / "runs" / "b", folders["b"], base="xyz")
+    merged = finished(tmp_path / "runs" / "ab", folders["a"], stages=("merge",), merged=(old[0],))
+    assert list(adapters_of(*zip(old, merged, strict=True))) == ["a", "ab"]
+    with pytest.raises(ConfigError, match=r"b: was tuned from base \(xyz\), .*a from base \(abc\); serve them apart"):
+        adapters_of(*zip(old, new, strict=True))
+    with pytest.raises(ConfigError, match=r"ab: was tuned from base \(abc\), .*b from base \(xyz\); serve them apart"):
+        adapters_of(*zip(new, merged, strict=True))
+    shutil.rmtree(old[0])
+    with pytest.raises(ConfigError, match=r"ab: the runs that it was merged from are gone.*serve it alone"):
+        adapters_of(*zip(new, merged, strict=True))
 
 
 def asked_at_once(client):

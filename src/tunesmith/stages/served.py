@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from tunesmith.base import Artifact, ConfigError, MachineError, Run
+from tunesmith.base.files import read_json
 from tunesmith.kernels.decode import PAGE
 from tunesmith.methods.merging.peft_file import rank_of
 from tunesmith.methods.several import BASE, Several
@@ -15,6 +16,8 @@ from tunesmith.models.scheduler import cache_bytes
 
 from .judge import learnt_by
 from .machine import available_memory
+from .merged import read_merged
+from .order import RESOLVED
 
 SHARE = 0.9
 """Of free memory, what keys and values may take; the rest is for what a step computes."""
@@ -24,9 +27,10 @@ def adapters_of(folders: Sequence[Path], deployed: Sequence[Artifact]) -> dict[s
     """Where the adapters of several runs are, by the runs' names; none for one run, which is served merged. Reads no weights.
 
     Raises:
+        ArtifactError: what one of them learnt, or started from, is damaged.
         ConfigError: they cannot be served from one base; says why.
     """
-    first, found = deployed[0].manifest["context"], dict[str, Path]()
+    first, found, bases = deployed[0].manifest["context"], dict[str, Path](), list[str]()
     if len(folders) == 1:
         return found
     for folder, one in zip(folders, deployed, strict=True):
@@ -39,9 +43,33 @@ def adapters_of(folders: Sequence[Path], deployed: Sequence[Artifact]) -> dict[s
             raise ConfigError(f"{folder}: was tuned from {theirs}, {folders[0]} from {ours}; serve them apart")
         if reason := _apart(context["precision"], one.metrics.get("precision", "auto"), adapter, made, learnt):
             raise ConfigError(f"{folder}: {reason}")
+        bases.append(_base_of(Run(folder), learnt))
+        if bases[-1] != bases[0]:
+            theirs, ours = (f"{context['model']} ({each[:12]})" for each in (bases[-1], bases[0]))
+            raise ConfigError(f"{folder}: was tuned from {theirs}, {folders[0]} from {ours}; serve them apart")
         if name in (BASE, *found):
             raise ConfigError(f"{folder}: there is a model called {name} already; rename the folder")
         found[name] = adapter
+    return found
+
+
+def _base_of(run: Run, learnt: Artifact) -> str:
+    """The fingerprint of the base that something was learnt on; of what was merged, that of the first of its trainings, which were of one base.
+
+    Raises:
+        ArtifactError: what tells it is damaged.
+        ConfigError: the runs that were merged are gone.
+    """
+    if learnt.manifest["stage"] == "merge":
+        merged = learnt.manifest["parents"][0]["folder"]
+        runs = [Run(path) for path in read_merged(run.path / RESOLVED).runs if (path / merged).exists()]
+        if not runs:
+            raise ConfigError(
+                f"{run.path}: the runs that it was merged from are gone, and with them what its base was; serve it alone"
+            )
+        run, learnt = runs[0], runs[0].open(merged)
+    made = {parent["stage"]: parent["folder"] for parent in learnt.manifest["parents"]}
+    found: str = read_json(run.open(made["initialise"]) / "model.json")["fingerprint"]
     return found
 
 
