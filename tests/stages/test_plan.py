@@ -13,8 +13,8 @@ from rich.console import Console
 from transformers import LlamaConfig
 from whole_runs import write_recipe
 
-from tunesmith.base import MachineError
-from tunesmith.base.files import write_json
+from tunesmith.base import DataError, MachineError
+from tunesmith.base.files import read_json, write_json
 from tunesmith.data.example import Row, Sequence
 from tunesmith.methods.adapters.full import Full
 from tunesmith.stages.initialise import Initialise, describe
@@ -155,6 +155,16 @@ def test_rows_are_those_that_the_run_would_prepare(tmp_path):
     )
     assert len(rows) == 25
     assert all(row.supervised for row in rows)
+
+
+def test_rows_that_cannot_be_used_are_listed_where_they_are_kept(tmp_path):
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"{n}?", "answer": f"{n}."}) + "\n{broken\n" for n in range(9)))
+    with pytest.raises(DataError) as caught:
+        prepared(Recipe.model_validate({"prepare": {"source": str(source)}}))
+    assert "not valid JSON" in str(caught.value)
+    assert str(caught.value).endswith("run `tunesmith prepare` to have all listed")
+    assert "tunesmith-plan-" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tunesmith.base import ConfigError, Events, MachineError, ModelError, Output
+from tunesmith.base import ConfigError, DataError, Events, MachineError, ModelError, Output
 from tunesmith.base.spec import overridden, validate
 from tunesmith.data.example import Row
 from tunesmith.data.prepared import load_split
@@ -137,12 +137,12 @@ def prepared(recipe: Recipe) -> list[Row]:
     """
     with tempfile.TemporaryDirectory(prefix="tunesmith-plan-") as name:
         folder = Path(name)
-        prepare(
-            recipe.prepare,
-            out=Output(folder, Events(folder / "events.jsonl")),
-            tokenizer_name=recipe.model,
-            seed=recipe.seed,
-        )
+        out = Output(folder, Events(folder / "events.jsonl"))
+        try:
+            prepare(recipe.prepare, out=out, tokenizer_name=recipe.model, seed=recipe.seed)
+        except DataError as error:  # may name the ledger, which goes with the folder
+            listed = f"all are listed in {folder / 'ledger.jsonl'}"
+            raise DataError(str(error).replace(listed, "run `tunesmith prepare` to have all listed")) from None
         return load_split(folder, "train")
 
 
