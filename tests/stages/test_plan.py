@@ -1,6 +1,7 @@
 """The plan: the recipe first, advice that really helps, limits of the machine respected."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -259,6 +260,21 @@ def test_a_plan_that_was_kept_is_held_against_the_memory_that_is_free_now(tmp_pa
             run.initialise()
         assert asked[-1] == wanted  # a training that has begun goes on as it was planned
     assert len(asked) == 3
+
+
+def test_a_model_that_was_written_anew_is_planned_anew(tmp_path, tiny_folder, build):
+    """Though it is called as before and reads the same tokens."""
+    own = shutil.copytree(tiny_folder, tmp_path / "own")
+    path, settings = write_recipe(tmp_path, own), ("evaluate.general=null",)
+
+    def planned_bytes():
+        open_run(path, tmp_path / "run", settings).stage("initialise")
+        return read_json(tmp_path / "run" / "plan.json")["estimate"]["peak_bytes"]
+
+    first = planned_bytes()
+    assert planned_bytes() == first
+    build("llama", seed=7, intermediate_size=4096).model.save_pretrained(own)
+    assert planned_bytes() - first > 2 * 3 * 4 * 16 * 4000  # bytes of its matrices
 
 
 def override_field(recipe: Recipe, value: bool) -> Recipe:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import Artifact
-from tunesmith.base.files import digest, read_json, write_json
+from tunesmith.base.files import digest, known_sha256, read_json, write_json
 from tunesmith.data.prepared import load_split
 
 from .finetune import Finetune
+from .inputs import named, read_in_training
 from .machine import available_memory, resident_memory
 from .plan import Plan, check_memory, plans, recovery_plans
 from .recipe import Recipe
@@ -38,15 +39,21 @@ def fitted(
         return recovery_plans(recipe.model_copy(update={"prune": prune}), rows)
 
     state = {name: "done" if states is None else states.get(name, {}).get("state") for name in ("finetune", "prune")}
-    kept = _estimated(before, recipe.finetune, [prepared.id, about, adapter], learning, state["finetune"])
+    asked = [prepared.id, about, adapter, *_sizes(recipe, recipe.finetune)]
+    kept = _estimated(before, recipe.finetune, asked, learning, state["finetune"])
     settled: dict[str, Any] = {"finetune": _settled(recipe.finetune, kept)}
     if again := recipe.prune.recovery:
-        asked = [prepared.id, about, recipe.prune.adapter.model_dump(mode="json")]
+        asked = [prepared.id, about, recipe.prune.adapter.model_dump(mode="json"), *_sizes(recipe, again)]
         kept["recovery"] = _estimated(before.get("recovery", {}), again, asked, recovering, state["prune"])
         settled["prune"] = recipe.prune.model_copy(update={"recovery": _settled(again, kept["recovery"])})
     if kept != before:
         write_json(path, kept)
     return recipe.model_copy(update=settled)
+
+
+def _sizes(recipe: Recipe, tune: Finetune) -> list[str]:
+    """What tells the models of a training from others that stood under the same names; none of an embedded one."""
+    return [known_sha256(path) for path in (*named(recipe.model), *read_in_training(tune))]
 
 
 def _estimated(
