@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tunesmith
-from tunesmith.base import Artifact, ConfigError, Output, ProofError, Run, Stage
+from tunesmith.base import Artifact, ConfigError, DataError, Output, ProofError, Run, Stage
 from tunesmith.base.files import read_json
 from tunesmith.methods.adapters import trainable
 from tunesmith.methods.adapters.dora import DoRA
@@ -162,6 +162,21 @@ class TestEvaluation:
         assert found["own"]["value"] == pytest.approx(own["tuned"]["value"], rel=1e-6)
         assert found["base"]["value"] == pytest.approx(own["base"]["value"], rel=1e-6)
         assert abs(found["own"]["value"] / found["base"]["value"] - 1) > 0.01
+
+    def test_general_rows_are_part_of_what_it_is_made_from(self, pair, tmp_path):
+        run, general = shutil.copytree(pair[0], tmp_path / "a"), tmp_path / "general.jsonl"
+        row = {"messages": [{"role": "user", "content": "Sky?"}, {"role": "assistant", "content": "blue"}]}
+        general.write_text(json.dumps(row) + "\n")
+        tunesmith.evaluate(run, f"evaluate.general={general}")
+        first = Merger(merged_from([run], ()), Run(tmp_path / "r")).locked("evaluate")
+        assert [one["name"] for one in first.manifest["inputs"]] == ["general.jsonl"]
+        row["messages"][1]["content"] = "black"
+        general.write_text(json.dumps(row) + "\n")
+        again = Merger(merged_from([run], ()), Run(tmp_path / "r")).locked("evaluate")
+        assert again.path != first.path
+        general.unlink()
+        with pytest.raises(DataError, match=r"general\.jsonl"):
+            Merger(merged_from([run], ()), Run(tmp_path / "r2")).locked("merge")
 
     def test_the_table_is_written(self, merged):
         lines = (Run(merged).artifact("evaluate") / "comparison.md").read_text().splitlines()

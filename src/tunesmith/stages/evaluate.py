@@ -12,7 +12,6 @@ from tunesmith.base.files import write_atomic, write_json
 from tunesmith.base.proof import Proof
 from tunesmith.data.example import Example, Row
 from tunesmith.data.prepared import load_examples, load_split, rendered_on
-from tunesmith.data.sources import find_files
 from tunesmith.grading import Grader, Likelihood
 from tunesmith.grading.exact import Exact
 from tunesmith.grading.gate import PROMPTED, Gate
@@ -26,7 +25,7 @@ from tunesmith.models.load import Loaded, Precision, load, served
 from .chances import Tell, Told, asking
 from .documents import Documents, Retrieval
 from .finetune import Finetune
-from .general import general_examples
+from .general import general_examples, general_files
 from .judge import asked, kept, learnt_by, likelihoods, merge, requests
 from .remembered import remembered
 from .scoring import evaluate_scores
@@ -112,8 +111,7 @@ def input_files(spec: Evaluate) -> tuple[Path, ...]:
     Raises:
         DataError: one is missing.
     """
-    general = find_files(spec.general, "general") if spec.general not in (None, "bundled") else ()
-    return (*general, *(spec.retrieval.files() if spec.retrieval is not None else ()))
+    return (*general_files(spec.general), *(spec.retrieval.files() if spec.retrieval is not None else ()))
 
 
 def evaluate(

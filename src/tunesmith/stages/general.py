@@ -2,14 +2,25 @@
 
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from tunesmith.base import DataError
 from tunesmith.data.example import Example
 from tunesmith.data.intake import take_in
 from tunesmith.data.ledger import Ledger
+from tunesmith.data.sources import find_files
 
 BUNDLED = "general.jsonl"
+
+
+def general_files(source: str | None) -> tuple[Path, ...]:
+    """The user's files that hold the set; none where it is the bundled one, or there is to be none.
+
+    Raises:
+        DataError: one is missing.
+    """
+    return () if source is None or source == "bundled" else find_files(source, "general")
 
 
 def general_examples(source: str = "bundled") -> list[Example]:

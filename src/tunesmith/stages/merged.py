@@ -12,6 +12,7 @@ from tunesmith.serving.settings import Serve
 
 from . import comparison, deploy, merge
 from .deploy import Deploy
+from .general import general_files
 from .inputs import read_by
 from .merge import Merge
 from .order import Stages
@@ -113,7 +114,7 @@ class Merger(Stages[Merged]):
 
     def merge(self) -> Artifact:
         """What the runs learnt together."""
-        self._judged_by()  # it is there
+        self._judged_by()  # they are there
         adapters = [one.context["adapter"] for one in self.sources]
         learnt = [one.finetuned for one in self.sources]
         return self.run.once(
@@ -134,8 +135,14 @@ class Merger(Stages[Merged]):
         )
 
     def _judged_by(self) -> tuple[Path, ...]:
-        """Files that the graders of the runs judge by."""
-        return read_by([grader for one in self.sources for grader in one.evaluation.graders])
+        """Files that the graders of the runs judge by, and those that their general rows are in.
+
+        Raises:
+            DataError: one is missing.
+        """
+        measured = [one.evaluation for one in self.sources]
+        general = [path for each in measured for path in general_files(each.general)]
+        return (*read_by([grader for each in measured for grader in each.graders]), *general)
 
     def deploy(self) -> Artifact:
         """What can be served."""
