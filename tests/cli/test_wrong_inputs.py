@@ -37,6 +37,7 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
         ("finetune.objective.kind=sfft", ["objective", "'sfft'"]),
         ("initialise.adapter.kind=lore", ["lore", "did you mean 'lora'"]),
         ("evaluate.graders=[{kind: exakt}]", ["exakt", "'exact'"]),
+        ("evaluate.graders=[]", ["evaluate.graders", "at least 1 item"]),
         ("finetune.batch", ["path.to.field=value"]),
         ("prepare.format=jsonl", ["format", "messages"]),
         ("initialise.adapter.targets=[nothing]", ["adapter.targets", "q_proj"]),

@@ -38,7 +38,7 @@ PROBE = 8
 class Evaluate(Spec):
     """How the tuned model is measured, and what it takes to be promoted."""
 
-    graders: tuple[Grader, ...] = (Exact(), Perplexity())
+    graders: tuple[Grader, ...] = Field((Exact(), Perplexity()), min_length=1)
     """How answers are judged; the first is the headline."""
     rows: int | None = Field(None, ge=1)
     """Most test rows; null takes all."""
