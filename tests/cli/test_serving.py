@@ -22,7 +22,9 @@ def serve(tunesmith, monkeypatch):
 
 
 def test_a_refused_deployment_leaves_the_earlier_model_in_service(tunesmith, task, serve):
-    assert tunesmith("run", task(), "--run", "r")[0] == 0
+    code, _, error = tunesmith("run", task(), "--run", "r")
+    assert (code, "Not promoted, but deployed, since deploy.ungated is set" in " ".join(error.split())) == (0, True)
+    assert "Next: `tunesmith serve r`." in " ".join(error.split())
     run = Run(Path("r"))
     name = run.artifact("deploy").path.name
     assert tunesmith("deploy", "r", "finetune.epochs=0.5", "deploy.ungated=false")[0] == 2

@@ -212,8 +212,12 @@ def _conclude(pipeline: Pipeline | Merger, evaluated: Artifact) -> None:
     for warning in warnings(metrics):
         console.print(Text.assemble("  ", ("warning", "yellow"), f" {warning}"))
     details = _report(pipeline.run)
+    serve = f"`tunesmith serve {pipeline.run.path}`"
     if metrics["promote"]:
-        console.print(f"Promoted. Next: look at {details}, then `tunesmith serve {pipeline.run.path}`.")
+        console.print(f"Promoted. Next: look at {details}, then {serve}.")
+    elif pipeline.recipe.deploy.ungated:
+        told = f", but deployed, since deploy.ungated is set; {details} tells what the gate said. Next: {serve}."
+        console.print(Text.assemble(("Not promoted", "bold"), told))
     else:
         hint = (
             "Other weights or another method may help."
