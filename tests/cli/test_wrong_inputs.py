@@ -67,6 +67,11 @@ def test_patience_with_nothing_to_judge_by(tunesmith, task):
 def test_a_report_of_nothing(tunesmith, tmp_path):
     refused(tunesmith("report", "typo"), "typo", "not the folder of a run")
     assert not (tmp_path / "typo").exists()
+    (tmp_path / "other").mkdir()
+    page = tmp_path / "other" / "report.html"
+    page.write_text("of somebody else")
+    refused(tunesmith("report", "other"), "other", "not the folder of a run")
+    assert page.read_text() == "of somebody else"
 
 
 def test_a_recipe_below_a_file(tunesmith, task):

@@ -14,6 +14,7 @@ from test_report import Reader
 from tunesmith.base import ConfigError, DataError
 from tunesmith.base.files import read_json
 from tunesmith.base.spec import merged, validate
+from tunesmith.cli.running import write_report
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Row, Sequence
 from tunesmith.data.prepared import load_examples, load_split
@@ -256,6 +257,14 @@ def test_a_budget_pays_for_other_models_that_read_the_rows_and_for_the_rows_that
     tune = Finetune(balance=Balance(power=0), share_prefixes=False)
     rows = [*[replace(long, origin=str(n)) for n in range(9)], short]
     assert in_an_epoch(tune.dataset(rows, 0)) == 5 * 4 + 5 * 40
+
+
+def test_the_command_for_reports_writes_its_page_again(done):
+    contest, _ = done
+    said = page.write(contest.run).read_text()
+    (contest.run.path / "report.html").write_text("")
+    write_report(contest.run.path)
+    assert (contest.run.path / "report.html").read_text() == said
 
 
 @pytest.mark.parametrize(

@@ -229,8 +229,10 @@ def _conclude(pipeline: Pipeline | Merger, evaluated: Artifact) -> None:
 
 
 def _report(run: Run) -> Path:
-    from tunesmith.stages.report import merged, write
+    from tunesmith.stages.report import merged, showdown, write
 
+    if "compare" in run.states:
+        return showdown.write(run)
     return merged.write(run) if "merge" in run.states else write(run)
 
 
@@ -255,6 +257,7 @@ def write_report(folder: Path) -> None:
     Raises:
         ConfigError: there is none.
     """
-    if not folder.is_dir():
+    run = Run(folder)
+    if not folder.is_dir() or (not run.states and any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not the folder of a run; give one, for example runs/quickstart")
-    print(_report(Run(folder)))
+    print(_report(run))
