@@ -19,7 +19,7 @@ from tunesmith.data.prepared import load_split
 from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models import attention
 from tunesmith.models.load import load
-from tunesmith.stages import finetune, measures, report
+from tunesmith.stages import finetune, measures, prune, report
 from tunesmith.stages.general import general_examples
 from tunesmith.stages.judge import likelihoods
 from tunesmith.stages.pipeline import open_run
@@ -192,6 +192,20 @@ def test_a_killed_recovery_goes_on_bit_for_bit_and_keeps_its_zeros(recipe, folde
     for name, tensor in load_file(again / "model" / "model.safetensors").items():
         if name.endswith("_proj.weight"):
             assert ((tensor.view(-1, 4) == 0).sum(1) == 2).all()
+
+
+def test_what_another_version_of_training_tuned_again_is_not_taken_for_done(recipe, folder, monkeypatch):
+    """What was only pruned is, as the training before it came to the same."""
+    monkeypatch.setattr(prune, "STAGE", replace(prune.STAGE, function=lambda *_, **__: None))
+    method = "prune.method={kind: magnitude, sparsity: 0.125}"
+
+    def made() -> list[str]:
+        return [open_run(recipe, folder, (method, *more)).stage("prune").path.name for more in ((), (RECOVERY,))]
+
+    first = made()
+    monkeypatch.setattr(finetune, "STAGE", replace(finetune.STAGE, version=finetune.STAGE.version + 1))
+    again = made()
+    assert [one == other for one, other in zip(first, again, strict=True)] == [True, False]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "mezo", "muon", "lion"])

@@ -4,15 +4,16 @@ import gc
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from scipy import stats
 from searches import SPACE, fail_once, learnt, results, trials, write_recipe
 
 import tunesmith
-from tunesmith.base import Run
+from tunesmith.base import MachineError, Run
 from tunesmith.base.spec import read_yaml
-from tunesmith.stages import plan
+from tunesmith.stages import finetune, plan
 from tunesmith.stages.estimate import gigabytes
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.report import write
@@ -291,6 +292,22 @@ def test_what_is_damaged_is_trained_again_and_not_handed_on(searched, recipe, tm
     tunesmith.search(recipe, folder=run.path)
     assert learnt(run.artifact("search").path) == learnt(searched[0].artifact("search").path)
     assert list(trials(run)[searched[1]["winner"]].run.events.read("damaged"))
+
+
+def test_what_another_version_of_training_learnt_is_not_handed_on(searched, recipe, tmp_path, monkeypatch):
+    shutil.copytree(searched[0].path, tmp_path / "r")
+
+    def begun(study):
+        raise MachineError(f"{study.folder.name} was begun")
+
+    pipeline = open_run(recipe, tmp_path / "r")
+    pipeline.work = begun
+    assert pipeline.search().path.name == searched[0].artifact("search").path.name
+    monkeypatch.setattr(finetune, "STAGE", replace(finetune.STAGE, version=finetune.STAGE.version + 1))
+    pipeline = open_run(recipe, tmp_path / "r")
+    pipeline.work = begun
+    with pytest.raises(MachineError, match="was begun"):
+        pipeline.search()
 
 
 def needed(recipe, rows, batch: int, checkpointing: bool) -> int:

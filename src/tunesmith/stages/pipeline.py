@@ -159,13 +159,12 @@ class Pipeline(Stages[Recipe]):
         """What trials came to; from now on the recipe is the winner's, which is not what the run is asked for."""
         search.require()
         self.initialise()  # rows and model are sound before many trainings are spent on them
-        recipe, prepared, inputs = (
-            self.recipe,
-            self.prepare(),
-            (*named(self.recipe.model), *read_in_training(self.recipe.finetune)),
-        )
+        recipe, prepared = self.recipe, self.prepare()
+        inputs = (*named(recipe.model), *read_in_training(recipe.finetune))
         stage = search.stage_for(recipe, self.run.path, inputs, self.work)
-        made = self.run.once(stage, recipe.search, prepared, inputs=inputs, recipe=search.taught(recipe))
+        made = self.run.once(
+            stage, recipe.search, prepared, inputs=inputs, recipe=search.taught(recipe), made_by=finetune.STAGE.version
+        )
         self.searched, winner = made, read_json(made / "settings.json")
         laid = chosen(recipe, winner["settings"])
         again = {"activation_checkpointing": winner["activation_checkpointing"]}
@@ -183,10 +182,11 @@ class Pipeline(Stages[Recipe]):
 
     def prune(self) -> Artifact:
         """What is left of it."""
-        parents = (self.prepare(), self.finetune())
-        spec, seed = self.recipe.prune, self.recipe.seed
-        inputs = read_in_training(spec.recovery) if spec.recovery is not None else ()
-        return self.run.once(prune.STAGE, spec, *parents, inputs=inputs, **self.about, adapter=self.adapter, seed=seed)
+        parents, spec = (self.prepare(), self.finetune()), self.recipe.prune
+        about = {**self.about, "adapter": self.adapter, "seed": self.recipe.seed}
+        if spec.recovery is not None:
+            about |= {"inputs": read_in_training(spec.recovery), "made_by": finetune.STAGE.version}
+        return self.run.once(prune.STAGE, spec, *parents, **about)
 
     def _pruned(self) -> tuple[Artifact, ...]:
         """The pruned model, if there is to be one: what is measured and deployed in the place of what was learnt."""

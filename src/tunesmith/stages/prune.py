@@ -93,9 +93,11 @@ class Prune(Spec):
 
 def prune(
     spec: Prune, prepared: Artifact, finetuned: Artifact, *, out: Output, model: str, precision: Precision, adapter: dict[str, Any],
-    seed: int,
+    seed: int, made_by: int | None = None,
 ) -> None:  # fmt: skip
     """Write `model/`, a whole model in float32, and the proof; without a method, nothing.
+
+    `made_by` is the version of the training stage, which tells what was tuned again by another one apart.
 
     Raises:
         Interrupted: SIGINT or SIGTERM while tuning again; the next call goes on from the step it arrived in.

@@ -12,7 +12,6 @@ from typing import Any
 from tunesmith.base import Artifact, ModelError, Output, Stage
 from tunesmith.base.files import clear, digest, known_sha256, write_json
 
-from .. import finetune
 from ..finetune import WINNER
 from ..recipe import Recipe
 from . import proposals
@@ -63,10 +62,12 @@ def stage_for(recipe: Recipe, run: Path, inputs: Sequence[Path], work: Callable[
 
 
 def search(
-    spec: Search, prepared: Artifact, *, out: Output, recipe: dict[str, Any], given: Recipe, home: Path, inputs: Sequence[Path],
-    work: Callable[[Study], None],
+    spec: Search, prepared: Artifact, *, out: Output, recipe: dict[str, Any], made_by: int, given: Recipe, home: Path,
+    inputs: Sequence[Path], work: Callable[[Study], None],
 ) -> None:  # fmt: skip
     """Try settings; write `search.json` (every trial and what it came to), `settings.json` (the winner's) and `winner/` (what it learnt).
+
+    `made_by` is the version of the training stage: trials of another one are not handed on.
 
     Raises:
         Interrupted: the next call goes on from where the trials are.
@@ -74,7 +75,6 @@ def search(
         MachineError: a worker died.
     """
     lasting = spec.model_dump(mode="json", exclude={"trials", "keep"})
-    made_by = finetune.STAGE.version
     key = digest([recipe, lasting, made_by, prepared.id, [known_sha256(path) for path in inputs]])[:12]
     study = Study(home / key, given, prepared, out.events)
     work(study)
