@@ -37,7 +37,7 @@ def run(given: str | Path, *assignments: str, folder: str | Path | None = None) 
     from tunesmith.stages import report
 
     pipeline = _open(given, assignments, folder)
-    with pipeline.run.lock():
+    with pipeline.run.lock(), pipeline.recorded():
         try:
             _all_of(pipeline)
         finally:
@@ -79,13 +79,12 @@ def merge(*runs: str | Path, folder: str | Path, settings: tuple[str, ...] = ())
     from tunesmith.stages.merged import Merger, merged_from
 
     pipeline = Merger(merged_from([Path(one) for one in runs], settings), Run(Path(folder)))
-    with pipeline.run.lock():
+    with pipeline.run.lock(), pipeline.recorded():
         _all_of(pipeline)
     return pipeline.run.path
 
 
 def _all_of(pipeline: Any) -> None:
-    pipeline.record()
     last = pipeline.ORDER[-1]
     for stage in (*pipeline.before(last), last):
         pipeline.stage(stage)

@@ -59,6 +59,22 @@ def test_wrong_setting(tunesmith, task, assignment, words):
     refused(tunesmith("initialise", task(), assignment), *words)
 
 
+def test_a_setting_that_is_refused_before_anything_is_computed_does_not_stay(tunesmith, task, tmp_path):
+    kept = tmp_path / "r" / "resolved.yaml"
+    assert tunesmith("prepare", task(), "--run", "r")[0] == 0
+    before = kept.read_text()
+    for command, *more in (["prepare"], ["run"], ["compare", "--vary", "finetune.epochs=1,2"], ["data-curve"]):
+        refused(tunesmith(command, "r", "prepare.source=typo.jsonl", *more), "typo.jsonl")
+        assert kept.read_text() == before, command
+    refused(tunesmith("finetune", "r", "evaluate.general=absent.jsonl"), "absent.jsonl")
+    assert kept.read_text() == before
+    assert tunesmith("prepare", "r")[0] == 0
+    refused(tunesmith("prepare", "r", "prepare.max_tokens=8"), "max_tokens")
+    assert "max_tokens: 8\n" in kept.read_text()  # that was tried
+    refused(tunesmith("prepare", task(), "prepare.source=typo.jsonl", "--run", "new"), "typo.jsonl")
+    assert not (tmp_path / "new" / "resolved.yaml").exists()
+
+
 def test_patience_with_nothing_to_judge_by(tunesmith, task):
     settings = ("prepare.validation_fraction=0", "finetune.validation.patience=3")
     refused(tunesmith("initialise", task(), *settings), "finetune.validation.patience", "prepare.validation_fraction")

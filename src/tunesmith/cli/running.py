@@ -45,8 +45,7 @@ def merge_runs(given: list[str], folder: Path, method: str | None, weights: str 
 
 
 def _run(pipeline: Pipeline | Merger) -> int:
-    with pipeline.run.lock():
-        pipeline.record()
+    with pipeline.run.lock(), pipeline.recorded():
         evaluated = _stages(pipeline, pipeline.before(pipeline.ORDER[-1]))
         promoted = bool(evaluated.metrics["promote"]) or pipeline.recipe.deploy.ungated
         if promoted:
@@ -77,8 +76,7 @@ def run_stage(name: str, given: Path, folder: Path | None, assignments: tuple[st
 
 def _stage(name: str, pipeline: Pipeline | Merger) -> Artifact:
     """One stage and what it needs, the run's folder held against other processes."""
-    with pipeline.run.lock():
-        pipeline.record()
+    with pipeline.run.lock(), pipeline.recorded():
         return _stages(pipeline, (*pipeline.before(name), name))
 
 

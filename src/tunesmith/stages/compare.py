@@ -118,9 +118,9 @@ def trained(variant: Variant, folder: Path, seeds: int, work: Callable[[Pipeline
     finetuned, asked = [], []
     for pipeline in pipelines(variant, folder, seeds):
         pipeline.notes.mkdir(parents=True, exist_ok=True)
-        pipeline.record()
-        asked.append(work(pipeline, variant.name))
-        finetuned.append(pipeline.finetune())
+        with pipeline.recorded():
+            asked.append(work(pipeline, variant.name))
+            finetuned.append(pipeline.finetune())
     return Trained(variant, tuple(finetuned), tuple(asked))
 
 

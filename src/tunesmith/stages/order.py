@@ -1,6 +1,7 @@
 """What runs of every kind share: stages in an order, computed by name in one run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -8,6 +9,9 @@ from tunesmith.base import Artifact, ConfigError, Interrupted, Run
 from tunesmith.base.files import write_atomic
 
 from .deploy import Deploy
+
+RESOLVED = "resolved.yaml"
+"""The recipe with every default, in a run's folder."""
 
 
 class Settings(Protocol):
@@ -34,6 +38,7 @@ class Stages(Generic[R]):
 
     def __init__(self, recipe: R, run: Run) -> None:
         self.recipe, self.run = recipe, run
+        self.notes = run.path
 
     def before(self, name: str) -> tuple[str, ...]:
         """What a stage needs, in order.
@@ -61,8 +66,7 @@ class Stages(Generic[R]):
 
     def locked(self, name: str) -> Artifact:
         """As `stage`, with the run folder held against other processes and the resolved recipe recorded in it."""
-        with self.run.lock():
-            self.record()
+        with self.run.lock(), self.recorded():
             return self.stage(name)
 
     @cached_property
@@ -75,5 +79,19 @@ class Stages(Generic[R]):
         return self.run.last("deploy")
 
     def record(self) -> None:
-        """Write the recipe with every default resolved into the run folder."""
-        write_atomic(self.run.path / "resolved.yaml", self.recipe.to_yaml())
+        """Write the recipe with every default resolved where the run keeps its notes."""
+        write_atomic(self.notes / RESOLVED, self.recipe.to_yaml())
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Within this block the recipe is recorded; what fails before a stage begins to compute leaves the one that was there before, if any."""
+        path, events = self.notes / RESOLVED, self.run.events
+        before = path.read_text(encoding="utf-8") if path.exists() else None
+        told = events.path.stat().st_size if events.path.exists() else 0
+        self.record()
+        try:
+            yield
+        except Exception:
+            if all(event["event"] != "started" for event in events.since(told)):
+                path.unlink(missing_ok=True) if before is None else write_atomic(path, before)
+            raise

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.base import Artifact, ConfigError, Run
-from tunesmith.base.files import read_json, write_atomic
+from tunesmith.base.files import read_json
 from tunesmith.base.run import run_of
 from tunesmith.base.spec import read_yaml
 from tunesmith.models.find import locate
@@ -16,7 +16,7 @@ from . import ask, deploy, evaluate, finetune, initialise, judgeable, monitor, p
 from .fitted import fitted
 from .inputs import named, read_by, read_in_training
 from .merged import Merger, is_merged, read_merged
-from .order import Stages
+from .order import RESOLVED, Stages
 from .prepare import input_files
 from .reach import check_reach
 from .recipe import Recipe, read_recipe
@@ -35,7 +35,6 @@ GIVEN_PLAN = "plan-given.json"
 
 LOG = "requests.sqlite"
 """The server's request log, inside the run folder."""
-
 
 SAID = {"ask": "compare; look at the evaluation of each", "sample": "sample; set sample.system=base"}
 """What stages do with a tuned model's answers, and what to do where it writes none."""
@@ -91,9 +90,9 @@ class Pipeline(Stages[Recipe]):
         return super().before("evaluate" if name in ("ask", "sample") else name)
 
     def record(self) -> None:
-        """Write the recipe with every default resolved where the run, or the variant of it, keeps its notes; a search stays a search there."""
+        """As of every run, or of the variant of it; a search stays a search there."""
         if self.searched is None:
-            write_atomic(self.notes / "resolved.yaml", self.recipe.to_yaml())
+            super().record()
 
     def prepare(self) -> Artifact:
         """Examples and rows."""
@@ -291,7 +290,7 @@ def open_any(
     given: Path, folder: Path | None = None, assignments: tuple[str, ...] = (), over: tuple[str, ...] = ()
 ) -> Pipeline | Merger:
     """As `open_run`, of a merged run too."""
-    recipe = given / "resolved.yaml" if given.is_dir() else given
+    recipe = given / RESOLVED if given.is_dir() else given
     run = run_of(given, folder)
     if is_merged(read_yaml(recipe)):
         return Merger(read_merged(recipe, (*assignments, *over)), run)

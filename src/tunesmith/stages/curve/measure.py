@@ -80,11 +80,11 @@ def measure(
 ) -> Measured:  # fmt: skip
     """All trainings and answers of a curve, the smallest first."""
     own = Pipeline(recipe, run)
-    own.record()
-    prepared = beside("prepare", own.prepare)
-    rows = load_split(prepared.path, "train")
-    examples = load_examples(prepared.path, "test", recipe.evaluate.rows)
-    check_reachable(recipe, spec, rows, examples)
+    with own.recorded():
+        prepared = beside("prepare", own.prepare)
+        rows = load_split(prepared.path, "train")
+        examples = load_examples(prepared.path, "test", recipe.evaluate.rows)
+        check_reachable(recipe, spec, rows, examples)
     total = recipe.finetune.rows or len(rows)
     sizes = spec.chosen(total)
     asks = {"base": lambda: own.ask_base()}
