@@ -1,21 +1,24 @@
 """What a whole run deploys: other programs load it, and it is what was trained, in whatever precision and whatever learnt."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from synthetic_run import run_until
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from whole_runs import write_recipe
 
 import tunesmith
 from tunesmith.base import ConfigError, Run
-from tunesmith.base.files import read_json
+from tunesmith.base.files import read_json, write_json
 from tunesmith.data.batch import Batch
 from tunesmith.data.prepared import load_examples, load_split
 from tunesmith.methods.merging.linear import Linear
 from tunesmith.models.forward import token_logps
 from tunesmith.models.generate import Sampling
 from tunesmith.models.load import load
+from tunesmith.stages.deploy import card
 from tunesmith.stages.judge import answer
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.served import adapters_of, models_of
@@ -54,6 +57,17 @@ def test_other_programs_load_what_was_deployed(recipe, tmp_path):
     )
     with torch.no_grad():
         assert torch.allclose(adapted(**prompt).logits, plain(**prompt).logits, atol=1e-4)
+
+
+def test_the_card_has_the_decimals_of_the_grader(tmp_path):
+    run, figure = run_until(tmp_path / "run", "evaluate"), {"value": 0.8123, "low": 0.7, "high": 0.9}
+    prepared, finetuned, evaluated = map(run.artifact, ("prepare", "finetune", "evaluate"))
+    summary = read_json(prepared / "summary.json")
+    write_json(prepared / "summary.json", summary | {"splits": summary["splits"] | {"test": {"rows": 60}}})
+    tuned = replace(finetuned, manifest={**finetuned.manifest, "spec": {**finetuned.manifest["spec"], "batch": 8}})
+    scores = {**evaluated.metrics, "digits": 3, "systems": {"tuned": {**figure, "n": 60}}}
+    measured = replace(evaluated, manifest={**evaluated.manifest, "metrics": scores, "spec": {"precision": "auto"}})
+    assert "| tuned | 0.812 | 0.700 to 0.900 |" in card(prepared, tuned, measured, None, "a-model", {"kind": "lora"})
 
 
 def test_a_gguf_file_is_written_read_back_and_proved(recipe, tmp_path):

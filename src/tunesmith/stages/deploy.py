@@ -25,6 +25,7 @@ from tunesmith.models.load import DTYPES, Loaded, Precision, load, load_config, 
 from tunesmith.models.prompt import save_model
 from tunesmith.models.quantize import KINDS
 
+from .headline import decimals
 from .initialise import ROUNDED, gap, last_logits
 from .judge import answer, learnt_by, load_exact
 from .scoring import deploy_scorer
@@ -249,6 +250,7 @@ def card(
         settings=finetuned.manifest["spec"],
         environment=finetuned.manifest["environment"],
         result=evaluated.metrics,
+        digits=decimals(evaluated.metrics),
         pruned=pruned.metrics if pruned else None,
         few=precision if (precision := evaluated.manifest["spec"]["precision"]) in KINDS else None,
     )
@@ -260,5 +262,5 @@ def _render(name: str, **facts: Any) -> str:
     return environment.from_string(template).render(facts)
 
 
-STAGE = Stage("deploy", 2, deploy)
+STAGE = Stage("deploy", 3, deploy)
 MERGED = Stage("deploy", 1, deploy_merged)
