@@ -148,7 +148,7 @@ def test_data_method_proof_lineage_and_cost(page: Reader, whole: Run) -> None:
         "packed loss = padded loss ✓ packed 2.666, padded 2.666, tolerance 0.02",
         "peak memory 3.15 GB 1.57 GB 0.50",
         "time of the training steps 10.0 s 20.0 s 2.00",
-        "energy is not measured",
+        "energy is not measured. A stage that was interrupted counts its earlier attempts too",
         whole.artifact("finetune").path.name,
         whole.artifact("finetune").id[:12],
     ):

@@ -1,11 +1,16 @@
 """The report's parts by themselves: the sentence, the choice of rows, and the geometry of the charts."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from synthetic_run import evaluate, run_until
+from test_report import read
 
+from tunesmith.base import Artifact, Output, Spec
+from tunesmith.base.files import read_json, write_json
 from tunesmith.stages.report import _status
 from tunesmith.stages.report.answers import KINDS, choose
 from tunesmith.stages.report.charts import MOST_POINTS, forest, panel, thin, ticks
@@ -88,3 +93,30 @@ def test_a_prompt_looked_for_beside_the_run_does_not_keep_it_from_being_complete
         recipe = {"evaluate": {"prompted": asked}}
         source = SimpleNamespace(stages=("prompt",), states=failed, recipe=recipe, retried=())
         assert (_status(source, None) is not None) == asked
+
+
+def test_rows_are_judged_by_the_next_grader_where_the_code_of_one_is_not_given(tmp_path: Path) -> None:
+    brief = {"kind": "function", "name": "brief"}
+    assert "judged by exact" in read(run_until(tmp_path / "run", "evaluate", graders=[brief, {"kind": "exact"}])).text
+    alone = read(run_until(tmp_path / "other", "evaluate", graders=[brief])).text
+    assert "the code that brief judged by in the evaluation was not given, or has changed since" in alone
+    assert "None of the graders" not in alone
+
+
+def test_ways_of_prompting_have_the_decimals_of_their_grader(tmp_path: Path) -> None:
+    figure = {"value": 0.8123, "low": 0.7, "high": 0.9}
+    way = {"way": "plain", "about": "", "chosen": True, "shortened": 0, "tokens": 9, "development": figure}
+
+    def prompted(spec: Spec, *parents: Artifact, out: Output, **given: Any) -> None:
+        evaluate(spec, *parents, out=out, **given)
+        found = {
+            "grader": "rank",
+            "unit": "of 1",
+            "digits": 3,
+            "rows": {"development": 8},
+            "ways": [{**way, "test": figure}],
+        }
+        write_json(out / "results.json", {**read_json(out / "results.json"), "prompting": found})
+
+    text = read(run_until(tmp_path / "run", "evaluate", evaluate=prompted)).text
+    assert "0.812 (0.700 to 0.900) 0.812 (0.700 to 0.900)" in text

@@ -10,7 +10,7 @@ from tunesmith.base import Run
 from tunesmith.base.files import write_atomic
 
 from . import account, search, words
-from .answers import KINDS, shown
+from .answers import KINDS, shown, unjudged
 from .course import course
 from .source import Source
 from .verdict import strongest, verdict
@@ -53,6 +53,7 @@ def facts(source: Source) -> dict[str, Any]:
         "course": trained,
         "searched": search.searched(source),
         "shown": shown(source, _before(result)),
+        "unjudged": unjudged(source.artifacts["evaluate"]) if result else None,
         "kinds": KINDS,
         "data": account.data(source),
         "method": account.method(source),

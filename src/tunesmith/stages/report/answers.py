@@ -54,22 +54,30 @@ def shown(source: Source, before: str | None) -> dict[str, Any] | None:
 
 
 def the_grader(evaluated: Artifact) -> AnswerGrader | None:
-    """The first grader that can judge one answer by itself."""
-    for settings in evaluated.manifest["spec"]["graders"]:
-        member = Grader.member(settings["kind"])
-        if issubclass(member, AnswerGrader):
-            return judging(member.model_validate(settings), evaluated)
-    return None
+    """The first grader that can judge one answer by itself, and still judges as it did in the evaluation."""
+    return next((grader for grader in _of_answers(evaluated) if _judges_as_then(grader, evaluated)), None)
 
 
-def judging(grader: AnswerGrader, evaluated: Artifact) -> AnswerGrader | None:
-    """The grader, if it still judges as it did in the evaluation: a function whose file is not given, or has changed, does not."""
+def unjudged(evaluated: Artifact) -> str:
+    """Why there is no such grader, where there is none."""
+    if named := " and ".join(grader.called for grader in _of_answers(evaluated)):
+        return f"Rows cannot be told right from wrong: the code that {named} judged by in the evaluation was not given, or has changed since. Write this page again with `tunesmith --code FILE.py report RUN`."
+    return "None of the graders judges one answer by itself, so rows cannot be told right from wrong."
+
+
+def _of_answers(evaluated: Artifact) -> list[AnswerGrader]:
+    """The graders that judge one answer by itself."""
+    known = [(Grader.member(settings["kind"]), settings) for settings in evaluated.manifest["spec"]["graders"]]
+    return [member.model_validate(settings) for member, settings in known if issubclass(member, AnswerGrader)]
+
+
+def _judges_as_then(grader: AnswerGrader, evaluated: Artifact) -> bool:
+    """Whether a grader still judges as in the evaluation: a function whose file is not given, or has changed, does not."""
     results = read_json(evaluated / "results.json")["task"]["graders"]
     try:
-        same = grader.signature == results.get(grader.called, {}).get("signature")
+        return bool(grader.signature == results.get(grader.called, {}).get("signature"))
     except ConfigError:
-        return None
-    return grader if same else None
+        return False
 
 
 def rows_of(prepared: Artifact, evaluated: Artifact) -> Rows:

@@ -12,7 +12,7 @@ from tunesmith.base.files import read_json, write_atomic
 from ..headline import decimals
 from ..showdown.settings import START
 from . import environment, words
-from .answers import card, rows_of, the_grader
+from .answers import card, rows_of, the_grader, unjudged
 from .charts import forest
 from .verdict import difference, every_grader, sentence, standing
 
@@ -31,7 +31,8 @@ def write(run: Run) -> Path:
     rows = rows_of(start.artifact("prepare"), compared)
     path = run.path / "report.html"
     found = {**facts(results), "name": run.path.resolve().name, "created": words.moment(compared.manifest["created"])}
-    found["cards"] = _cards(rows, the_grader(start.artifact("evaluate")), spec["shown"])
+    evaluated = start.artifact("evaluate")
+    found |= {"cards": _cards(rows, the_grader(evaluated), spec["shown"]), "unjudged": unjudged(evaluated)}
     found["parents"] = compared.manifest["parents"]
     page = environment().get_template("showdown.html.j2").render(found)
     write_atomic(path, page.encode("utf-8", "replace").decode("utf-8"))

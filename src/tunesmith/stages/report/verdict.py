@@ -39,7 +39,7 @@ def verdict(source: Source) -> dict[str, Any] | None:
     results = source.json("evaluate", "results.json")
     if results is None:
         return None
-    board = results["task"]
+    board, prompting = results["task"], results.get("prompting")
     kind, block = next((kind, block) for kind, block in board["graders"].items() if block["headline"])
     subject = board["subject"]
     rival = strongest(block, subject)
@@ -65,7 +65,7 @@ def verdict(source: Source) -> dict[str, Any] | None:
         "every": every_grader(board),
         "graders": [_grader(name, found, subject) for name, found in board["graders"].items()],
         "general": general_of(results["general"]),
-        "prompting": results.get("prompting"),
+        "prompting": prompting and {**prompting, "digits": decimals(prompting)},
         "retrieval": results.get("retrieval"),
         "canaries": results.get("canaries"),
     }
