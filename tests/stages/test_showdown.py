@@ -278,6 +278,8 @@ def test_the_command_for_reports_writes_its_page_again(done):
         ("roads.sft.evaluate.max_tokens=2", r"sft: all roads are measured alike"),
         ("roads.sft.finetune.rollouts={rewards: [{grader: {kind: exact}}]}", r"sft: finetune: objective sft learns from given answers"),
         ("base.prepare.test=null", r"base.prepare.test is missing"),
+        ("base.prepare=null", r"base.prepare.test is missing"),
+        ("roads.sft.finetune=null", r"sft: finetune: input should be a valid dictionary"),
         ("roads.pairs={}", r"'pairs' cannot name a run"),
         ("roads.Dpo={}", r"'Dpo' cannot name a run"),
         ("roads.sft.finetune.objective.kind=sfd", r"sft: finetune.objective.kind: 'sfd' does not exist"),

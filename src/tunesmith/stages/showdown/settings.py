@@ -69,15 +69,15 @@ class Showdown(Spec):
     def _roads_are_comparable(self) -> Self:
         if self.against not in self.roads:
             raise ValueError(f"against: {self.against!r} is no road; there are {', '.join(self.roads)}")
-        if not self.base.get("prepare", {}).get("test"):
+        if not _section(self.base, "prepare").get("test"):
             raise ValueError(
                 "base.prepare.test is missing: all roads answer the same rows; give them a file of their own"
             )
         for name, changes in self.roads.items():
             for field in ("epochs", "most_tokens"):
-                if field in changes.get("finetune", {}):
+                if field in _section(changes, "finetune"):
                     raise ValueError(f"{name}: finetune.{field} follows from the budget; leave it out")
-            if {"test", "test_rows", "test_fraction"} & set(changes.get("prepare", {})) or "evaluate" in changes:
+            if {"test", "test_rows", "test_fraction"} & set(_section(changes, "prepare")) or "evaluate" in changes:
                 raise ValueError(f"{name}: all roads are measured alike; put prepare.test and evaluate into base")
         return self
 
@@ -113,6 +113,12 @@ class Showdown(Spec):
         direct = {other for other, _ in references(self.changes[name])} - {START}
         every = direct.union(*(self.needed(other) for other in direct))
         return [step for step in self.changes if step in every]
+
+
+def _section(settings: Tree, name: str) -> Tree:
+    """A section of settings; nothing of one that is left out, or is none, which is refused as part of a recipe."""
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def references(tree: Any) -> Iterator[tuple[str, str]]:
