@@ -156,3 +156,23 @@ def test_marks_are_compared_with_their_mean_and_pairs_with_the_length_too():
     assert read_recipe(pairs, ("evaluate.gate.beat=[length]",)).evaluate.gate.beat == ("length",)
     with pytest.raises(ConfigError, match="which is base;"):
         read_recipe(marks, ("evaluate.gate.beat=[length]",))
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("finetune.epochs=.inf", "finetune.epochs: input should be a finite number; got inf"),
+        ("finetune.optimizer.learning_rate=.nan", "learning_rate: input should be a finite number; got nan"),
+        ("evaluate.graders=[]", "evaluate.graders: tuple should have at least 1 item"),
+        ("initialise.adapter=lora", "initialise.adapter: takes settings, not the word 'lora'; write {kind: lora}"),
+        ("finetune.optimizer=adagrat", "finetune.optimizer: takes settings, not the word 'adagrat'; write {kind: adagrad}"),
+        ("evaluate.graders=exact", "evaluate.graders: takes settings, not the word 'exact'; write [{kind: exact}]"),
+        ("evaluate.graders=[exact]", "evaluate.graders.0: takes settings, not the word 'exact'; write {kind: exact}"),
+        ("evaluate.graders=some", "evaluate.graders: input should be a valid tuple; got 'some'"),
+        ("finetune.validation.metric=los", "finetune.validation.metric: input should be"),
+    ],
+)  # fmt: skip
+def test_a_slip_is_answered_by_what_to_write(tmp_path, setting, told):
+    with pytest.raises(ConfigError) as refused:
+        read_recipe(written(tmp_path, "r.yaml", "prepare: {source: a.jsonl}\n"), (setting,))
+    assert told in str(refused.value)

@@ -27,7 +27,7 @@ def secret(message: LiteralString) -> PydanticCustomError:
 class Spec(BaseModel):
     """Frozen, closed and self-documenting: the docstring under a field is its help text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -232,7 +232,7 @@ def validate(spec: type[S], tree: dict[str, Any], origin: str) -> S:
 
 def _explain(spec: type[Spec], tree: dict[str, Any], problem: Any) -> str:
     """One line for one pydantic problem."""
-    place = problem["loc"]
+    place, given = problem["loc"], problem["input"]
     dotted = ".".join(_written(tree, place))
     if problem["type"] == "extra_forbidden":
         names = field_names(spec, place[:-1])
@@ -248,16 +248,14 @@ def _explain(spec: type[Spec], tree: dict[str, Any], problem: Any) -> str:
         return f"{dotted}: 'kind' is missing; write {dotted}: {{kind: ...}}, see `tunesmith explain {'.'.join(part for part in dotted.split('.') if not part.isdigit())}`"
     if problem["type"] == "missing":
         return f"{'.'.join([*_written(tree, place), place[-1]])}: is required and missing"
+    if isinstance(given, str) and (near := difflib.get_close_matches(given, _kinds(_held(spec, place)), n=1)):
+        member = f"{{kind: {near[0]}}}"
+        return f"{dotted}: takes settings, not the word {given!r}; write {f'[{member}]' if problem['type'] == 'tuple_type' else member}"
     message = problem["msg"].removeprefix("Value error, ")
     said = f"{dotted or 'recipe'}: {message[:1].lower() + message[1:]}"
     if problem["type"] == SECRET:
         return said
-    given = (
-        problem["input"]
-        if isinstance(problem["input"], str | int | float | bool | None)
-        else type(problem["input"]).__name__
-    )
-    return f"{said}; got {given!r}"
+    return f"{said}; got {given if isinstance(given, str | int | float | bool | None) else type(given).__name__!r}"
 
 
 def _written(tree: Any, place: tuple[str | int, ...]) -> list[str]:
@@ -272,7 +270,12 @@ def _written(tree: Any, place: tuple[str | int, ...]) -> list[str]:
 
 
 def field_names(spec: type[Spec], place: tuple[str | int, ...]) -> list[str]:
-    """Names that exist at pydantic's path `place` below `spec`; a union's tag is a part of its own there."""
+    """Names that exist at pydantic's path `place` below `spec`."""
+    return list(dict.fromkeys(name for kind in _held(spec, place) for name in kind.model_fields))
+
+
+def _held(spec: type[Spec], place: tuple[str | int, ...]) -> list[type[Spec]]:
+    """Every spec that may stand at pydantic's path `place` below `spec`; a union's tag is a part of its own there."""
     here = [spec]
     for part in place:
         fields = [kind.model_fields[part] for kind in here if part in kind.model_fields]
@@ -281,7 +284,13 @@ def field_names(spec: type[Spec], place: tuple[str | int, ...]) -> list[str]:
             here = [found for field in fields for found in _specs(field.annotation)]
         elif tagged:
             here = tagged
-    return list(dict.fromkeys(name for kind in here for name in kind.model_fields))
+    return here
+
+
+def _kinds(specs: list[type[Spec]]) -> list[str]:
+    """What members of a family among `specs` are called."""
+    found = [spec.model_fields["kind"].default for spec in specs if "kind" in spec.model_fields]
+    return [kind for kind in found if isinstance(kind, str)]
 
 
 def _specs(annotation: Any) -> list[type[Spec]]:
