@@ -274,7 +274,7 @@ def track(
 def preview(
     given: Given,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(help="How many rows.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
     folder: Folder = None,
 ) -> None:
     """Show rows as tokens, with those that are learnt marked."""

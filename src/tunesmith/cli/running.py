@@ -35,12 +35,12 @@ def run_all(given: Path, folder: Path | None, assignments: tuple[str, ...]) -> i
 
 
 def merge_runs(given: list[str], folder: Path, method: str | None, weights: str | None) -> int:
-    """Every stage of a merged run; what holds a = is a setting, all else the folder of a run."""
-    settings = [word for word in given if "=" in word]
+    """Every stage of a merged run; what holds a = and is nothing that is there is a setting, all else the folder of a run."""
+    settings = [word for word in given if "=" in word and not Path(word).exists()]
+    runs = [Path(word) for word in given if word not in settings]
     settings += [f"merge.method.kind={method}"] * (method is not None) + [f"merge.weights=[{weights}]"] * (
         weights is not None
     )
-    runs = [Path(word) for word in given if "=" not in word]
     return _run(Merger(merged_from(runs, tuple(settings)), Run(folder)))
 
 

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.text import Text
 
 from tunesmith.base import ConfigError, Family, Run, Spec
-from tunesmith.base.files import read_json
 from tunesmith.base.help import help_of
 from tunesmith.stages.headline import cells
 
@@ -57,10 +56,10 @@ def facts_of(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder}: is not the folder of a run; runs are below runs/ unless --run said otherwise")
     stages = {}
     for name, state in run.states.items():
-        manifest = run.path / state["artifact"] / "manifest.json"
-        found = read_json(manifest) if state["state"] == "done" and manifest.exists() else {}
-        kept = {key: found[key] for key in ("metrics", "parents", "files", "environment", "created") if key in found}
-        stages[name] = {**state, **kept}
+        found = run.manifest(name)
+        damaged = {"state": "damaged"} if found is None and state["state"] == "done" else {}
+        kept = ("metrics", "parents", "files", "environment", "created")
+        stages[name] = {**state, **damaged, **{key: found[key] for key in kept if found and key in found}}
     return {"run": str(folder), "stages": stages}
 
 
