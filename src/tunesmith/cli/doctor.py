@@ -45,7 +45,10 @@ class Finding:
 
 def examine() -> int:
     """Print every finding; 1 if something that is needed is missing."""
-    findings = [*_versions(), *_machine(), *_model(), *_extras()]
+    findings = _versions()
+    if not any(finding.needed for finding in findings):  # else there is nothing to look at the machine with
+        findings += _machine()
+    findings += [*_model(), *_extras()]
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
         mark = "ok" if not finding.mend else "[bold red]needed[/]" if finding.needed else "[yellow]missing[/]"
