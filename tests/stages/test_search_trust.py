@@ -7,8 +7,11 @@ import sys
 import numpy as np
 import pytest
 from scipy import stats
+from searches import results, write_recipe
 
-from tunesmith.base import MachineError
+import tunesmith
+from tunesmith.base import MachineError, Run
+from tunesmith.stages.search.table import summary
 from tunesmith.stages.search.trust import trust
 
 
@@ -58,6 +61,27 @@ def test_an_audit_of_few_or_equal_trials_says_so():
     few = trust([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], True)
     assert (few["spearman"]["low"], few["spearman"]["high"]) == pytest.approx((-1, 1))
     assert (few["top"], few["stayed"], few["chance"]) == (3, 3, 3.0)
+
+
+def test_trials_that_were_still_warming_up_when_they_were_scored_are_named(tmp_path, tiny_folder):
+    """With a warmup of three steps, which a fifth of ten steps is not yet past."""
+    settings = (
+        "search.trials=2",
+        "search.sampler=grid",
+        "search.space={finetune.batch: [4, 8]}",
+        "finetune.schedule.warmup=3",
+    )
+    tunesmith.search(write_recipe(tmp_path, tiny_folder), *settings, folder=tmp_path / "r")
+    found = results(Run(tmp_path / "r"))
+    assert [(each["settings"]["finetune.batch"], each["warming"]) for each in found["trials"]] == [
+        (4, False),
+        (8, True),
+    ]
+    assert [
+        line
+        for line in summary(found)
+        if line.startswith("Still warming up when scored at 20 %, which says little of the end: 1. ")
+    ]
 
 
 def test_ties_do_not_speak_for_the_early_score():

@@ -23,9 +23,13 @@ class Schedule(Spec):
         """Whether a step's rate is the same however many there are in all."""
         return self.shape == "constant" and not 0 < self.warmup < 1
 
+    def warmed(self, steps: int) -> float:
+        """Steps of warmup, of so many in all."""
+        return self.warmup if self.warmup >= 1 else self.warmup * steps
+
     def factor(self, step: int, steps: int) -> float:
         """What the peak rate is multiplied by at `step` (from 0) of `steps`."""
-        warmup = self.warmup if self.warmup >= 1 else self.warmup * steps
+        warmup = self.warmed(steps)
         if step < warmup:
             return (step + 1) / (warmup + 1)
         if self.shape == "constant":

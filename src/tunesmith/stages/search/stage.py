@@ -56,7 +56,7 @@ def stage_for(recipe: Recipe, run: Path, inputs: Sequence[Path], work: Callable[
     """
     return replace(
         STAGE,
-        version=3,
+        version=4,
         function=partial(search, given=recipe, home=run / FOLDER, inputs=tuple(inputs), work=work),
     )
 
@@ -166,7 +166,8 @@ def _asked(study: Study) -> dict[str, Any]:
 
 
 def _entry(trial: Trial, rungs: Sequence[float]) -> dict[str, Any]:
-    """A trial: `number`, `by` whom it was proposed, `settings`, `state`, `reason`, `scores` by share, `steps`, and its cost in `tokens` and `seconds`."""
+    """A trial: `number`, `by` whom it was proposed, `settings`, `state`, `reason`, `scores` by share, `steps`, its cost in `tokens` and
+    `seconds`, and whether it was `warming` up still when it was scored early."""
     parts = [found for until in rungs if (found := trial.metrics(until)) is not None]
     refused = trial.refused or {}
     whole = trial.metrics(1.0) is not None
@@ -183,6 +184,7 @@ def _entry(trial: Trial, rungs: Sequence[float]) -> dict[str, Any]:
         "planned_steps": last.get("planned_steps"),
         "tokens": sum(event["tokens"] for event in steps),
         "seconds": round(sum(event["seconds"] for event in steps), 1),
+        "warming": trial.warming(rungs[0]),
     }
 
 

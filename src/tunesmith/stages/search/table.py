@@ -92,6 +92,11 @@ def summary(found: Results) -> Iterator[str]:
     for trial in found["trials"]:
         if trial["reason"]:
             yield f"Trial {trial['number']} was {trial['state']}: {trial['reason']}."
+    if early := [str(trial["number"]) for trial in found["trials"] if trial.get("warming")]:
+        yield (
+            f"Still warming up when scored at {100 * found['rungs'][0]:g} %, which says little of the end: {', '.join(early)}. "
+            "Make finetune.schedule.warmup shorter, or a share of all steps, or raise search.early."
+        )
     if found["trust"] is None:
         yield "Whether the early score can be trusted is not known here; search.audit trains all trials to the end and says so."
     for mark, each in (found["trust"] or {}).items():

@@ -13,6 +13,7 @@ from tunesmith.base.files import sealed, write_sealed
 from tunesmith.base.secrets import redacted
 from tunesmith.models.load import Precision
 from tunesmith.training.batches import Dataset
+from tunesmith.training.schedule import Schedule
 
 from ..finetune import Finetune, begin, conclude
 from ..machine import available_memory, boot, killed_for_memory
@@ -137,6 +138,14 @@ class Trial:
         assert found is not None
         spec: dict[str, Any] = found["spec"]
         return spec
+
+    def warming(self, until: float) -> bool:
+        """Whether the learning rate still rose where it was scored, so that the score says little of the end."""
+        found = self._manifest(until)
+        if found is None:
+            return False
+        schedule, training = Schedule.model_validate(found["spec"]["schedule"]), found["metrics"]["training"]
+        return bool(training["steps"] <= schedule.warmed(training["planned_steps"]))
 
     def score(self, until: float) -> float | None:
         """What it was worth there."""
