@@ -5,9 +5,10 @@ import json
 import pytest
 from whole_runs import write_recipe
 
-from tunesmith.base import DataError, Output
+from tunesmith.base import ConfigError, DataError, Output
 from tunesmith.stages.finetune import Finetune, begin
 from tunesmith.stages.pipeline import open_run
+from tunesmith.stages.search.study import LOST
 
 WHERE = r"rows\.jsonl:\d+: "
 PROMPT = "{kind: prompt, tokens: 240}"
@@ -44,7 +45,7 @@ def look(recipe, folder, *settings):
     ids=["adapter", "rollouts", "validation", "recovery"],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(recipe, folder, settings, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ConfigError, match=message):
         look(recipe, folder, *settings)
 
 
@@ -62,8 +63,9 @@ def test_a_row_beyond_the_positions_is_named(recipe, folder, tmp_path):
 
 
 def test_a_training_of_its_own_is_refused_too(recipe, folder, tmp_path, tiny_folder):
-    """A search tries other settings than the recipe's."""
+    """A search tries other settings than the recipe's, and goes on after a trial whose settings do not fit."""
+    assert ConfigError in LOST
     pipeline = open_run(recipe, folder)
     out, adapter = Output(tmp_path, pipeline.run.events), {"kind": "prompt", "tokens": 240}
-    with pytest.raises(DataError, match="240 of which are the adapter's"):
+    with pytest.raises(ConfigError, match="240 of which are the adapter's"):
         begin(Finetune(), pipeline.prepare(), out, str(tiny_folder), "fp32", adapter, 0)

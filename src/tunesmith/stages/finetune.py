@@ -219,6 +219,7 @@ def begin(
     """Load the model, attach what learns, and set up its training.
 
     Raises:
+        ConfigError: settings leave too few of the model's positions for rows or answers.
         DataError: the rows are not what the objective learns from, or do not fit into the model's context.
         ModelError: the model has nothing that the adapter could teach.
     """

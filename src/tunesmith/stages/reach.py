@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunesmith.base import Artifact, DataError
+from tunesmith.base import Artifact, ConfigError, DataError
 from tunesmith.data.example import Example
 from tunesmith.data.prepared import SPLITS, load_examples, load_split, rendered_on
 from tunesmith.data.render import Renderer
@@ -24,7 +24,8 @@ def check_reach(tune: "Finetune", adapter: Adapter, prepared: Artifact, model: s
     or validation grades; `name` is where a recipe holds the training.
 
     Raises:
-        DataError: naming the first.
+        ConfigError: naming the first, where a setting leaves too few positions, which a trial of a search may have and the recipe not.
+        DataError: naming the first, where a row is too long by itself.
     """
     context = longest(load_config(locate(model)))
     if context is None:
@@ -34,14 +35,14 @@ def check_reach(tune: "Finetune", adapter: Adapter, prepared: Artifact, model: s
     which = f"{context:,}" + (f", {own:,} of which are the adapter's" if own else "")
     for row in (row for split in SPLITS for row in load_split(prepared.path, split)):
         if len(row) > left:
-            raise DataError(
+            raise (ConfigError if own else DataError)(
                 f"{row.origin}: {len(row):,} tokens, and the model has positions for {which}; set prepare.max_tokens={max(left, 8)}{fewer}"
             )
     for split, most, setting, tokens in _answered(tune):
         examples = load_examples(prepared.path, split, most)
         for example, found in zip(examples, sizes(prepared, split, examples, most, model), strict=True):
             if found is not None and found[0] + tokens > left:
-                raise DataError(
+                raise ConfigError(
                     f"{example.origin}: asks in {found[0]:,} tokens, which leaves no room for an answer of {name}.{setting}={tokens} where the model has positions for "
                     f"{which}; lower that{fewer}, or leave such rows out"
                 )
