@@ -254,7 +254,7 @@ def test_a_budget_pays_for_other_models_that_read_the_rows_and_for_the_rows_that
         Row("r", (Sequence(np.arange(count, dtype=np.int32), np.arange(count) > 1),), classes=(name,))
         for name, count in (("many", 4), ("one", 40))
     )
-    tune = Finetune(balance=Balance(power=0), share_prefixes=False)
+    tune = Finetune(balance=Balance(power=0), batch=1)  # a row by itself shares nothing
     rows = [*[replace(long, origin=str(n)) for n in range(9)], short]
     assert in_an_epoch(tune.dataset(rows, 0)) == 5 * 4 + 5 * 40
 

@@ -191,7 +191,7 @@ class Training:
         self.watch.tokens += step.learnt
         self.out.events.write(
             "step", step=step.number + 1, steps=self.data.steps, loss=step.loss, gradient_norm=step.gradient_norm,
-            learning_rate=step.learning_rate, tokens=step.tokens, distinct=step.distinct, seconds=round(seconds, 4),
+            learning_rate=step.learning_rate, tokens=step.tokens, distinct=step.distinct, learnt=step.learnt, seconds=round(seconds, 4),
             **step.stats, **self.data.facts,
         )  # fmt: skip
 

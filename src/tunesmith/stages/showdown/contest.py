@@ -74,8 +74,8 @@ class Contest:
         pipeline = self.pipelines[name]
 
         def make() -> Artifact:
-            pipeline.record()
-            made = pipeline.stage(stage)
+            with pipeline.recorded():
+                made = pipeline.stage(stage)
             if (name, stage) == (START, "prepare"):
                 _check_asked(made)
             return made

@@ -27,7 +27,7 @@ class Cost:
     passes: int = 0
     """Tokens through the model, times forward passes' worth of work on each."""
     learnt: int = 0
-    """Tokens through the model forwards and backwards; a prefix that rows of a pass share counts once."""
+    """Tokens through the model forwards and backwards; a prefix that rows of a step share counts once, however they pass."""
     sampled: int = 0
     """Tokens that the model wrote."""
     seconds: float = 0.0
@@ -105,7 +105,7 @@ def _measuring(recipe: Recipe, rows: list[Row]) -> float:
 
 def in_an_epoch(data: Dataset) -> float:
     """Tokens that are computed in an epoch, of the rows that it draws."""
-    work = Workload(data)
+    work = Workload(replace(data, micro_batch=data.batch, share=True))  # as `finetune.most_tokens` counts
     once = sum(int(epoch.sum()) for epoch in work.epochs) / len(work.epochs)
     return once * data.repeats * work.shared
 
@@ -122,13 +122,13 @@ def of_training(recipe: Recipe, run: Run, prepared: Artifact, made: Artifact) ->
     tune, found = recipe.finetune, made.metrics
     events = run.events.tagged(artifact=made.path.name).read("step")
     steps = list({event["step"]: event for event in events}.values())  # a resumed run repeats some
-    distinct = sum(event["distinct"] for event in steps)
+    learnt = sum(event["learnt"] for event in steps)
     sampled = 0
     if tune.rollouts is not None:
         sampled = sum(event["sampled_tokens"] for event in steps[:: tune.rollouts.updates])
     rows = _learnt(recipe, prepared)
-    passes = round(_measuring(recipe, rows) + distinct * per_token(recipe))
-    return Cost(passes, distinct, sampled, found["step_seconds"], found["peak_memory_mb"])
+    passes = round(_measuring(recipe, rows) + learnt * per_token(recipe))
+    return Cost(passes, learnt, sampled, found["step_seconds"], found["peak_memory_mb"])
 
 
 def together(costs: Iterable[Cost]) -> Cost:
