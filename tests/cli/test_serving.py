@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.base import Run
+from tunesmith.base.spec import dump_yaml, read_yaml
 from tunesmith.serving import server
 from tunesmith.stages.pipeline import open_run
 
@@ -55,3 +56,7 @@ def test_a_refused_deployment_leaves_the_earlier_model_in_service(tunesmith, tas
     assert open_run(run.path).recipe.serve.queue == 10
     code, told = serve("r")
     assert (code, "warning" in told) == (0, False), told
+    resolved = run.path / "resolved.yaml"
+    resolved.write_text(dump_yaml(read_yaml(resolved) | {"precision": "what was called so once"}))
+    code, told = serve("r")
+    assert code == 0, f"what was learnt can be served, though its recipe is refused by now: {told}"

@@ -9,10 +9,11 @@ from rich.text import Text
 
 from tunesmith.base import Artifact, ConfigError, Interrupted, Run
 from tunesmith.base.extras import lacking
-from tunesmith.base.spec import validate
+from tunesmith.base.spec import read_yaml, validate
 from tunesmith.models.load import Loaded
 from tunesmith.serving.settings import Serve
-from tunesmith.stages.pipeline import LOG, open_any
+from tunesmith.stages.order import RESOLVED
+from tunesmith.stages.pipeline import LOG
 from tunesmith.stages.served import adapters_of, check_cache, models_of
 
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -37,9 +38,12 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
         from tunesmith.serving.server import find_token, open_port, run_server, url_host
     except ImportError as error:
         raise lacking(error, "serve", "serve") from None
-    recipe, log = open_any(folders[0]).recipe, folders[0] / (LOG if len(folders) == 1 else SEVERAL)
+    log = folders[0] / (LOG if len(folders) == 1 else SEVERAL)
+    kept = (
+        read_yaml(folders[0] / RESOLVED).get("serve") or {}
+    )  # of a recipe that might be refused by now, as what was learnt is not
     changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    settings = validate(Serve, {**recipe.serve.model_dump(), **changes}, "serve")
+    settings = validate(Serve, {**kept, **changes}, "serve")
     deployed = [Run(one).last("deploy") for one in folders]
     adapters = adapters_of(folders, deployed)
     for folder, artifact in zip(folders, deployed, strict=True):
@@ -53,8 +57,8 @@ def serve_runs(folders: list[Path], host: str | None, port: int | None) -> None:
         )
         if made:
             console.print(f"token: {token}  (set TUNESMITH_TOKEN or serve.token_file to choose your own)")
-        kept = RequestLog(log, settings.log, " ".join(artifact.path.name for artifact in deployed))
-        application = create_app(Engine(models, settings), settings, kept, token)
+        requests = RequestLog(log, settings.log, " ".join(artifact.path.name for artifact in deployed))
+        application = create_app(Engine(models, settings), settings, requests, token)
         try:
             run_server(application, socket)
         except Interrupted:  # how a server is stopped
