@@ -37,9 +37,10 @@ def run(given: str | Path, *assignments: str, folder: str | Path | None = None) 
     from tunesmith.stages import report
 
     pipeline = _open(given, assignments, folder)
-    with pipeline.run.lock(), pipeline.recorded():
+    with pipeline.run.lock():
         try:
-            _all_of(pipeline)
+            with pipeline.recorded():
+                _all_of(pipeline)
         finally:
             if "prepare" in pipeline.ORDER:  # the page of a merged run is written by the command line
                 report.write(pipeline.run)

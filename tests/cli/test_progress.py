@@ -7,6 +7,7 @@ import pytest
 from tunesmith.base import Artifact, Events, Run
 from tunesmith.cli import running
 from tunesmith.cli.progress import following
+from tunesmith.stages.merged import Merged
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_so_are_reasons_tables_and_titles(said, tmp_path, monkeypatch):
     metrics = {"tasks": {"[/run]": task}, "promote": False, "reasons": ["[/INST]: why"], "canaries": {"warnings": ["[/w]"]}}  # fmt: skip
     monkeypatch.setattr(running, "_report", lambda run: tmp_path / "[/report].html")
     merger = running.Merger.__new__(running.Merger)
-    merger.run = Run(tmp_path / "[bold]")
+    merger.run, merger.recipe = Run(tmp_path / "[bold]"), Merged(runs=("a", "b"))
     running._conclude(merger, Artifact(tmp_path, {"metrics": metrics}))
     for each in ("[/run]: [/judge] in % of [rows]", "[base]", "[/INST]: why", "warning [/w]", "[/report].html tells"):
         assert each in said.getvalue()

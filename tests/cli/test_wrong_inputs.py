@@ -37,7 +37,6 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
         ("finetune.objective.kind=sfft", ["objective", "'sfft'"]),
         ("initialise.adapter.kind=lore", ["lore", "did you mean 'lora'"]),
         ("evaluate.graders=[{kind: exakt}]", ["exakt", "'exact'"]),
-        ("evaluate.graders=[]", ["evaluate.graders", "at least 1 item"]),
         ("finetune.batch", ["path.to.field=value"]),
         ("prepare.format=jsonl", ["format", "messages"]),
         ("initialise.adapter.targets=[nothing]", ["adapter.targets", "q_proj"]),
@@ -84,6 +83,7 @@ def test_a_report_of_nothing(tunesmith, tmp_path):
     refused(tunesmith("report", "typo"), "typo", "not the folder of a run")
     assert not (tmp_path / "typo").exists()
     (tmp_path / "other").mkdir()
+    refused(tunesmith("report", "other"), "other", "not the folder of a run")
     page = tmp_path / "other" / "report.html"
     page.write_text("of somebody else")
     refused(tunesmith("report", "other"), "other", "not the folder of a run")

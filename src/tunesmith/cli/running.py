@@ -256,6 +256,6 @@ def write_report(folder: Path) -> None:
         ConfigError: there is none.
     """
     run = Run(folder)
-    if not folder.is_dir() or (not run.states and any(folder.iterdir())):
+    if not folder.is_dir() or not run.states:
         raise ConfigError(f"{folder}: is not the folder of a run; give one, for example runs/quickstart")
     print(_report(run))

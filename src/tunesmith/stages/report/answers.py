@@ -60,7 +60,10 @@ def the_grader(evaluated: Artifact) -> AnswerGrader | None:
 
 def unjudged(evaluated: Artifact) -> str:
     """Why there is no such grader, where there is none."""
-    if named := " and ".join(grader.called for grader in _of_answers(evaluated)):
+    graders = _of_answers(evaluated)
+    if any(_judges_as_then(grader, evaluated) for grader in graders):
+        return "The answers, or the rows that they were given to, are not there to be shown."
+    if named := " and ".join(grader.called for grader in graders):
         return f"Rows cannot be told right from wrong: the code that {named} judged by in the evaluation was not given, or has changed since. Write this page again with `tunesmith --code FILE.py report RUN`."
     return "None of the graders judges one answer by itself, so rows cannot be told right from wrong."
 
