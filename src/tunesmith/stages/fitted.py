@@ -39,11 +39,11 @@ def fitted(
         return recovery_plans(recipe.model_copy(update={"prune": prune}), rows)
 
     state = {name: "done" if states is None else states.get(name, {}).get("state") for name in ("finetune", "prune")}
-    asked = [prepared.id, about, adapter, *_sizes(recipe, recipe.finetune)]
+    asked = [prepared.id, about, adapter, *_digests(recipe, recipe.finetune)]
     kept = _estimated(before, recipe.finetune, asked, learning, state["finetune"])
     settled: dict[str, Any] = {"finetune": _settled(recipe.finetune, kept)}
     if again := recipe.prune.recovery:
-        asked = [prepared.id, about, recipe.prune.adapter.model_dump(mode="json"), *_sizes(recipe, again)]
+        asked = [prepared.id, about, recipe.prune.adapter.model_dump(mode="json"), *_digests(recipe, again)]
         kept["recovery"] = _estimated(before.get("recovery", {}), again, asked, recovering, state["prune"])
         settled["prune"] = recipe.prune.model_copy(update={"recovery": _settled(again, kept["recovery"])})
     if kept != before:
@@ -51,7 +51,7 @@ def fitted(
     return recipe.model_copy(update=settled)
 
 
-def _sizes(recipe: Recipe, tune: Finetune) -> list[str]:
+def _digests(recipe: Recipe, tune: Finetune) -> list[str]:
     """What tells the models of a training from others that stood under the same names; none of an embedded one."""
     return [known_sha256(path) for path in (*named(recipe.model), *read_in_training(tune))]
 
