@@ -94,7 +94,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
             sampler: {name: results[name] for name in ("tokens", "seconds")} for sampler, (_, results) in found.items()
         },
         "searches": {
-            sampler: {name: results[name] for name in ("metric", "winner", "trials")}
+            sampler: {name: results[name] for name in ("metric", "lower_is_better", "winner", "trials")}
             for sampler, (_, results) in found.items()
         },
     }

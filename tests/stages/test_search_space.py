@@ -11,7 +11,7 @@ import pytest
 
 from tunesmith.base import ConfigError, MachineError
 from tunesmith.stages.recipe import Recipe, read_recipe
-from tunesmith.stages.report.search import _axis, _slice
+from tunesmith.stages.report.search import _axis, _slice, early
 from tunesmith.stages.search.proposals import Known, distributions, grid, importance, propose, require, snapped
 from tunesmith.stages.search.settings import Search, Values
 from tunesmith.stages.search.space import chosen, given, space_of, told
@@ -229,6 +229,20 @@ def test_what_has_no_place_on_an_axis_is_left_out():
         across = _axis(found, path)
         assert 0 <= across.place(other["settings"][path]) <= 100
         assert len(_slice(found, [own, other], "0.2", path, across).dots) == 1
+
+
+def test_one_loss_that_is_far_off_does_not_press_the_others_together():
+    def heights(lower_is_better, *final):
+        trials = [{"number": n, "scores": {"0.2": 2 * loss, "1": loss}} for n, loss in enumerate(final)]
+        panel = early({"trials": trials, "winner": 0, "metric": "loss", "lower_is_better": lower_is_better}, "0.2")
+        return {dot.text: dot.up for dot in panel.dots}
+
+    assert heights(True, 0.1, 1.0, 10.0) == {"trial 0": 100, "trial 1": 50, "trial 2": 0}
+    few = heights(True, 0.1, 0.2, 0.3)
+    assert few["trial 0"] - few["trial 1"] == pytest.approx(few["trial 1"] - few["trial 2"]), (
+        "by size, where there is room"
+    )
+    assert heights(False, 0.1, 1.0, 10.0)["trial 1"] > 80
 
 
 def test_trials_are_scored_on_their_way_where_the_scheme_says():

@@ -207,7 +207,7 @@ def axis(values: Sequence[Any], *, names: Sequence[Any] = (), log: bool = False)
 
 
 def scatter(
-    title: str, points: Sequence[tuple[Any, float, str]], across: Axis, strong: str = "", line: Points = ()
+    title: str, points: Sequence[tuple[Any, float, str]], across: Axis, strong: str = "", line: Points = (), log: bool = False
 ) -> Panel:  # fmt: skip
     """Named dots, one of which may stand out, and a line behind them.
 
@@ -216,13 +216,18 @@ def scatter(
         across: where the first of these are.
         strong: the name that stands out.
         line: (value across, value up).
+        log: whether values up are placed by their logarithm.
     """
-    up, marked = _axis([*(value for _, value, _ in points), *(value for _, value in line)], 4)
-    dots = [Dot(across.place(where), round(100 - up(value), 2), name, name == strong) for where, value, name in points]
+    values = [*(value for _, value, _ in points), *(value for _, value in line)]
+    scale, marked = _axis(values, 4)
+    upward = axis(values, log=True) if log else Axis(scale, marked)
+    places = [(across.place(where), round(100 - upward.place(value), 2), name) for where, value, name in points]
+    dots = [Dot(*place, place[-1] == strong) for place in places]
     path = " ".join(
-        f"{across.place(where) * WIDTH / 100:.1f} {(100 - up(value)) * HEIGHT / 100:.1f}" for where, value in line
+        f"{across.place(where) * WIDTH / 100:.1f} {(100 - upward.place(value)) * HEIGHT / 100:.1f}"
+        for where, value in line
     )
-    marks = [Tick(100 - tick.place, tick.text) for tick in marked]
+    marks = [Tick(100 - tick.place, tick.text) for tick in upward.ticks]
     return Panel(
         title, "", f"M{path}" if path else "", sorted(dots, key=lambda dot: dot.strong), across.ticks, marks, None
     )

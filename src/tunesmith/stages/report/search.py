@@ -1,6 +1,6 @@
 """The search in the report: a table of its trials, and the plots that people look at."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..search.stage import RESULTS
@@ -9,6 +9,8 @@ from .charts import Axis, Panel, Parallel, axis, parallel, scatter
 from .source import Source
 
 Results = Mapping[str, Any]
+APART = 10
+"""How many times as large the largest of some losses may be for an axis by size."""
 
 
 def searched(source: Source) -> dict[str, Any] | None:
@@ -57,7 +59,8 @@ def _history(found: Results, scored: list[dict[str, Any]], share: str) -> Panel:
         line.append((trial["number"], best))
     points = [(trial["number"], trial["scores"][share], _name(trial)) for trial in scored]
     where = axis([0, max(1, len(found["trials"]) - 1)])
-    return scatter(f"{found['metric']} at {_percent(share)}, by trial", points, where, _winner(found), line)
+    log = _by_ratios(found, [value for _, value, _ in points])
+    return scatter(f"{found['metric']} at {_percent(share)}, by trial", points, where, _winner(found), line, log)
 
 
 def _early_marks(found: Results) -> list[str]:
@@ -75,8 +78,15 @@ def early(found: Results, mark: str) -> Panel:
         for trial in found["trials"]
         if "1" in trial["scores"]
     ]
-    where = axis([point for point, *_ in points])
-    return scatter(f"{found['metric']} at the end, by that at {_percent(mark)}", points, where, _winner(found))
+    before, after = [point for point, *_ in points], [value for _, value, _ in points]
+    where = axis(before, log=_by_ratios(found, before))
+    title = f"{found['metric']} at the end, by that at {_percent(mark)}"
+    return scatter(title, points, where, _winner(found), log=_by_ratios(found, after))
+
+
+def _by_ratios(found: Results, values: Sequence[float]) -> bool:
+    """Whether scores are placed by their logarithm: of losses one that is far off would press all others together."""
+    return bool(values) and found["lower_is_better"] and 0 < APART * min(values) < max(values)
 
 
 def _axis(found: Results, path: str) -> Axis:
@@ -108,7 +118,8 @@ def _slice(found: Results, scored: list[dict[str, Any]], share: str, path: str, 
         for trial in scored
         if _drawn(found, path, trial)
     ]
-    return scatter(names(found["space"])[path], points, across, _winner(found))
+    log = _by_ratios(found, [value for _, value, _ in points])
+    return scatter(names(found["space"])[path], points, across, _winner(found), log=log)
 
 
 def _parallel(found: Results, scored: list[dict[str, Any]], share: str, across: Mapping[str, Axis]) -> Parallel:
