@@ -91,6 +91,8 @@ def test_trainings_by_other_seeds_draw_other_rows_and_hold_out_the_same(source, 
     assert origins(made[0], "train") != origins(made[1], "train")
     assert origins(made[0], "test") == origins(made[1], "test")
     assert "draw" not in open_run(recipe, tmp_path / "run").prepare().manifest["context"]
+    _, undrawn = variants(recipe, (), ["prepare.select={kind: difficulty, size: 20}"])
+    assert len({pipeline.prepare().path for pipeline in pipelines(undrawn, tmp_path / "run", 2)}) == 1
 
 
 def test_what_a_choice_is_made_by_is_part_of_its_key(source, tmp_path, tiny_folder, monkeypatch):

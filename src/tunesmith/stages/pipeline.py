@@ -97,7 +97,7 @@ class Pipeline(Stages[Recipe]):
     def prepare(self) -> Artifact:
         """Examples and rows."""
         spec, about = self.recipe.prepare.settled(), {"tokenizer_name": self.recipe.model, "seed": self.split_seed}
-        if spec.select is not None:
+        if spec.select is not None and spec.select.draws:
             about["draw"] = self.recipe.seed
         return self.run.once(prepare.STAGE, spec, inputs=(*input_files(spec), *named(self.recipe.model)), **about)
 

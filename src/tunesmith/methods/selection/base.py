@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ class Chosen:
 class Selector(Family):
     """Which rows are learnt from. A member is one file: fields, and `choose`."""
 
+    draws: ClassVar[bool] = True
+    """Whether another seed may choose other rows."""
     size: float = Field(0.5, gt=0)
     """Rows to learn from: below 1 a fraction of those that there are, at least one, else a count. Half is our choice."""
 

@@ -1,6 +1,6 @@
 """Rows by how hard the model finds their answers before it learns: their mean loss, or EL2N (Paul et al., 2021, arXiv:2107.07075)."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
@@ -12,6 +12,8 @@ class Difficulty(Selector):
 
     Of rows with several answers the first counts.
     """
+
+    draws: ClassVar[bool] = False
 
     kind: Literal["difficulty"] = "difficulty"
     measure: Literal["loss", "el2n"] = "loss"
