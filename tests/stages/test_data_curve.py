@@ -8,9 +8,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from curves import write_recipe
 from typer.testing import CliRunner
 
-from tunesmith.base import Artifact, ConfigError, DataError, Run
+from tunesmith.base import Artifact, DataError, Run
 from tunesmith.base.errors import Interrupted
 from tunesmith.base.files import read_json
 from tunesmith.cli.app import app
@@ -31,33 +32,7 @@ SETTINGS = Curve(sizes=(0, 4, 8, 16), seeds=2, once_from=8, least_steps=2, most_
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, tiny_folder):
-    """A tiny model on two fields of a JSON answer, one value of them rare."""
-    folder = tmp_path_factory.mktemp("curve")
-    colours, sizes = ["red", "red", "green", "blue"], ["big", "big", "big", "small"]
-    lines = [
-        {
-            "prompt": f"Thing {number}, {colours[number % 4]}?",
-            "answer": json.dumps({"c": colours[number % 4], "s": sizes[number // 4 % 4]}),
-        }
-        for number in range(36)
-    ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    settings = {
-        "model": str(tiny_folder),
-        "precision": "fp32",
-        "prepare": {
-            "source": "rows.jsonl", "test_fraction": 16, "validation_fraction": 0, "cleaners": [], "classes": "answer.*",
-        },
-        "initialise": {"adapter": {"rank": 2}},
-        "finetune": {"epochs": 1.0, "batch": 8, "optimizer": {"learning_rate": 0.02}, "schedule": {"warmup": 0}},
-        "evaluate": {
-            "graders": [{"kind": "chrf"}, {"kind": "json_fields"}, {"kind": "perplexity"}], "max_tokens": 17, "shots": 1,
-            "general": None,
-        },
-    }  # fmt: skip
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps(settings))
-    return path
+    return write_recipe(tmp_path_factory.mktemp("curve"), tiny_folder)
 
 
 @pytest.fixture(scope="module")
@@ -264,54 +239,3 @@ def test_sizes_worse_than_the_base_are_flagged(recipe, tmp_path, monkeypatch):
     assert "**worse than the base model with 4 rows**" in (tmp_path / "c" / "curve.md").read_text()
     assert "One training of each size says nothing" in (tmp_path / "c" / "curve.md").read_text()
     assert "too few for a curve" in found["forecast"]["reason"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "curve", "message"),
-    [
-        ((), {"sizes": (99,)}, "99 rows are wanted and there are 20"),
-        (("prune.method={kind: magnitude}",), {}, "set prune.method=null"),
-        (
-            ("finetune.most_tokens=900", "finetune.schedule={shape: constant, warmup: 0}"),
-            {},
-            "set finetune.most_tokens=null",
-        ),
-        (
-            ("evaluate.graders=[{kind: exact}]",),
-            {"target": 120.0},
-            "the target is 120, and the scale of % of rows goes from 0 to 100; name a target above 0 and up to 100, or a share of up to 1",
-        ),
-        (("finetune.rows=30",), {"sizes": (4,)}, "finetune.rows: 30 are wanted and there are 20"),
-        (("finetune.rows=30",), {}, "finetune.rows: 30 are wanted and there are 20"),
-        (("finetune.rows=10",), {"sizes": (12,)}, "12 rows are wanted and there are 10"),
-        (
-            (),
-            {"target": 100.5},
-            "the target is 100.5, and the scale of chrF goes from 0 to 100; name a target above 0 and up to 100$",
-        ),
-        (
-            ("evaluate.graders=[{kind: bleu}]",),
-            {"target": 0.0},
-            "the target is 0, and the scale of BLEU goes from 0 to 100",
-        ),
-        (
-            ("evaluate.graders=[{kind: average_precision, by: answer.c}]",),
-            {"target": 101.0},
-            "the target is 101, and the scale of points of macro average precision goes from 0 to 100",
-        ),
-        (("evaluate.graders=[{kind: ter}]",), {"target": -1.0}, "the target is -1, and no TER is below 0"),
-        (
-            ("evaluate.graders=[{kind: perplexity}]",),
-            {"target": 0.5},
-            "the target is 0.5, and no perplexity is below 1; name a target from 1 on",
-        ),
-        (("search.trials=4", "prepare.validation_fraction=4"), {}, "set search.trials=0"),
-        (("prepare.select={kind: random, size: 8}",), {}, "set prepare.select=null"),
-        (("prepare.canaries={}",), {}, "set prepare.canaries=null"),
-        (("evaluate.prompted=true", "prepare.validation_fraction=4"), {}, "set evaluate.prompted=false"),
-    ],
-)
-def test_what_no_curve_can_be_made_of_is_refused_before_anything_is_trained(recipe, tmp_path, settings, curve, message):
-    with pytest.raises((ConfigError, DataError), match=message):
-        data_curve(recipe, Curve(**curve), folder=tmp_path / "c", assignments=settings)
-    assert not list(tmp_path.glob("c/finetune-*"))

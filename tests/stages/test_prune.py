@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tunesmith
 from tunesmith.base import ConfigError, MachineError, ModelError, Run
 from tunesmith.base.files import read_json, write_json
 from tunesmith.data.prepared import load_split
-from tunesmith.methods.optimizers import Optimizer
 from tunesmith.models import attention
 from tunesmith.models.load import load
 from tunesmith.stages import finetune, measures, prune, report
@@ -24,7 +22,6 @@ from tunesmith.stages.general import general_examples
 from tunesmith.stages.judge import likelihoods
 from tunesmith.stages.pipeline import open_run
 from tunesmith.stages.plan import check_memory, recovery_plans
-from tunesmith.stages.prune import hold_at_zero
 
 RECOVERY = (
     "prune.recovery={epochs: 1, batch: 4, checkpoint_every: 2, optimizer: {learning_rate: 0.01, weight_decay: 0.1}}"
@@ -206,36 +203,6 @@ def test_what_another_version_of_training_tuned_again_is_not_taken_for_done(reci
     monkeypatch.setattr(finetune, "STAGE", replace(finetune.STAGE, version=finetune.STAGE.version + 1))
     again = made()
     assert [one == other for one, other in zip(first, again, strict=True)] == [True, False]
-
-
-@pytest.mark.parametrize("kind", ["adamw", "mezo", "muon", "lion"])
-def test_zeros_are_held_bit_for_bit_and_their_gradients_count_for_nothing(kind):
-    torch.manual_seed(0)
-    layer, free = nn.Linear(6, 4), nn.Linear(6, 4)
-    zero = torch.rand(4, 6) < 0.5
-    layer.weight.data.masked_fill_(zero, 0.0)
-    free.load_state_dict(layer.state_dict())
-    parameters = dict(layer.named_parameters())
-    optimizer = Optimizer.member(kind)(learning_rate=0.1, weight_decay=0.1).build(parameters)
-    hold_at_zero(parameters, {"weight": zero}, optimizer)
-    given = torch.randn(5, 6)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = layer(given).square().sum()
-        if torch.is_grad_enabled():
-            loss.backward()
-            free.zero_grad()
-            free(given).square().sum().backward()
-        return loss
-
-    optimizer.step(closure)
-    if kind != "mezo":
-        assert torch.equal(layer.weight.grad, free.weight.grad.masked_fill(zero, 0.0))
-    for _ in range(3):
-        optimizer.step(closure)
-    assert (layer.weight.detach().view(torch.int32)[zero] == 0).all()  # not even minus zero
-    assert (layer.weight[~zero] != free.weight[~zero]).all()
 
 
 def test_what_makes_no_sense_is_refused_before_anything_is_loaded(recipe, tmp_path):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from markupsafe import escape
+from showdowns import BUDGET, EVIL, write_showdown
 from test_report import Reader
 
-from tunesmith.base import ConfigError, DataError
+from tunesmith.base import ConfigError
 from tunesmith.base.files import read_json
 from tunesmith.base.spec import merged, validate
 from tunesmith.cli.running import write_report
@@ -31,58 +31,13 @@ from tunesmith.stages.recipe import Recipe
 from tunesmith.stages.report import showdown as page
 from tunesmith.stages.showdown import open_contest
 from tunesmith.stages.showdown.cost import Cost, affordable, in_an_epoch, per_token
-from tunesmith.stages.showdown.settings import references
 from tunesmith.training.balance import Balance
 from tunesmith.training.rollouts import continued, seed_of
-
-ROOT = Path(__file__).parents[2]
-EVIL = '<script>alert("x")</script>'
-BUDGET = 12_000
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory, tiny_folder) -> Path:
-    """A showdown of four roads of a random model, which earns something by chance: examples, pairs, a program's rewards and a reward model's."""
-    folder = tmp_path_factory.mktemp("showdown")
-    colours = ["red", "green", "blue", "black"]
-    for name, count in (("train", 24), ("test", 12)):
-        lines = [
-            {"messages": [{"role": "user", "content": f"{name} shade {n}? {EVIL}"}, {"role": "assistant", "content": " ".join([colours[n % 4]] * 6)}]}
-            for n in range(count)
-        ]  # fmt: skip
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    paid = [{"grader": {"kind": "chrf"}}]
-    judged, constant = (
-        [{"grader": {"kind": "reward_model", "run": "$judge.run"}}],
-        {"schedule": {"shape": "constant", "warmup": 1}},
-    )
-    asked = {"system": "base", "rewards": paid, "samples": 3, "max_tokens": 6, "at_least": 0.0, "rows": 16}
-    tree = {
-        "base": {
-            "model": str(tiny_folder), "precision": "fp32",
-            "prepare": {"source": "train.jsonl", "test": "test.jsonl", "validation_fraction": 0, "cleaners": []},
-            "initialise": {"adapter": {"rank": 2}}, "finetune": {"optimizer": {"learning_rate": 0.02}, "batch": 4},
-            "evaluate": {"graders": [{"kind": "chrf"}, {"kind": "exact"}], "max_tokens": 12, "shots": 0, "baselines": False, "general": None},
-            "deploy": {"ungated": True, "prompts": 2},
-        },
-        "start": {"finetune": {"epochs": 0.4}},
-        "steps": {
-            "pairs": {"sample": {**asked, "keep": "pairs"}},
-            "judge": {
-                "prepare": {"source": "$pairs.rows", "test": None, "test_fraction": 0.2}, "finetune": {"objective": {"kind": "reward"}, "epochs": 1},
-                "evaluate": {"graders": [{"kind": "pairwise"}], "gate": {"margin": None}},
-            },
-        },
-        "roads": {
-            "sft": {},
-            "dpo": {"prepare": {"source": "$pairs.rows"}, "finetune": {"objective": {"kind": "dpo"}}},
-            "grpo": {"finetune": {"objective": {"kind": "grpo"}, "rollouts": {"rewards": paid, "samples": 2, "max_tokens": 6}, **constant}},
-            "rlhf": {"finetune": {"objective": {"kind": "ppo"}, "rollouts": {"rewards": judged, "samples": 2, "max_tokens": 6, "updates": 2}, **constant}},
-        },
-        "against": "sft", "budget": BUDGET, "divergence": {"max_tokens": 6}, "shown": 5,
-    }  # fmt: skip
-    (folder / "small.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    return folder / "small.yaml"
+    return write_showdown(tmp_path_factory.mktemp("showdown"), tiny_folder)
 
 
 @pytest.fixture(scope="module")
@@ -265,67 +220,3 @@ def test_the_command_for_reports_writes_its_page_again(done):
     (contest.run.path / "report.html").write_text("")
     write_report(contest.run.path)
     assert (contest.run.path / "report.html").read_text() == said
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ("against=ppo", r"against: 'ppo' is no road; there are sft, dpo, grpo, rlhf"),
-        ("roads.dpo.prepare.source=$later.rows", r"dpo: \$later.rows stands for nothing; before it there are start, pairs, judge, sft"),
-        ("roads.dpo.prepare.source=$pairs.row", r"\$pairs.row stands for nothing"),
-        ("steps.judge.prepare.source=rows.jsonl roads.dpo.prepare.source=rows.jsonl", r"no road uses the step pairs"),
-        ("roads.sft.finetune.epochs=2", r"sft: finetune.epochs follows from the budget"),
-        ("roads.sft.evaluate.max_tokens=2", r"sft: all roads are measured alike"),
-        ("roads.sft.finetune.rollouts={rewards: [{grader: {kind: exact}}]}", r"sft: finetune: objective sft learns from given answers"),
-        ("base.prepare.test=null", r"base.prepare.test is missing"),
-        ("base.prepare=null", r"base.prepare.test is missing"),
-        ("roads.sft.finetune=null", r"sft: finetune: input should be a valid dictionary"),
-        ("roads.pairs={}", r"'pairs' cannot name a run"),
-        ("roads.Dpo={}", r"'Dpo' cannot name a run"),
-        ("roads.sft.finetune.objective.kind=sfd", r"sft: finetune.objective.kind: 'sfd' does not exist"),
-        ("roads.sft.prune={method: {kind: magnitude}}", r"sft: prune: what pruning spends is no part of the budget"),
-        ("base.prune={method: {kind: magnitude}}", r"pairs: prune: what pruning spends is no part of the budget"),
-        ("base.evaluate.graders=[{kind: perplexity}]", r"base.evaluate.graders: perplexity: roads are compared by what they answer"),
-        ("rodes={}", r"rodes: no such field; did you mean 'roads'"),
-    ],
-)  # fmt: skip
-def test_what_makes_no_sense_is_refused_before_anything_is_computed(given, tmp_path, settings, message):
-    with pytest.raises(ConfigError, match=message):
-        open_contest(given, tmp_path / "r", tuple(settings.split(" ")) if settings.startswith("steps") else (settings,))
-
-
-def test_paths_of_every_run_are_seen_from_the_folder_and_kinds_that_are_left_out_are_defaults(
-    given, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    tree = yaml.safe_load(given.read_text())
-    tree["roads"]["sft"] = {
-        "prepare": {"source": "more.jsonl"},
-        "initialise": {"adapter": {"kind": "lora", "alpha": 3}},
-    }
-    tree["steps"]["pairs"]["prepare"] = {"source": ["train.jsonl"]}
-    (given.parent / "more.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    spec = open_contest(given.parent / "more.yaml", tmp_path / "r", ("roads.grpo.prepare.source=here.jsonl",)).spec
-    found = {name: spec.recipe(name, lambda *product: "/".join(product)) for name in spec.changes}
-    assert {name: recipe.prepare.source for name, recipe in found.items()} == {
-        "start": str(given.parent / "train.jsonl"), "pairs": (str(given.parent / "train.jsonl"),), "sft": str(given.parent / "more.jsonl"),
-        "judge": "pairs/rows", "dpo": "pairs/rows", "grpo": str(tmp_path / "here.jsonl"), "rlhf": str(given.parent / "train.jsonl"),
-    }  # fmt: skip
-    adapter = found["sft"].initialise.adapter
-    assert (adapter.rank, adapter.alpha) == (2, 3)
-
-
-def test_plain_text_is_refused_as_soon_as_the_start_is_prepared(given, tmp_path):
-    (tmp_path / "test.jsonl").write_text(
-        "".join(json.dumps({"text": f"Words of number {n}."}) + "\n" for n in range(8))
-    )
-    first = next(open_contest(given, tmp_path / "r", (f"base.prepare.test={tmp_path / 'test.jsonl'}",)).work())
-    assert (first.name, first.stage) == ("start", "prepare")
-    with pytest.raises(DataError, match=r"start: the test rows are plain text, which asks nothing"):
-        first.do()
-
-
-def test_the_recipe_that_is_shipped_refers_to_what_it_has():
-    tree = yaml.safe_load((ROOT / "recipes" / "showdown.yaml").read_text())
-    assert set(references(tree["roads"])) == {("best", "rows"), ("pairs", "rows"), ("judge", "run")}
-    assert set(tree["roads"]) == {"sft", "rejection", "dpo", "grpo", "rlhf"}
