@@ -1,7 +1,9 @@
 """Ten kinds of damage to a file, as disks, copies and people do it."""
 
+import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -55,3 +57,18 @@ def damage(kind: str, file: Path, other: Path, older: Path) -> None:
     before = file.read_bytes()
     KINDS[kind](file, other, older)
     assert not file.is_file() or file.read_bytes() != before, f"{kind}: {file} is as it was"
+
+
+@contextmanager
+def one_byte_changed(places: Sequence[Path], generator: random.Random) -> Iterator[tuple[Path, str]]:
+    """Change a random byte of a random file, and say which; afterwards it is as it was."""
+    file = generator.choice([one for one in places if one.stat().st_size])
+    place, change = generator.randrange(file.stat().st_size), generator.randrange(1, 256)
+    sound = bytearray(file.read_bytes())
+    harmed = bytearray(sound)
+    harmed[place] ^= change
+    file.write_bytes(harmed)
+    try:
+        yield file, f"byte {place} ^ {change}"
+    finally:
+        file.write_bytes(sound)

@@ -50,16 +50,17 @@ def model(folder: Path) -> object:
     return load(str(folder / "model"), "fp32")
 
 
-def rows(name: str) -> Open:
+@dataclass(frozen=True)
+class Rows:
     """Every row of a file; a file without a row that could be used is one that prepare refuses."""
 
-    def read(folder: Path) -> object:
-        found = list(open_source(str(folder / name)))
-        if not any(record.value for record in found):
-            raise DataError(f"{folder / name}: no usable row: {found[0].defect if found else 'empty'}")
-        return found
+    name: str
 
-    return read
+    def __call__(self, folder: Path) -> object:
+        found = list(open_source(str(folder / self.name)))
+        if not any(record.value for record in found):
+            raise DataError(f"{folder / self.name}: no usable row: {found[0].defect if found else 'empty'}")
+        return found
 
 
 def recipe(folder: Path) -> object:
@@ -228,9 +229,19 @@ def corrections(folder: Path) -> object:
     return read_corrections(folder / "adapter")
 
 
-def template(source: str) -> Open:
-    talk = [{"role": "user", "content": "a"}]
-    return lambda folder: Template(source.format(canary=folder.parent / "canary"))([{"messages": talk}], "model")
+@dataclass(frozen=True)
+class Talk:
+    """A chat template, used; `{canary}` in its source is where code that runs would write."""
+
+    source: str
+
+    def text(self, folder: Path) -> str:
+        """As it comes with a model in a folder."""
+        return self.source.format(canary=folder.parent / "canary")
+
+    def __call__(self, folder: Path) -> object:
+        talk = [{"role": "user", "content": "a"}]
+        return Template(self.text(folder))([{"messages": talk}], "model")
 
 
 def nothing(folder: Path) -> None:

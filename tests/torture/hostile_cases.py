@@ -7,6 +7,8 @@ from hostile import (
     ABSOLUTE,
     LLAMA,
     Case,
+    Rows,
+    Talk,
     adapter,
     archive,
     bomb,
@@ -25,9 +27,7 @@ from hostile import (
     pickled,
     put,
     recipe,
-    rows,
     saved_data,
-    template,
     tensor_at,
     tensors,
     text,
@@ -56,10 +56,10 @@ CASES = [
         for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
     ),
     *(
-        Case(f"pickle as {name}", pickled(name), rows(name))
+        Case(f"pickle as {name}", pickled(name), Rows(name))
         for name in ("rows.jsonl", "rows.json", "rows.parquet", "rows.arrow", "rows.jsonl.gz", "rows.pkl")
     ),
-    Case("pickle as rows.csv", pickled("rows.csv"), rows("rows.csv"), harmless=True),
+    Case("pickle as rows.csv", pickled("rows.csv"), Rows("rows.csv"), harmless=True),
     Case("pickle as a recipe", pickled("recipe.yaml"), recipe),
     Case("pickle as GGUF", pickled("model.gguf"), gguf),
     Case("pickle as a manifest", run_folder(lambda run: pickled("manifest.json")(run / "deploy-0")), deployed),
@@ -118,15 +118,15 @@ CASES = [
     Case("YAML too long", put("recipe.yaml", "a: 1\n" * 100_000), recipe),
     Case("YAML date that is none", put("recipe.yaml", "seed: 2026-99-99"), recipe),
     Case("recipe that extends itself", put("recipe.yaml", "extends: recipe.yaml"), recipe),
-    Case("zip with ../", archive("zip", "../canary"), rows("rows.zip")),
-    Case("zip with an absolute path", archive("zip", str(ABSOLUTE)), rows("rows.zip")),
-    Case("tar with ../", archive("tar", "../canary"), rows("rows.jsonl.gz")),
-    Case("tar with a link", archive("link", "rows.jsonl"), rows("rows.jsonl.gz")),
-    Case("gzip bomb of one line", bomb("rows.jsonl.gz", bytes(1 << 24), 8), rows("rows.jsonl.gz")),
-    Case("gzip bomb of one value", bomb("rows.json.gz", b" " * (1 << 24), 8), rows("rows.json.gz")),
-    Case("gzip bomb of many lines", bomb("rows.csv.gz", b"a\n" * (1 << 23), 8), rows("rows.csv.gz")),
-    Case("data set at ../", saved_data("../secret.arrow"), rows("data")),
-    Case("data set at an absolute path", saved_data("{}/secret.arrow"), rows("data")),
+    Case("zip with ../", archive("zip", "../canary"), Rows("rows.zip")),
+    Case("zip with an absolute path", archive("zip", str(ABSOLUTE)), Rows("rows.zip")),
+    Case("tar with ../", archive("tar", "../canary"), Rows("rows.jsonl.gz")),
+    Case("tar with a link", archive("link", "rows.jsonl"), Rows("rows.jsonl.gz")),
+    Case("gzip bomb of one line", bomb("rows.jsonl.gz", bytes(1 << 24), 8), Rows("rows.jsonl.gz")),
+    Case("gzip bomb of one value", bomb("rows.json.gz", b" " * (1 << 24), 8), Rows("rows.json.gz")),
+    Case("gzip bomb of many lines", bomb("rows.csv.gz", b"a\n" * (1 << 23), 8), Rows("rows.csv.gz")),
+    Case("data set at ../", saved_data("../secret.arrow"), Rows("data")),
+    Case("data set at an absolute path", saved_data("{}/secret.arrow"), Rows("data")),
     Case("artifact with a file at ../", run_folder(manifest_names("../secret")), deployed),
     Case("artifact with a file at an absolute path", run_folder(manifest_names("{}/secret")), deployed),
     Case("artifact with a file at an encoded path", run_folder(manifest_names("%2e%2e/secret")), deployed),
@@ -153,7 +153,7 @@ CASES = [
     Case("adapter whose rank is not its tensors'", learnt(r=1), corrections),
     Case("adapter with an overlong header", lambda folder: (learnt()(folder), put("adapter/adapter_model.safetensors", header(2**62, b"{}"))(folder)), adapter),
     *(
-        Case(f"template: {name}", nothing, template(source))
+        Case(f"template: {name}", nothing, Talk(source))
         for name, source in {
             "loops without end": "{{% for a in range(99999) %}}{{% for b in range(99999) %}}{{% endfor %}}{{% endfor %}}",
             "power tower": "{{{{ 10 ** (10 ** 9) }}}}",

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from damage import KINDS, damage
+from damage import KINDS, damage, one_byte_changed
 from subjects import Subject, Tunesmith
 
 import tunesmith
@@ -15,6 +15,7 @@ from tunesmith.base import Artifact, ArtifactError, Run, TunesmithError
 from tunesmith.training import checkpoint
 
 TITLE = "damage is named, and what came before is used"
+CHANGED = "one changed byte of an artifact is refused"
 CHECKPOINT = ("weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 
 
@@ -201,27 +202,17 @@ def one_stage_under_the_name_of_another(counted, finished, folder):
 
 
 def test_no_changed_byte_is_believed(finished, tally, many):
-    counted = tally("X5", "one changed byte of an artifact is refused")
+    counted = tally("X5", CHANGED)
     generator = random.Random(0)
     places = [file for path in artifacts(finished).values() for file in sorted(path.rglob("*")) if file.is_file()]
     for _ in range(many(100, 30)):
-        file = generator.choice([one for one in places if one.stat().st_size])
-        path = next(one for one in artifacts(finished).values() if file.is_relative_to(one))
-        place, change = generator.randrange(file.stat().st_size), generator.randrange(1, 256)
-        with file.open("r+b") as handle:
-            handle.seek(place)
-            sound = handle.read(1)
-            handle.seek(place)
-            handle.write(bytes([sound[0] ^ change]))
-        try:
-            finished.open(path.name)
-            refused = False
-        except ArtifactError:
-            refused = True
-        finally:
-            with file.open("r+b") as handle:
-                handle.seek(place)
-                handle.write(sound)
-        counted.verdict(f"{file.relative_to(finished.path)} byte {place} ^ {change}", refused)
+        with one_byte_changed(places, generator) as (file, what):
+            path = next(one for one in artifacts(finished).values() if file.is_relative_to(one))
+            try:
+                finished.open(path.name)
+                refused = False
+            except ArtifactError:
+                refused = True
+        counted.verdict(f"{file.relative_to(finished.path)} {what}", refused)
     for path in artifacts(finished).values():
         Artifact.open(path)

@@ -13,6 +13,7 @@ from typing import Any
 from fuzzing import MOST_MEMORY, most_held
 from hostile import ABSOLUTE, Case
 from hostile_cases import CASES
+from tally import Tally
 
 import tunesmith
 from tunesmith.base import TunesmithError
@@ -25,21 +26,31 @@ PATIENCE = 300
 """Seconds on the clock after which it hangs all the same."""
 
 
+TITLE = "hostile artifacts run no code, write nothing elsewhere, do not hang, take at most 512 MiB, and are refused with a reason"
+
+
 def test_hostile_artifacts_are_refused(tiny_folder, tally, tmp_path, many):
-    counted = tally("X1", "hostile artifacts run no code, write nothing elsewhere, do not hang, take at most 512 MiB, and are refused with a reason")  # fmt: skip
+    counted = tally("X1", TITLE)
     assert len(CASES) >= 60
     for case in CASES[:: many(1, 4)]:
         folder = tmp_path / "case"
         shutil.copytree(tiny_folder, folder / "model")
         ended, told = tried(case, folder)
-        outside = sorted(path for path in (*tmp_path.iterdir(), ABSOLUTE) if path != folder and path.exists())
-        refused = told.get("refused", False) or (case.harmless and told.get("opened", False))
-        held = ended == 0 and refused and not outside and not told["elsewhere"] and told["grown"] <= MOST_MEMORY
-        reason = f"exit {ended}, outside {[path.name for path in outside]}, {told}"
-        counted.verdict(case.name, held, bool(told.get("refused")), reason, seconds=told.get("seconds"))
-        shutil.rmtree(folder)
-        for path in outside:
-            path.unlink()
+        judge(counted, case, folder, ended, told, bool(told.get("refused")))
+
+
+def judge(
+    counted: Tally, case: Case, folder: Path, ended: int | None, told: dict[str, Any], said: bool, **facts: Any
+) -> None:
+    """Count what came of a case, and take away what it made."""
+    outside = sorted(path for path in (*folder.parent.iterdir(), ABSOLUTE) if path != folder and path.exists())
+    refused = told.get("refused", False) or (case.harmless and told.get("opened", False))
+    held = ended == 0 and refused and not outside and not told["elsewhere"] and told["grown"] <= MOST_MEMORY
+    reason = f"exit {ended}, outside {[path.name for path in outside]}, {told}"
+    counted.verdict(case.name, held, said, reason, seconds=told.get("seconds"), **facts)
+    shutil.rmtree(folder)
+    for path in outside:
+        path.unlink()
 
 
 def tried(case: Case, folder: Path) -> tuple[int | None, dict[str, Any]]:
