@@ -45,7 +45,7 @@ lint: $(VENV)/dev
 .venv-trl:
 	$(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/python -m pip install --quiet torch==2.13.0
-	.venv-trl/bin/python -m pip install --quiet trl==1.16.* peft==0.21.* transformers==5.23.* datasets
+	.venv-trl/bin/python -m pip install --quiet trl==1.16.* peft==0.21.* transformers==5.23.* datasets gguf
 
 bench: $(VENV)/dev .venv-trl
 	$(BIN)/python benchmarks/training.py --peer .venv-trl/bin/python

@@ -27,11 +27,11 @@ from tunesmith.models.load import load
 
 pytestmark = pytest.mark.torture
 
-FOLLOWED_BY_NOBODY = {
-    "pickle as prompt.safetensors", "pickle as memory.safetensors",
+PASSED_OVER = {
+    "pickle as prompt.safetensors", "pickle as memory.safetensors", "pickle as model.safetensors.index.json",
     "auto_map of the model", "auto_map of the tokenizer", "auto_map further down",
 }  # fmt: skip
-"""What the peer may open: it has no such files, and runs a model's own code only where it is told to."""
+"""What the peer may open: it does not look at such files, nor at an index beside whole weights, and runs a model's own code only where it is told to."""
 NO_CASE = {"adapter of another scale"}
 """What is hostile only to one who knows the scale from elsewhere than the adapter's file."""
 UNREAD = {"README.md", "training_args.bin"}
@@ -111,7 +111,7 @@ def way_of(case: Case) -> tuple[str, str] | None:
 
 
 def sound_artifacts(folder: Path) -> list[tuple[str, str]]:
-    """One of each kind in a folder that holds a model, by how it is opened and its name; rows are saved by the peer's user elsewhere."""
+    """One of each kind in a folder that holds a model, by how it is opened and its name."""
     learnt()(folder)
     loaded = load(str(folder / "model"), "fp32")
     write(loaded.model, loaded.tokenizer, folder / "model.gguf", "f32")
@@ -162,7 +162,7 @@ def test_the_peer_refuses_hostile_artifacts(peer, opener, tiny_folder, tally, tm
         told["elsewhere"] = sorted(str(path) for path in before | after if before.get(path) != after.get(path))
         told["refused"] = "raised" in told
         said = told["ended"] != 0 or told["refused"] or bool(told["warned"])
-        harmless = case.harmless or case.name in FOLLOWED_BY_NOBODY
+        harmless = case.harmless or case.name in PASSED_OVER
         judge(
             counted, replace(case, harmless=harmless), folder, told.pop("ended"), told, said, refusal=told.get("raised")
         )
