@@ -31,6 +31,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("subject", subjects, ids=lambda one: one.name)
 
 
+@pytest.fixture
+def peer(request: pytest.FixtureRequest) -> Peer:
+    """The peer, where its trials have a test of their own."""
+    python = request.config.getoption("--peer")
+    return Peer(Path(python)) if python else pytest.skip("tries the peer alone, whose Python --peer names")
+
+
 WENT_THROUGH = pytest.StashKey[bool]()
 """Whether a test came to its end."""
 

@@ -2,8 +2,14 @@
 
 import copy
 import hashlib
+import json
+import subprocess
+from pathlib import Path
 
+import pytest
 import torch
+from subjects import write_rows
+from transformers import AutoTokenizer
 
 from tunesmith.data.batch import Batch
 from tunesmith.kernels import native
@@ -143,6 +149,32 @@ def order(data):
     """sha256 of the rows of each step as a set: what a step holds, whoever packs it."""
     steps = [sorted(origin for batch in data.step(number) for origin in batch.origins) for number in range(data.steps)]
     return hashlib.sha256(repr(steps).encode()).hexdigest()
+
+
+@pytest.mark.torture
+def test_the_peer_s_split_steps(peer, tally, tiny, tiny_folder, random_rows, tmp_path):
+    """The same rows, models and splits on the peer, in the order that it draws and with the labels that it makes."""
+    counted = tally("R9", "steps split 8x1, 4x2, 2x4, 1x8, a short one too: gradient within 1e-6 of float64, same rows", peer.name)  # fmt: skip
+    for kind, fields in SHAPES.items():
+        tiny(kind, initializer_range=0.05, **fields).model.save_pretrained(tmp_path / "models" / kind)
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "tokenizer")
+    sequences = [row.sequences[0] for row in random_rows(13)]
+    rows = [{"input_ids": one.tokens.tolist(), "completion_mask": one.learn.astype(int).tolist()} for one in sequences]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    script = Path(__file__).with_name("peer_splits.py")
+    done = subprocess.run([str(peer.python), str(script), str(tmp_path)], env=peer.environment(), capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    came = json.loads((tmp_path / "came.json").read_text())
+    for one in came:
+        name = f"{one['model']} {one['adapter']} {one['split']}, step of {len(one['rows'])} rows"
+        held = one["error"] <= ERROR and one["off"] <= ERROR
+        reason = f"gradient off by {one['error']:.1e}, loss by {one['off']:.1e}"
+        counted.note(name, "held" if held else "silent", reason)
+    steps = [[one["rows"] for one in came if one["step"] == number] for number in (0, 1)]
+    asked = [[one.tokens.tolist(), [int(token) if learn else -100 for token, learn in zip(one.tokens, one.learn, strict=True)]] for one in sequences]  # fmt: skip
+    assert sorted(steps[0][0] + steps[1][0]) == sorted(asked)
+    held = all(each == split[0] for split in steps for each in split)
+    counted.verdict("the same rows in each step, however split", held, reason="other rows")
 
 
 def test_a_reference_in_float64_sees_a_row_left_out(tiny, random_rows):
