@@ -53,8 +53,7 @@ def trained(folder: Path, model: Path, adapter: str, split: str) -> tuple[Any, C
     settings = SFTConfig(
         output_dir=str(folder / "run"), num_train_epochs=1, per_device_train_batch_size=8 // SPLITS[split],
         gradient_accumulation_steps=SPLITS[split], optim="sgd", learning_rate=0.0, max_grad_norm=0.0,
-        completion_only_loss=True, save_strategy="no",
-        report_to=[], use_cpu=True, bf16=False, seed=0, disable_tqdm=True,
+        completion_only_loss=True, save_strategy="no", report_to=[], use_cpu=True, bf16=False, seed=0, disable_tqdm=True,
     )  # fmt: skip
     rows = load_dataset("json", data_files=str(folder / "rows.jsonl"), cache_dir=str(folder / "cache"), split="train")
     trainer = Watched(

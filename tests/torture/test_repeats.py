@@ -50,6 +50,25 @@ def test_rows_are_the_same_from_any_number_of_processes(tally, tiny_folder, tmp_
 
 
 @pytest.mark.torture
+def test_the_peer_s_weights_are_the_same_from_any_number_of_processes(peer, tally, tiny_folder, tmp_path):
+    """Its processes prepare rows before training, and load batches during it."""
+    counted = tally("R10", "rows prepared and batches loaded by 0, 1, 2 and 4 processes: bit-identical weights", peer.name)  # fmt: skip
+    ended = []
+    for processes in PROCESSES:
+        folder = tmp_path / str(processes)
+        peer.set_up(folder, tiny_folder)
+        command = [*peer.command(folder), "--workers", str(processes)]
+        done = subprocess.run(command, env=peer.environment(), capture_output=True, text=True, check=False)
+        ended.append(peer.result(folder))
+        if processes:
+            held = done.returncode == 0 and ended[-1] == ended[0]
+            said = f"ended with {done.returncode}: {done.stderr[-250:]}"
+            counted.verdict(f"{processes} processes", held, done.returncode != 0, said)
+        else:
+            assert ended[0], done.stderr[-2000:]
+
+
+@pytest.mark.torture
 def test_three_runs_of_a_seed_end_alike(subject: Subject, tally, tiny_folder, tmp_path):
     counted = tally("R10-runs", "a second and a third run of a seed with one thread: the first one's bits", subject.name)  # fmt: skip
     ended = []
