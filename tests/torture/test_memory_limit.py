@@ -16,6 +16,7 @@ from subjects import alone, write_rows
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tunesmith.base import Run
+from tunesmith.models.find import locate
 from tunesmith.stages.machine import available_memory
 
 GROUPS = Path("/sys/fs/cgroup/memory")
@@ -63,16 +64,20 @@ def grouped() -> Iterator[list[Group]]:
         group.path.rmdir()
 
 
+def talks(words: int, rows: int, every: int = 1) -> list[dict[str, object]]:
+    """Rows, of every so many of which one has so many words three times and the others have a few."""
+    return [
+        {"messages": [{"role": "user", "content": f"Tell of {n}."}, {"role": "assistant", "content": f"blue {n} red " * (3 if n % every else words)}]}
+        for n in range(10, rows + 10)
+    ]  # fmt: skip
+
+
 def settle(
     folder: Path, model: str, words: int, rows: int, every: int = 1, adapter: str = "full", **finetune: object
 ) -> Path:
     """A recipe whose batch is all rows; of every so many, one has so many words three times, the others have a few."""
     folder.mkdir()
-    talks = [
-        {"messages": [{"role": "user", "content": f"Tell of {n}."}, {"role": "assistant", "content": f"blue {n} red " * (3 if n % every else words)}]}
-        for n in range(10, rows + 14)
-    ]  # fmt: skip
-    write_rows(folder / "rows.jsonl", talks)
+    write_rows(folder / "rows.jsonl", talks(words, rows + 4, every))
     recipe = {
         "model": model, "precision": "fp32",
         "prepare": {"source": "rows.jsonl", "test_fraction": 2, "validation_fraction": 2, "cleaners": [], "refuse_above": 1.0},
@@ -140,6 +145,25 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tally, tmp_path, gro
         limited = ["sh", "-c", f'ulimit -d {LIMIT >> 10} && exec "$@"', "sh", *command(recipe, "limit")]
         done = subprocess.run(limited, env=alone(), capture_output=True, text=True, check=False)
         counted.verdict("data segment of 2 GB (ulimit -d)", refused(done, recipe.parent / "limit"), done.returncode != 0, done.stderr[-250:])  # fmt: skip
+
+
+@pytest.mark.torture
+def test_the_peer_within_the_limit(peer, tally, tmp_path, grouped):
+    """It holds if it ends well, or says before its first step that memory is short."""
+    counted = tally("R8", "2 GB for SmolLM2-135M and its longest batch: learnt from, or refused before step 1, nothing left behind", peer.name)  # fmt: skip
+    peer.set_up(tmp_path, locate("smollm2-135m"))
+    write_rows(tmp_path / "rows.jsonl", talks(words=190, rows=8))
+    asked = [*peer.command(tmp_path), "--full", "--batch", "8", "--steps", "1"]
+    grouped.append(Group(LIMIT))
+    limited = ["sh", "-c", f'ulimit -d {LIMIT >> 10} && exec "$@"', "sh", *asked]
+    for where, done in (
+        ("a control group of 2 GB", grouped[0].run(asked)),
+        ("data segment of 2 GB (ulimit -d)", subprocess.run(limited, env=peer.environment(), capture_output=True, text=True, check=False)),
+    ):  # fmt: skip
+        told = "memory" in done.stderr and "training_step" not in done.stderr
+        held = (done.returncode == 0 or told) and not grouped[0].processes
+        said = f"ended with {done.returncode}: {done.stderr.strip()[-250:]}"
+        counted.verdict(where, held, done.returncode != 0, said)
 
 
 @pytest.mark.torture
