@@ -74,15 +74,6 @@ class Opener:
 
 
 @pytest.fixture
-def peer(request) -> Peer:
-    """The one that `--peer` names."""
-    python = request.config.getoption("--peer")
-    if not python:
-        pytest.skip("these are the peer's; name its Python by --peer")
-    return Peer(Path(python))
-
-
-@pytest.fixture
 def opener(peer, tmp_path_factory) -> Iterator[Opener]:
     """It begins with its imports, which is what takes long."""
     place = tmp_path_factory.mktemp("opener")
