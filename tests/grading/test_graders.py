@@ -19,7 +19,6 @@ from tunesmith.grading.bleu import Bleu
 from tunesmith.grading.chrf import Chrf
 from tunesmith.grading.exact import Exact
 from tunesmith.grading.extras import extra
-from tunesmith.grading.function import grader as grader_of
 from tunesmith.grading.pairwise import Pairwise
 from tunesmith.grading.perplexity import Perplexity
 from tunesmith.grading.rank_correlation import RankCorrelation
@@ -27,13 +26,6 @@ from tunesmith.grading.reward_model import RewardModel
 from tunesmith.grading.score_error import ScoreError
 from tunesmith.grading.statistics import interval
 from tunesmith.grading.ter import Ter
-
-
-@grader_of
-def judge(answer: str, example: Example) -> float:
-    """What the grader of functions is by default."""
-    return float(answer == example.gold)
-
 
 GOLDS = [json.dumps({"role": role, "size": size}) for role in ("program", "library") for size in (1, 2, 3)]
 EXAMPLES = [replace(example(gold), columns={"score": float(sum(map(ord, gold)) % 7)}) for gold in GOLDS]
