@@ -17,9 +17,9 @@ RESULT = ROOT / "benchmarks" / "results" / "selection.json"
 WAYS = {
     "stratified": "{kind: stratified, by: answer.*, size: %d}",
     "diversity": "{kind: diversity, size: %d}",
-    "hardest": "{kind: difficulty, size: %d}",
+    "hardest": "{kind: difficulty, take: hardest, size: %d}",
     "middle": "{kind: difficulty, take: middle, size: %d}",
-    "el2n": "{kind: difficulty, measure: el2n, size: %d}",
+    "el2n": "{kind: difficulty, measure: el2n, take: hardest, size: %d}",
     "el2n-middle": "{kind: difficulty, measure: el2n, take: middle, size: %d}",
     "distinct": "{kind: distinct, size: %d}",
 }
