@@ -73,7 +73,7 @@ docs: $(VENV)/docs
 
 # The same trials on the peer: make torture PEER=.venv-trl/bin/python
 torture: $(VENV)/dev
-	$(BIN)/python -m pytest -m torture --whole --timeout=3600 $(if $(PEER),--peer $(PEER))
+	$(BIN)/python -m pytest $(TWO) -m torture --whole --timeout=3600 $(if $(PEER),--peer $(abspath $(PEER)))
 
 clean:
 	rm -rf $(VENV) runs build dist site
