@@ -32,7 +32,7 @@ COMPILED = PRODUCTS << 19
 """Bytes of matrix products that oneDNN keeps compiled, half a megabyte each, once a run has met as many lengths as the cache takes."""
 SLACK = 48 << 20
 """Bytes that loading and the first products leave."""
-LOOSE = 0.3
+LOOSE, LOOSE_FLOAT32 = 0.3, 0.54
 """Memory that the allocator touches beyond what is in use, as a share of what a pass keeps: small objects of each layer stay, and take
 their room from holes that the next layer's temporary tensors would have fitted."""
 SLOWDOWN = 1.6
@@ -221,7 +221,7 @@ def estimate(
     if optimizer.moves_frozen:  # a copy of the base lies where the pass keeps its tensors later
         pass_ = replace(pass_, kept=max(pass_.kept, 4 * parameters))
     return Estimate(
-        **_memory(pass_, own, own if passes.with_gradient else 0),
+        **_memory(pass_, own, own if passes.with_gradient else 0, LOOSE_FLOAT32 if precision == "fp32" else LOOSE),
         weights=sum(storage.nbytes() for storage in storages(loaded))
         - own
         + beside
@@ -272,11 +272,11 @@ def _sampling(data: Sampled, parameters: int, speed: Speed, precision: str) -> f
     return SLOWDOWN * token * data.spec.max_tokens * -(-answers // BATCH) * data.steps / data.repeats
 
 
-def _memory(found: Footprint, own: int, gradients: int) -> dict[str, int]:
+def _memory(found: Footprint, own: int, gradients: int, share: float) -> dict[str, int]:
     """Parts of the peak: in the forward and backward pass, or when all gradients are there and the optimizer steps; the arena keeps its pages."""
     elsewhere = found.bytes - found.kept
     most = found if elsewhere >= gradients else replace(found, activations=0, logits=0, gradients=gradients)
-    loose = int(LOOSE * (found.kept or most.activations + most.logits))
+    loose = int(share * (found.kept or most.activations + most.logits))
     return {
         "learnt": own + most.gradients,
         "activations": found.kept + most.activations,
