@@ -245,7 +245,7 @@ def main() -> None:
             raise SystemExit(
                 f"{page.name} does not hold the committed results' figures; run: python benchmarks/readme.py"
             )
-        elif count := after.count(torture.EARLIER):
+        elif count := after.count(f"{torture.EARLIER} |"):
             print(f"{page.name}: {count} results are of earlier trials; `make torture` makes them anew")
 
 
