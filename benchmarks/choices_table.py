@@ -75,4 +75,20 @@ def selected(result: dict[str, Any]) -> str:
         for line in varied(result, f"{result['size']} rows", "`random`")
     ]
     end = f"Measured on {measured(result)} (`python benchmarks/selection.py`)."
-    return "\n".join([*lines, "", end])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Rows with each attribute, of those that the first seed chose: {'; '.join(had(result))}.",
+            "",
+            end,
+        ]
+    )
+
+
+def had(result: dict[str, Any]) -> Iterator[str]:
+    """What the rows of each way are of."""
+    for name, seeds in result["chosen"].items():
+        called = re.sub(r"^select=\{kind: (.+), size: \d+\}$", r"\1", name).replace("as given", "random")
+        counts = seeds[0]["attributes"]
+        yield f"`{called}` {', '.join(f'{each} {count}' for each, count in counts.items())}, {sum(counts.values()) / seeds[0]['rows']:.1f} a row"

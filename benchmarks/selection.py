@@ -9,6 +9,7 @@ not trained again, so a run that was stopped goes on. The result is `benchmarks/
 import argparse
 import datetime
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,25 @@ def work(pipeline: Any, name: str) -> Any:
 
 
 def chosen(folder: Path, found: dict[str, Any]) -> dict[str, list[Any]]:
-    """Per variant and seed what the summary of its rows says of how they were chosen."""
+    """Per variant and seed what the summary of its rows says of how they were chosen, and what they are of."""
     told = {}
     for variant in found["variants"]:
         told[variant["name"]] = []
         for run in variant["runs"]:
             parents = json.loads((folder / run["finetune"] / "manifest.json").read_text())["parents"]
             prepared = next(parent["folder"] for parent in parents if parent["stage"] == "prepare")
-            told[variant["name"]].append(json.loads((folder / prepared / "summary.json").read_text())["selection"])
+            selection = json.loads((folder / prepared / "summary.json").read_text())["selection"]
+            told[variant["name"]].append({**selection, "attributes": attributes(folder / prepared)})
     return told
+
+
+def attributes(prepared: Path) -> dict[str, int]:
+    """How many of the rows to learn from have each attribute in their answer."""
+    from tunesmith.data.prepared import load_examples
+
+    return dict(
+        Counter(name for example in load_examples(prepared, "train") for name in json.loads(example.gold)).most_common()
+    )
 
 
 def main() -> None:
